@@ -1,0 +1,1 @@
+"""Dynamic Parameter Memory (arXiv 2507.09076), reproduced."""

@@ -1,0 +1,26 @@
+"""Corpora: `load(settings)` gives Conversations of Utterances, their folds, and what was skipped."""
+
+from ..settings import Settings, UserError
+from .conversation import Clip, Conversation, Corpus, Fold, Skipped, Utterance
+
+CORPORA = ("demo", "emodb")
+
+__all__ = ["CORPORA", "Clip", "Conversation", "Corpus", "Fold", "Skipped", "Utterance", "load"]
+
+
+def load(settings: Settings) -> Corpus:
+    """The corpus that `settings.corpus` names, read from `settings.root` (the demo corpus makes itself).
+
+    Raises UserError for an unknown corpus, a missing root, a root of another shape, or a fold it lacks.
+    """
+    if settings.corpus == "demo":
+        from . import demo as source
+    elif settings.corpus == "emodb":
+        from . import emodb as source
+    else:
+        raise UserError(f"corpus {settings.corpus!r} is not known; choose one of {', '.join(CORPORA)}")
+    corpus = source.load(settings)
+    if not 1 <= settings.fold <= len(corpus.folds):
+        raise UserError(f"fold {settings.fold} does not exist: corpus {corpus.name!r} has folds 1 to "
+                        f"{len(corpus.folds)}")
+    return corpus

@@ -1,0 +1,75 @@
+"""The nouns of every corpus: utterance, conversation, fold, corpus."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Where an utterance's audio lies: a file, and the part of it in seconds (None: to its end)."""
+
+    path: Path
+    start: float = 0.0
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One turn. `start` and `end` are seconds within the conversation; `emotion` is None for a turn outside
+    the label set, which is heard but never scored."""
+
+    id: str
+    speaker: str
+    start: float
+    end: float
+    emotion: str | None
+    audio: Clip
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Utterances ordered by start time, and the session (speaker-disjoint group) that they belong to."""
+
+    id: str
+    session: str
+    utterances: tuple[Utterance, ...]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Conversation ids of one split; no conversation stands in two of them."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file or turn that was left out, and why: listed in notebook 01 and in its record."""
+
+    item: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Conversations, the label set, the folds, what was skipped, and a key that changes with the content."""
+
+    name: str
+    conversations: tuple[Conversation, ...]
+    emotions: tuple[str, ...]
+    folds: tuple[Fold, ...]
+    skipped: tuple[Skipped, ...]
+    key: str
+
+    def select(self, ids: tuple[str, ...]) -> tuple[Conversation, ...]:
+        """The conversations of these ids, in this order."""
+        by_id = {c.id: c for c in self.conversations}
+        return tuple(by_id[i] for i in ids)

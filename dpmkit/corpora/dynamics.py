@@ -1,0 +1,64 @@
+"""How emotions follow one another: IEMOCAP's measured inertia, chains drawn from it, and its estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from .conversation import Conversation
+
+EMOTIONS = ("neu", "hap", "sad", "ang")
+
+# IEMOCAP, four classes: from one labelled utterance of a speaker to the same speaker's next one in the
+# dialogue; rows from, columns to neu, hap, sad, ang. Measured on the corpus' public labels (5,531 utterances).
+IEMOCAP_INERTIA = np.array([
+    [0.800, 0.082, 0.037, 0.082],
+    [0.084, 0.885, 0.027, 0.004],
+    [0.059, 0.049, 0.852, 0.040],
+    [0.078, 0.005, 0.050, 0.867],
+])
+IEMOCAP_INERTIA = IEMOCAP_INERTIA / IEMOCAP_INERTIA.sum(axis=1, keepdims=True)  # the print is rounded
+
+CONTAGION = 0.1  # chance that a speaker takes over the partner's last emotion, in every corpus made here
+
+
+def stationary(matrix: np.ndarray) -> np.ndarray:
+    """The distribution, shape (emotions,), that a transition matrix (rows from, columns to) leaves as it is."""
+    values, vectors = np.linalg.eig(matrix.T)
+    vector = np.real(vectors[:, np.argmax(np.real(values))])
+    return vector / vector.sum()
+
+
+def next_distribution(own: int | None, other: int | None, contagion: float) -> np.ndarray:
+    """Distribution of a speaker's next emotion, shape (4,).
+
+    `own`: index of the speaker's last emotion (None: draw from the stationary one). With probability
+    `contagion` the speaker takes over the partner's last emotion, `other`, instead.
+    """
+    row = stationary(IEMOCAP_INERTIA) if own is None else IEMOCAP_INERTIA[own]
+    if other is None or own is None:
+        return row
+    return (1 - contagion) * row + contagion * np.eye(len(EMOTIONS))[other]
+
+
+def transition_counts(conversations: Iterable[Conversation], emotions: tuple[str, ...]) -> np.ndarray:
+    """Counts, shape (emotions, emotions), from a speaker's labelled utterance to the same speaker's next
+    labelled one in the conversation (rows from, columns to)."""
+    counts = np.zeros((len(emotions), len(emotions)))
+    for conversation in conversations:
+        last: dict[str, int] = {}
+        for utterance in conversation.utterances:
+            if utterance.emotion is None:
+                continue
+            now = emotions.index(utterance.emotion)
+            if utterance.speaker in last:
+                counts[last[utterance.speaker], now] += 1
+            last[utterance.speaker] = now
+    return counts
+
+
+def transition_matrix(conversations: Iterable[Conversation], emotions: tuple[str, ...]) -> np.ndarray:
+    """Rows of `transition_counts` as probabilities, add-one smoothed; shape (emotions, emotions)."""
+    counts = transition_counts(conversations, emotions) + 1.0
+    return counts / counts.sum(axis=1, keepdims=True)

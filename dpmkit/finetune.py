@@ -1,0 +1,196 @@
+"""Fine-tuning of an SLLM (or any module of the same forward) with transformers' Trainer.
+
+One call, `train`, gives the fine-tuned SLLM of a corpus and fold: trained if it has to be, resumed where a killed
+run stopped, loaded where it is done. Validation conversations choose the epoch; test conversations are never seen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.metrics import balanced_accuracy_score
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+
+from . import runs, sllm
+from .codes import CorpusCodes
+from .corpora import Conversation, Corpus
+from .settings import FinetuneSettings, Settings
+from .sllm import EmotionSLLM
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A frozen SLLM, the key of its artefact, and its history: one row an epoch."""
+
+    sllm: EmotionSLLM
+    key: str
+    folder: Path
+    history: list[dict]
+    trained_parameters: int
+
+
+def train(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> Finetuned:
+    """The SLLM fine-tuned on the training conversations of `settings.fold` (paper, 'Emotion SLLM')."""
+    key = runs.key(codes.key, settings.fold, settings.seed, settings.backbone, settings.finetune,
+                   settings.memory.history_emotions, runs.code_version(sllm), _version())
+    folder = runs.folder(settings, "sllm", key)
+    done = folder / "sllm"
+    log = folder / "history.json"
+    if not (done / sllm.CARD).is_file():
+        fold = corpus.folds[settings.fold - 1]
+        model = EmotionSLLM.create(settings.backbone, settings.finetune, codes.facts["codebook_size"],
+                                   corpus.emotions, settings.seed)
+        data = [Dialogues(model, corpus.select(ids), codes.codes, corpus.emotions, settings, moving)
+                for ids, moving in ((fold.train, True), (fold.validation, False))]
+        history = fit(model, *data, collate_sequences(model.vocabulary.end), settings.finetune, folder,
+                      settings, settings.finetune.lr, settings.finetune.epochs)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        runs.write_json(log, {"history": history, "trained_parameters": trained})
+        model.save(done, codes.facts)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    facts = json.loads(log.read_text(encoding="utf-8"))
+    loaded = EmotionSLLM.load(done, codes.facts["codebook_size"], corpus.emotions).to(device(settings))
+    return Finetuned(loaded, key, done, facts["history"], facts["trained_parameters"])
+
+
+def device(settings: Settings) -> torch.device:
+    """`settings.device`, where "auto" is the GPU if there is one."""
+    name = settings.device
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+class Dialogues(Dataset):
+    """Training sequences a dialogue. Item i is a list of sequences (see `EmotionSLLM.sequences`).
+
+    A dialogue longer than the window is cut between sentences into pieces that fit it. `moving` draws the first
+    cut anew each epoch, so that histories of every length are trained; validation cuts stay where they are.
+    """
+
+    def __init__(self, model: EmotionSLLM, conversations: Sequence[Conversation], codes: dict[str, np.ndarray],
+                 emotions: tuple[str, ...], settings: Settings, moving: bool):
+        self.model, self.settings, self.moving, self.epoch = model, settings, moving, 0
+        longest = model.window - 1 - (settings.memory.history_emotions == "predicted")
+        self.dialogues = [
+            [(codes[u.id][-longest:], None if u.emotion is None else emotions.index(u.emotion))
+             for u in c.utterances] for c in conversations]
+
+    def __len__(self) -> int:
+        return len(self.dialogues)
+
+    def __getitem__(self, index: int) -> list[dict[str, torch.Tensor]]:
+        tune, history = self.settings.finetune, self.settings.memory.history_emotions == "predicted"
+        rng = np.random.default_rng([self.settings.seed, self.epoch if self.moving else 0, index])
+        room = int(rng.integers(1, self.model.window + 1))  # of the first piece
+        pieces, used = [[]], 0
+        for said, emotion in self.dialogues[index]:
+            tokens = len(said) + 1 + (history and emotion is not None)
+            if used + tokens > room and pieces[-1]:
+                pieces.append([])
+                used, room = 0, self.model.window
+            room = max(room, tokens)
+            pieces[-1].append((said, emotion))
+            used += tokens
+        return [sequence for piece in pieces
+                for sequence in self.model.sequences(*zip(*piece, strict=True), tune.n_o, tune.n_p, tune.n_q, history)]
+
+
+def collate_sequences(padding: int) -> Callable:
+    """Lists of sequences to one padded batch, on the right: `input_ids`, `code_weight`, `emotion`."""
+    fill = {"input_ids": padding, "code_weight": 0.0, "emotion": -100}
+
+    def collate(items: Sequence[list[dict[str, torch.Tensor]]]) -> dict[str, torch.Tensor]:
+        rows = [sequence for item in items for sequence in item]
+        return {name: pad_sequence([r[name] for r in rows], batch_first=True, padding_value=value)
+                for name, value in fill.items()}
+
+    return collate
+
+
+def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate: Callable,
+        tune: FinetuneSettings, folder: Path, settings: Settings, lr: float, epochs: int) -> list[dict]:
+    """Train `model` in place and return its history, one row an epoch; the best epoch's weights are kept.
+
+    `model.forward` returns `loss`, `logits` (rows, classes) and `truth` (rows,). The best epoch has the lowest
+    emotion loss on the validation data. Goes on from the newest whole checkpoint in `folder`.
+    """
+    steps = math.ceil(len(train_data) / tune.batch) * epochs
+    arguments = TrainingArguments(
+        output_dir=str(folder / "checkpoints"), per_device_train_batch_size=tune.batch,
+        per_device_eval_batch_size=tune.batch, num_train_epochs=epochs, learning_rate=lr,
+        lr_scheduler_type="cosine", warmup_steps=round(tune.warmup * steps), weight_decay=tune.weight_decay,
+        max_grad_norm=1.0, eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch",
+        save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="eval_l_e", greater_is_better=False,
+        seed=settings.seed, data_seed=settings.seed, remove_unused_columns=False, report_to="none",
+        use_cpu=device(settings).type == "cpu", dataloader_pin_memory=False)
+    trainer = _Trainer(model=model, args=arguments, train_dataset=train_data, eval_dataset=validation_data,
+                       data_collator=collate,
+                       callbacks=[_Epoch(train_data), EarlyStoppingCallback(tune.patience)])
+    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder / "checkpoints"))
+    rows: dict[int, dict] = {}
+    for entry in trainer.state.log_history:
+        row = rows.setdefault(round(entry["epoch"]), {"epoch": round(entry["epoch"])})
+        row.update({("train_loss" if name == "loss" else name): value for name, value in entry.items()
+                    if name == "loss" or name in ("eval_loss", "eval_l_a", "eval_l_e", "eval_wa", "eval_ua")})
+    return list(rows.values())
+
+
+class _Epoch(TrainerCallback):
+    """Tells the training data which epoch it is (after a resume, too)."""
+
+    def __init__(self, data: Dataset):
+        self.data = data
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.data.epoch = round(state.epoch or 0)
+
+
+class _Trainer(Trainer):
+    """The Trainer, with an evaluation that knows the two losses and the emotions."""
+
+    @torch.no_grad()
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        self.model.eval()
+        sums, weight, said, truth = {"loss": 0.0, "l_a": 0.0, "l_e": 0.0}, 0, [], []
+        for batch in self.get_eval_dataloader(eval_dataset):
+            out = self.model(**self._prepare_inputs(batch))
+            n = len(out["truth"])
+            weight += n
+            for name in sums:
+                sums[name] += n * float(out.get(name, out["loss"]))
+            said.append(out["logits"].argmax(-1).cpu())
+            truth.append(out["truth"].cpu())
+        said, truth = torch.cat(said).numpy(), torch.cat(truth).numpy()
+        metrics = {f"eval_{name}": value / max(1, weight) for name, value in sums.items()}
+        metrics["eval_wa"] = float((said == truth).mean())
+        metrics["eval_ua"] = float(balanced_accuracy_score(truth, said))
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def _last_whole_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint whose last file was written; a half-written one (a kill, a full disk) is removed."""
+    newest_first = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
+    for path in newest_first:
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            return str(path)
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+    return None
+
+
+def _version() -> str:
+    import sys
+
+    return runs.code_version(sys.modules[__name__])

@@ -1,0 +1,274 @@
+"""What a run is made of: frozen settings, three profiles, and one kind of error for the user's mistakes.
+
+A profile (`smoke`, `demo`, `paper`) is a set of values, never another path through the code. Any value can
+be overridden by its dotted name, e.g. ``Settings.of("demo", {"memory.lr": 1e-3})``; a name that does not
+exist is refused, with the known ones listed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: one line that names the file or setting and the cure.
+
+    The command line prints it and exits with code 2; nothing has been half-written.
+    """
+
+
+@dataclass(frozen=True)
+class ConversationSettings:
+    """Size of a corpus whose conversations this kit makes itself (`demo`, and `composed` ones)."""
+
+    speakers: int = 40  # a session, `demo` only
+    conversations: int = 60  # a session
+    min_turns: int = 20
+    max_turns: int = 60
+    seed: int = 2507  # of the corpus; independent of the training seed
+
+
+@dataclass(frozen=True)
+class CodesSettings:
+    tokenizer: str = "kmeans"
+    codebook_size: int = 256
+    frame_rate: float = 25.0  # frames a second
+    prosody_weight: float = 2.0  # weight of energy and log F0 against the MFCCs in the k-means distance
+
+
+@dataclass(frozen=True)
+class BackboneSettings:
+    """`source` empty: a Llama of this shape, trained from scratch; else a hub id or a local folder."""
+
+    source: str = ""
+    layers: int = 4
+    hidden: int = 128
+    heads: int = 4
+    intermediate: int = 352
+    window: int = 512  # n_limit, tokens
+    dropout: float = 0.1  # of the embeddings and the head's input; from-scratch backbones only
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """Paper section 'Emotion SLLM'; n_o, n_p, n_q in tokens (eqs 3 to 6)."""
+
+    n_o: int = 64
+    n_p: int = 448
+    n_q: int = 512
+    lr: float = 2e-3
+    epochs: int = 12
+    batch: int = 16
+    warmup: float = 0.1  # share of the steps
+    weight_decay: float = 0.1
+    patience: int = 3  # epochs without a better validation loss
+    lora_rank: int = 0  # 0: every weight is trained (from-scratch backbones)
+    lora_alpha: int = 64
+    lora_dropout: float = 0.05
+    classifier_lr: float = 1e-3
+    classifier_epochs: int = 8
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """The temporary LoRA of Dynamic Parameter Memory (paper, Algorithm 1)."""
+
+    rank: int = 16
+    alpha: float = 16.0
+    layers: str = "all"  # "all" linear layers of the backbone, or "top-k"
+    prefix: int = 64  # n_r, tokens
+    optimizer: str = "adamw"  # adamw | sgd
+    lr: float = 5e-5
+    steps: int = 1  # a sentence
+    clip: float = 0.0  # gradient norm a stream; 0: no clipping
+    weight_decay: float = 0.0
+    history_emotions: str = "none"  # none | predicted: emotion tokens inside the history
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    streams: int = 16  # conversations heard side by side
+    bootstrap: int = 10_000
+    confidence: float = 0.95
+    limit: int = 0  # test conversations; 0: all
+
+
+@dataclass(frozen=True)
+class AblationSettings:
+    """Notebook 04: one setting of the memory moves at a time, on validation conversations."""
+
+    conversations: int = 24
+    lr: tuple[float, ...] = (0.0, 5e-5, 3e-4, 1e-3, 3e-3)
+    steps: tuple[int, ...] = (1, 2, 4)
+    rank: tuple[int, ...] = (1, 4, 16, 64)
+    prefix: tuple[int, ...] = (0, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class ContextSettings:
+    """Notebook 05: cost of the last utterance's label after so many seconds of audio."""
+
+    seconds: tuple[int, ...] = (20, 40, 80, 160, 320, 640, 1800)
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a run depends on. Build it with `Settings.of`; relative roots start at `home`."""
+
+    profile: str = "demo"
+    corpus: str = "demo"
+    root: str = ""
+    fold: int = 1
+    seed: int = 0
+    home: str = ""  # where runs/ and results/ live; empty: this checkout, or the working directory
+    device: str = "auto"
+    conversation: ConversationSettings = field(default_factory=ConversationSettings)
+    codes: CodesSettings = field(default_factory=CodesSettings)
+    backbone: BackboneSettings = field(default_factory=BackboneSettings)
+    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+    memory: MemorySettings = field(default_factory=MemorySettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    ablation: AblationSettings = field(default_factory=AblationSettings)
+    context: ContextSettings = field(default_factory=ContextSettings)
+
+    @classmethod
+    def of(cls, profile: str = "demo", overrides: dict[str, Any] | None = None, **named: Any) -> Settings:
+        """The settings of a profile, with overrides by dotted name (`{"memory.lr": 1e-3}`).
+
+        Raises UserError for an unknown profile, an unknown name, or a value of the wrong type or range.
+        """
+        if profile not in PROFILES:
+            raise UserError(f"profile {profile!r} is not known; choose one of {', '.join(PROFILES)}")
+        values = {**PROFILES[profile], **named, **(overrides or {})}
+        settings = cls(profile=profile)
+        for name, value in values.items():
+            settings = settings.replace(name, value)
+        return settings.checked()
+
+    def replace(self, name: str, value: Any) -> Settings:
+        """A copy with one value changed, by dotted name; UserError names the known ones."""
+        if name not in self.flat():
+            raise UserError(f"setting {name!r} is not known; known settings: {', '.join(sorted(self.flat()))}")
+        section, _, leaf = name.rpartition(".")
+        owner = getattr(self, section) if section else self
+        changed = dataclasses.replace(owner, **{leaf or name: _typed(name, getattr(owner, leaf or name), value)})
+        return dataclasses.replace(self, **{section: changed}) if section else changed
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted name -> value, for records and messages."""
+        out: dict[str, Any] = {}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if dataclasses.is_dataclass(value):
+                out.update({f"{f.name}.{g.name}": getattr(value, g.name) for g in dataclasses.fields(value)})
+            else:
+                out[f.name] = value
+        return out
+
+    def checked(self) -> Settings:
+        """Itself, or a UserError for values that cannot work together."""
+        positive = ("codes.codebook_size", "backbone.window", "memory.rank", "finetune.n_o", "finetune.n_q",
+                    "finetune.batch", "evaluation.streams", "evaluation.bootstrap", "fold",
+                    "conversation.conversations", "conversation.min_turns", "codes.frame_rate")
+        flat = self.flat()
+        for name in positive:
+            if flat[name] <= 0:
+                raise UserError(f"setting {name} must be greater than 0, not {flat[name]}")
+        for name in ("memory.prefix", "memory.lr", "memory.steps", "memory.clip", "finetune.n_p", "seed"):
+            if flat[name] < 0:
+                raise UserError(f"setting {name} must not be negative, not {flat[name]}")
+        if self.conversation.min_turns > self.conversation.max_turns:
+            raise UserError("setting conversation.min_turns must not exceed conversation.max_turns")
+        if self.memory.optimizer not in ("adamw", "sgd"):
+            raise UserError(f"setting memory.optimizer must be adamw or sgd, not {self.memory.optimizer!r}")
+        if self.memory.history_emotions not in ("none", "predicted"):
+            raise UserError("setting memory.history_emotions must be none or predicted, "
+                            f"not {self.memory.history_emotions!r}")
+        if self.backbone.hidden % self.backbone.heads:
+            raise UserError("setting backbone.hidden must be a multiple of backbone.heads")
+        return self
+
+    @property
+    def home_path(self) -> Path:
+        """The folder that holds runs/ and results/."""
+        if self.home:
+            return Path(self.home).expanduser().resolve()
+        checkout = Path(__file__).resolve().parent.parent
+        return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+    @property
+    def root_path(self) -> Path:
+        """The corpus root as an absolute path; relative ones start at `home_path`."""
+        if not self.root:
+            raise UserError(f"corpus {self.corpus!r} needs a root: pass root=… (make: ROOT=…), the folder "
+                            "that its licence gave you")
+        path = Path(os.path.expanduser(self.root))
+        path = path if path.is_absolute() else self.home_path / path
+        if not path.is_dir():
+            raise UserError(f"root {self.root!r} of corpus {self.corpus!r} is not a folder: give the path of "
+                            "an existing one (relative paths start at the project folder)")
+        return path.resolve()
+
+    @property
+    def run_name(self) -> str:
+        """`fold1-seed0`: what tells two runs of one profile and corpus apart."""
+        return f"fold{self.fold}-seed{self.seed}"
+
+    @property
+    def results_path(self) -> Path:
+        """results/<profile>-<corpus>/, shared by folds and seeds."""
+        return self.home_path / "results" / f"{self.profile}-{self.corpus}"
+
+
+def _typed(name: str, old: Any, new: Any) -> Any:
+    """`new` as the type of `old`; UserError where it does not fit."""
+    if dataclasses.is_dataclass(old):
+        raise UserError(f"setting {name!r} is a group; set one of its members, e.g. "
+                        f"{name}.{dataclasses.fields(old)[0].name}")
+    try:
+        if isinstance(old, tuple):
+            return tuple(type(old[0])(v) for v in new)
+        if isinstance(old, str):
+            if not isinstance(new, str):
+                raise TypeError
+            return new
+        if isinstance(new, bool) or (isinstance(old, int) and float(new) != int(float(new))):
+            raise TypeError
+        return type(old)(new)
+    except (TypeError, ValueError):
+        raise UserError(f"setting {name!r} takes {type(old).__name__}, e.g. {old!r}, not {new!r}") from None
+
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "conversation.speakers": 4, "conversation.conversations": 4,
+        "conversation.min_turns": 5, "conversation.max_turns": 8,
+        "codes.codebook_size": 32,
+        "backbone.layers": 2, "backbone.hidden": 32, "backbone.intermediate": 64, "backbone.heads": 2,
+        "backbone.window": 256, "finetune.n_p": 192, "finetune.n_q": 256,
+        "finetune.epochs": 2, "finetune.batch": 4, "finetune.classifier_epochs": 1,
+        "memory.rank": 4, "memory.alpha": 4.0, "memory.lr": 1e-3, "memory.prefix": 32,
+        "evaluation.streams": 2, "evaluation.bootstrap": 200,
+        "ablation.conversations": 2, "ablation.lr": (0.0, 1e-3), "ablation.steps": (1, 2),
+        "ablation.rank": (4,), "ablation.prefix": (0, 32),
+        "context.seconds": (4, 8),
+    },
+    "demo": {},
+    "paper": {
+        "corpus": "iemocap",
+        "codes.tokenizer": "s3-v2-25hz", "codes.codebook_size": 6561,
+        "backbone.source": "togethercomputer/LLaMA-2-7B-32K", "backbone.window": 32768,
+        "backbone.dtype": "bfloat16",
+        "finetune.n_o": 1024, "finetune.n_p": 1024, "finetune.n_q": 2048,
+        "finetune.lr": 5e-5, "finetune.epochs": 20, "finetune.batch": 1,
+        "finetune.lora_rank": 64, "finetune.classifier_lr": 1e-4,
+        "memory.rank": 64, "memory.alpha": 64.0, "memory.prefix": 1024,
+        "evaluation.streams": 1,
+    },
+}

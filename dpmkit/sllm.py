@@ -1,0 +1,328 @@
+"""EmotionSLLM: a causal language model over speech codes that answers with emotion tokens.
+
+Paper, section 'Emotion SLLM'. The vocabulary is the backbone's own tokens (none for one trained from scratch),
+then `<audio_0> … <audio_{K-1}>`, `<audio_end>`, and one token per emotion. A sentence is its codes followed by
+`<audio_end>`; its emotion token may follow. No other module touches token ids: they ask `sentence()` for
+tokens, then concatenate and cut those.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from .settings import BackboneSettings, FinetuneSettings, UserError
+
+CARD = "dpmkit.json"  # what a transformers folder does not say: vocabulary, window, codes
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Token ids: `base` of the backbone's own, then K codes, `<audio_end>`, the emotions."""
+
+    codebook_size: int
+    emotions: tuple[str, ...]
+    base: int = 0
+
+    @property
+    def end(self) -> int:
+        """Id of `<audio_end>`."""
+        return self.base + self.codebook_size
+
+    @property
+    def emotion(self) -> slice:
+        """Ids of the emotion tokens, in the order of `emotions`."""
+        return slice(self.end + 1, self.size)
+
+    @property
+    def size(self) -> int:
+        return self.base + self.codebook_size + 1 + len(self.emotions)
+
+
+class EmotionSLLM(nn.Module):
+    """Backbone plus extended vocabulary. `window` is n_limit, the most tokens of one forward."""
+
+    def __init__(self, model: nn.Module, vocabulary: Vocabulary, window: int, dropout: float = 0.0,
+                 source: str = ""):
+        super().__init__()
+        self.model, self.vocabulary, self.window, self.source = model, vocabulary, window, source
+        self.dropout = nn.Dropout(dropout)
+
+    @classmethod
+    def create(cls, backbone: BackboneSettings, finetune: FinetuneSettings, codebook_size: int,
+               emotions: tuple[str, ...], seed: int = 0) -> EmotionSLLM:
+        """A fresh SLLM: a random Llama of `backbone`'s shape, or a pretrained `backbone.source` whose new token
+        rows and LoRA (rank `finetune.lora_rank`, all linear layers) are trained.
+
+        Raises UserError where the source cannot be loaded.
+        """
+        torch.manual_seed(seed)
+        if not backbone.source:
+            vocabulary = Vocabulary(codebook_size, emotions)
+            config = LlamaConfig(
+                vocab_size=vocabulary.size, hidden_size=backbone.hidden, num_hidden_layers=backbone.layers,
+                num_attention_heads=backbone.heads, num_key_value_heads=backbone.heads,
+                intermediate_size=backbone.intermediate, max_position_embeddings=backbone.window,
+                tie_word_embeddings=False, bos_token_id=None, eos_token_id=vocabulary.end,
+                pad_token_id=vocabulary.end, attn_implementation="sdpa")
+            return cls(LlamaForCausalLM(config), vocabulary, backbone.window, backbone.dropout)
+        model = _pretrained(backbone.source, backbone.dtype)
+        vocabulary = Vocabulary(codebook_size, emotions, base=model.get_input_embeddings().num_embeddings)
+        model.resize_token_embeddings(vocabulary.size, mean_resizing=True)
+        if finetune.lora_rank:
+            from peft import LoraConfig, get_peft_model
+
+            new = list(range(vocabulary.base, vocabulary.size))
+            head = [] if model.config.tie_word_embeddings else ["lm_head"]
+            model = get_peft_model(model, LoraConfig(
+                r=finetune.lora_rank, lora_alpha=finetune.lora_alpha, lora_dropout=finetune.lora_dropout,
+                target_modules="all-linear", task_type="CAUSAL_LM",
+                trainable_token_indices={name: new for name in ["embed_tokens", *head]}))
+        return cls(model, vocabulary, backbone.window, source=backbone.source)
+
+    # -- the parts of the backbone -------------------------------------------------------------------------
+
+    @property
+    def causal_lm(self) -> nn.Module:
+        """The transformers model itself, inside PEFT's wrapper or bare."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def linear_layers(self) -> dict[str, nn.Module]:
+        """Name -> every linear layer of the decoder blocks, lowest block first; a PEFT layer counts as one."""
+        found: dict[str, nn.Module] = {}
+        for name, module in self.causal_lm.get_decoder().layers.named_modules():
+            inside = any(name.startswith(f"{outer}.") for outer in found)
+            if not inside and isinstance(getattr(module, "base_layer", module), nn.Linear):
+                found[name] = module
+        return found
+
+    # -- tokens --------------------------------------------------------------------------------------------
+
+    def sentence(self, codes: np.ndarray, emotion: int | None = None) -> Tensor:
+        """Tokens of one utterance, shape (codes + 1,) or (codes + 2,): codes, `<audio_end>`, emotion token.
+
+        Raises UserError where a code lies outside the codebook.
+        """
+        size = self.vocabulary.codebook_size
+        if len(codes) and not (0 <= int(np.min(codes)) and int(np.max(codes)) < size):
+            raise UserError(f"a code lies outside 0 … {size - 1}: these codes come from another codebook than "
+                            "the SLLM's; encode them with the tokenizer it was trained on")
+        tail = [self.vocabulary.end] if emotion is None else [self.vocabulary.end,
+                                                              self.vocabulary.emotion.start + emotion]
+        return torch.cat([torch.as_tensor(codes, dtype=torch.long) + self.vocabulary.base, torch.tensor(tail)])
+
+    # -- inference -----------------------------------------------------------------------------------------
+
+    def emotion_logits(self, prefixes: Sequence[Tensor]) -> Tensor:
+        """Emotion logits, shape (batch, emotions), after each prefix: tokens that end in `<audio_end>`."""
+        hidden = self._hidden(prefixes)
+        last = torch.tensor([len(p) - 1 for p in prefixes], device=hidden.device)
+        logits = self._head(hidden[torch.arange(len(prefixes), device=hidden.device), last])
+        return logits[:, self.vocabulary.emotion].float()
+
+    def next_code_loss(self, prefixes: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        """L_t of Algorithm 1, shape (batch,): mean next-token cross-entropy over each target's tokens given
+        its prefix, teacher forced. With an empty prefix the first token has nothing to be predicted from and
+        drops out of the mean.
+
+        Raises UserError where prefix + target exceed the window.
+        """
+        for prefix, target in zip(prefixes, targets, strict=True):
+            if len(prefix) + len(target) > self.window:
+                raise UserError(f"n_limit = {self.window} tokens cannot hold n_max + n_r: a sentence of n_max = "
+                                f"{len(target)} after a prefix of n_r = {len(prefix)}; lower memory.prefix, "
+                                "raise backbone.window, or write the sentence in pieces")
+        rows = [torch.cat([p, t]) for p, t in zip(prefixes, targets, strict=True)]
+        hidden = self._hidden(rows)
+        stream, position, label, weight = [], [], [], []
+        for i, (prefix, target) in enumerate(zip(prefixes, targets, strict=True)):
+            first = max(len(prefix), 1)
+            n = len(prefix) + len(target) - first
+            stream += [i] * n
+            position += range(first - 1, first - 1 + n)
+            label.append(rows[i][first:])
+            weight += [1.0 / n] * n
+        if not stream:
+            return hidden.sum(dim=(1, 2)) * 0.0
+        stream = torch.tensor(stream, device=hidden.device)
+        logits = self._head(hidden[stream, torch.tensor(position, device=hidden.device)])
+        loss = F.cross_entropy(logits.float(), torch.cat(label).to(hidden.device), reduction="none")
+        loss = loss * torch.tensor(weight, device=hidden.device)
+        return torch.zeros(len(rows), device=hidden.device).index_add(0, stream, loss)
+
+    def _hidden(self, rows: Sequence[Tensor]) -> Tensor:
+        """Last hidden states, shape (batch, longest, hidden). Padding stands on the right, where a causal
+        model cannot see it from any real position."""
+        longest = max(len(r) for r in rows)
+        if longest > self.window:
+            raise UserError(f"{longest} tokens do not fit the window of n_limit = {self.window}; cut the history")
+        ids = pad_sequence(list(rows), batch_first=True, padding_value=self.vocabulary.end).to(self.device)
+        return self._decode(ids)
+
+    def _decode(self, ids: Tensor) -> Tensor:
+        embedded = self.dropout(self.causal_lm.get_input_embeddings()(ids))
+        return self.causal_lm.get_decoder()(inputs_embeds=embedded, use_cache=False).last_hidden_state
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        return self.causal_lm.get_output_embeddings()(self.dropout(hidden))
+
+    # -- training ------------------------------------------------------------------------------------------
+
+    def sequences(self, codes: Sequence[np.ndarray], emotions: Sequence[int | None], n_o: int, n_p: int,
+                  n_q: int, emotions_in_history: bool = False) -> list[dict[str, Tensor]]:
+        """Training sequences of one dialogue for L_a and L_e (paper, equations 3 to 6).
+
+        For the sentence whose `<audio_end>` is the dialogue's n-th token: L_a is the mean over the last n_o
+        tokens up to it, given the n_p before those; L_e is read at it, given the last n_q tokens. n < n_o: n_p =
+        0 and n_o = n; n_o <= n < n_o + n_p: n_p = n - n_o; n < n_q: n_q = n. The first token of a context
+        follows nothing: where it stands among the n_o, it is not predicted and the mean is over the others.
+
+        Terms whose context starts at the same token share one sequence (and so one forward). Each sequence
+        holds `input_ids`, `code_weight` and `emotion`, shape (tokens,), as `forward` takes them.
+        """
+        sentences = [self.sentence(c, e if emotions_in_history else None)
+                     for c, e in zip(codes, emotions, strict=True)]
+        tokens = torch.cat(sentences)
+        reads: dict[int, list[tuple[int, int]]] = defaultdict(list)  # context start -> (T, label)
+        writes: dict[int, list[tuple[int, int]]] = defaultdict(list)  # context start -> (first of n_o, T)
+        before = 0
+        for sentence, said, emotion in zip(sentences, codes, emotions, strict=True):
+            end = before + len(said)  # T, the position of <audio_end>
+            before += len(sentence)
+            n = end + 1
+            start = max(0, n - n_o - n_p)
+            writes[start].append((max(n - n_o, start + 1), end))
+            if emotion is not None:
+                reads[max(0, n - n_q)].append((end, emotion))
+        out = []
+        for start in sorted({*reads, *writes}):
+            stop = 1 + max(end for end in [e for _, e in writes[start]] + [e for e, _ in reads[start]])
+            weight = torch.zeros(stop - start)
+            label = torch.full((stop - start,), -100)
+            for first, end in writes[start]:
+                weight[first - start:end + 1 - start] += 1.0 / max(1, end + 1 - first)
+            for end, emotion in reads[start]:
+                label[end - start] = emotion
+            out.append({"input_ids": tokens[start:stop], "code_weight": weight, "emotion": label})
+        return out
+
+    def forward(self, input_ids: Tensor, code_weight: Tensor, emotion: Tensor) -> dict[str, Tensor]:
+        """L = (L_a + L_e) / 2 over the sentences of a batch of training sequences (see `sequences`).
+
+        input_ids, code_weight, emotion: shape (batch, tokens). `code_weight[t]` weighs the prediction of token t,
+        one in sum a sentence; `emotion[t]` is the label to be read at token t, or -100.
+        """
+        hidden = self._decode(input_ids)
+        asked = (code_weight[:, 1:] > 0).nonzero(as_tuple=True)
+        losses = F.cross_entropy(self._head(hidden[asked[0], asked[1]]).float(),
+                                 input_ids[asked[0], asked[1] + 1], reduction="none")
+        weight = code_weight[asked[0], asked[1] + 1]
+        l_a = (losses * weight).sum() / weight.sum().clamp_min(1e-9)
+        read = (emotion >= 0).nonzero(as_tuple=True)
+        logits = self._head(hidden[read])[:, self.vocabulary.emotion].float()
+        truth = emotion[read]
+        l_e = F.cross_entropy(logits, truth) if len(truth) else hidden.sum() * 0.0
+        return {"loss": (l_a + l_e) / 2, "l_a": l_a.detach(), "l_e": l_e.detach(),
+                "logits": logits.detach(), "truth": truth}
+
+    # -- on disk -------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path, codes: dict) -> None:
+        """A transformers folder (`AutoModelForCausalLM.from_pretrained(folder)`) plus `dpmkit.json`; for a
+        PEFT model the adapter, with its resized backbone beside it. `codes` says which tokenizer it hears.
+
+        Written into a temporary folder first, so that `folder` is whole or absent.
+        """
+        folder = Path(folder)
+        temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            temporary.mkdir(parents=True)
+            if hasattr(self.model, "peft_config"):
+                self._save_adapter(temporary, folder)
+            else:
+                self.model.save_pretrained(temporary)
+            card = {"vocabulary": asdict(self.vocabulary), "window": self.window, "codes": codes}
+            (temporary / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(temporary, folder)
+        except OSError as error:
+            raise UserError(f"cannot write {folder}: {error.strerror or error}; free some disk, then run again: "
+                            "training goes on from its last checkpoint") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _save_adapter(self, temporary: Path, folder: Path) -> None:
+        # PEFT keeps the adapter and the new token rows; the backbone with room for those rows is saved beside
+        # them, so that the folder needs nothing else.
+        self.model.peft_config["default"].base_model_name_or_path = str(folder / "backbone")
+        self.model.save_pretrained(temporary, save_embedding_layers=False)
+        backbone = _pretrained(self.source, str(self.causal_lm.dtype).removeprefix("torch."))
+        backbone.resize_token_embeddings(self.vocabulary.size, mean_resizing=False)
+        backbone.save_pretrained(temporary / "backbone")
+
+    @classmethod
+    def load(cls, folder: Path, codebook_size: int | None = None,
+             emotions: tuple[str, ...] | None = None) -> EmotionSLLM:
+        """The SLLM that `save` wrote, in eval mode, frozen.
+
+        Raises UserError where the folder is no such SLLM, or was trained on another codebook or label set than
+        the ones asked for.
+        """
+        folder = Path(folder)
+        try:
+            card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+            vocabulary = Vocabulary(**{**card["vocabulary"], "emotions": tuple(card["vocabulary"]["emotions"])})
+            window = int(card["window"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder} holds no trained SLLM (a readable {CARD} is missing): run notebook 02 "
+                            "with the same settings") from error
+        if codebook_size is not None and codebook_size != vocabulary.codebook_size:
+            raise UserError(f"the SLLM in {folder} hears a codebook of {vocabulary.codebook_size} codes, not "
+                            f"{codebook_size}: set codes.codebook_size={vocabulary.codebook_size} or train anew")
+        if emotions is not None and tuple(emotions) != vocabulary.emotions:
+            raise UserError(f"the SLLM in {folder} answers with {', '.join(vocabulary.emotions)}, not with "
+                            f"{', '.join(emotions)}: train anew for this label set")
+        if (folder / "adapter_config.json").is_file():
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(_pretrained(str(folder / "backbone"), "auto"), folder)
+            sllm = cls(model, vocabulary, window, source=str(folder / "backbone"))
+        else:
+            sllm = cls(_pretrained(str(folder), "auto"), vocabulary, window)
+        return sllm.requires_grad_(False).eval()
+
+    def fingerprint(self) -> str:
+        """sha256 of every weight, 12 digits: bit-identical backbones have the same one."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+
+def _pretrained(source: str, dtype: str) -> nn.Module:
+    try:
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa",
+                                                    use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"backbone.source {source!r} cannot be loaded: give the id of a causal language model on "
+                        "a hub that this machine reaches, or a local folder with config.json and "
+                        f"model.safetensors ({str(error).splitlines()[0][:160]})") from error
