@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class Finetuned:
 def train(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> Finetuned:
     """The SLLM fine-tuned on the training conversations of `settings.fold` (paper, 'Emotion SLLM')."""
     key = runs.key(codes.key, settings.fold, settings.seed, settings.backbone, settings.finetune,
-                   settings.memory.history_emotions, runs.code_version(sllm), _version())
+                   settings.memory.history_emotions, runs.code_version(sllm, sys.modules[__name__]))
     folder = runs.folder(settings, "sllm", key)
     done = folder / "sllm"
     log = folder / "history.json"
@@ -100,8 +101,8 @@ class Dialogues(Dataset):
             room = max(room, tokens)
             pieces[-1].append((said, emotion))
             used += tokens
-        return [sequence for piece in pieces
-                for sequence in self.model.sequences(*zip(*piece, strict=True), tune.n_o, tune.n_p, tune.n_q, history)]
+        return [sequence for piece in pieces for sequence in
+                self.model.sequences(*zip(*piece, strict=True), tune.n_o, tune.n_p, tune.n_q, history)]
 
 
 def collate_sequences(padding: int) -> Callable:
@@ -188,9 +189,3 @@ def _last_whole_checkpoint(folder: Path) -> str | None:
         except (OSError, ValueError):
             shutil.rmtree(path)
     return None
-
-
-def _version() -> str:
-    import sys
-
-    return runs.code_version(sys.modules[__name__])
