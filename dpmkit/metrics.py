@@ -88,3 +88,29 @@ def compare(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...], baseline
             row[f"{m}_gain_interval"] = np.percentile(difference, [tail, 100 - tail]).tolist()
         rows.append(row)
     return rows
+
+
+def by_position(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...], edges: tuple[int, ...],
+                resamples: int, confidence: float = 0.95, seed: int = 0) -> list[dict]:
+    """WA in % a method and position in the conversation, with its bootstrap interval over conversations.
+
+    `edges`: first turn of each bin, ascending from 0; the last bin is open.
+    """
+    rows = []
+    for method, table in tables.items():
+        labelled = targets(table, "all-lengths")
+        bins = np.digitize(labelled["turn"], edges) - 1
+        for i, first in enumerate(edges):
+            part = labelled[bins == i]
+            if part.empty:
+                continue
+            counts = confusions(part, emotions)[1]
+            draws = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)),
+                                                            size=resamples)
+            tail = 100 * (1 - confidence) / 2
+            drawn = 100 * measures(np.tensordot(draws, counts, axes=1))["WA"]
+            rows.append({"method": method, "first_turn": first,
+                         "turns": f"{first}–{edges[i + 1] - 1}" if i + 1 < len(edges) else f"{first} and on",
+                         "WA": 100 * float(measures(counts.sum(0))["WA"]), "n": len(part),
+                         "WA_interval": np.percentile(drawn, [tail, 100 - tail]).tolist()})
+    return rows

@@ -1,0 +1,93 @@
+"""Seconds and bytes that a label costs after so much audio: DPM's steps, or all of the history in one forward."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import psutil
+import torch
+
+from .memory import DynamicParameterMemory
+from .settings import MemorySettings
+from .sllm import EmotionSLLM
+
+PATHS = ("dpm", "full context", "window")
+
+
+def label_after(model: EmotionSLLM, codes: np.ndarray, sentence: int, settings: MemorySettings,
+                path: str) -> dict[str, float]:
+    """Cost of the emotion of the last sentence of a recording given as `codes`, shape (frames,), cut into
+    sentences of `sentence` codes.
+
+    path: `dpm` hears every sentence (a write each) and reads once; `full context` puts everything into one
+    forward, whatever the window (its cost alone is meant: no backbone answers well beyond its window);
+    `window` reads the last sentence and the n_r tokens before it. Returns `seconds` and `peak_bytes`, the most
+    memory that the process (or GPU) held at once beyond what it held before.
+    """
+    tokens = [model.sentence(codes[i:i + sentence]) for i in range(0, len(codes), sentence)]
+    wide = EmotionSLLM(model.model, model.vocabulary, window=sum(map(len, tokens)) + 1)
+
+    def dpm() -> None:
+        memory = DynamicParameterMemory(model, settings)
+        before = tokens[0][:0]
+        for i, now in enumerate(tokens):
+            if i:
+                memory.write([before], [now])
+            context = torch.cat([before, now])
+            before = context[max(0, len(context) - settings.prefix):]
+        memory.read([context])
+
+    def full_context() -> None:
+        with torch.no_grad():
+            wide.emotion_logits([torch.cat(tokens)])
+
+    def window() -> None:
+        before = torch.cat(tokens[:-1]) if len(tokens) > 1 else tokens[0][:0]
+        with torch.no_grad():
+            model.emotion_logits([torch.cat([before[max(0, len(before) - settings.prefix):], tokens[-1]])])
+
+    return measured({"dpm": dpm, "full context": full_context, "window": window}[path], model.device)
+
+
+def measured(work: Callable[[], None], device: torch.device) -> dict[str, float]:
+    """Wall seconds of one call and the peak of memory during it, in bytes, beyond what was held before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        start = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        return {"seconds": time.perf_counter() - start, "peak_bytes": torch.cuda.max_memory_allocated() - held}
+    _give_back_freed_memory()
+    process = psutil.Process()
+    held = peak = process.memory_info().rss
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    start = time.perf_counter()
+    try:
+        work()
+    finally:
+        seconds = time.perf_counter() - start
+        peak = max(peak, process.memory_info().rss)
+        done.set()
+        watcher.join()
+    return {"seconds": seconds, "peak_bytes": peak - held}
+
+
+def _give_back_freed_memory() -> None:
+    # What an earlier measurement freed but the allocator kept would hide this one's peak (glibc only).
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,0 +1,188 @@
+"""Figures of DataFrames and records, and the players of notebook 01. Colours differ in grey, too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import HTML, Audio, display
+from matplotlib.figure import Figure
+
+from . import runs, speech
+from .corpora import Corpus, Utterance
+from .settings import Settings
+
+EMOTION_COLOURS = {"neu": "#9aa0a6", "hap": "#e8a33d", "sad": "#3b6fb6", "ang": "#a4262c"}
+LINES = ("-", "--", ":", "-.")
+MARKERS = "osD^vPX*"
+COLOURS = ("#1b4f72", "#c0562f", "#3f8f5f", "#8e5ea2", "#6b6b6b", "#b8860b", "#2a9d9d", "#b03060")
+
+plt.rcParams.update({"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False,
+                     "font.size": 9, "figure.dpi": 110, "savefig.dpi": 140, "axes.titlesize": 10})
+
+
+def save(figure: Figure, settings: Settings, name: str) -> Path:
+    """Write a figure to results/<profile>-<corpus>/figures/<name>-fold1-seed0.png (atomically); its path."""
+    path = settings.results_path / "figures" / f"{name}-{settings.run_name}.png"
+    with runs.atomic(path) as temporary:
+        figure.savefig(temporary)
+    return path
+
+
+def heatmap(matrix: np.ndarray, emotions: Sequence[str], title: str, xlabel: str, ylabel: str,
+            axes: plt.Axes | None = None, number: str = "{:.2f}") -> Figure:
+    """A square matrix in [0, 1] over the emotions, with its numbers."""
+    axes = axes or plt.subplots(figsize=(3.4, 3.1))[1]
+    axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1)
+    for (i, j), value in np.ndenumerate(matrix):
+        axes.text(j, i, number.format(value), ha="center", va="center", color="white" if value > 0.55 else "black")
+    axes.set(xticks=range(len(emotions)), yticks=range(len(emotions)), xticklabels=emotions, yticklabels=emotions,
+             title=title, xlabel=xlabel, ylabel=ylabel)
+    return axes.figure
+
+
+def durations(table: pd.DataFrame) -> Figure:
+    """Histograms: seconds an utterance and a conversation, turns a conversation. `table`: one row an utterance
+    with `conversation`, `seconds` and `end`."""
+    grouped = table.groupby("conversation")
+    panels = ((table["seconds"], "seconds of an utterance"), (grouped["end"].max() / 60, "minutes of a conversation"),
+              (grouped.size(), "turns of a conversation"))
+    figure, axes = plt.subplots(1, 3, figsize=(9, 2.4))
+    for a, (values, label) in zip(axes, panels, strict=True):
+        a.hist(values, bins=24, color=COLOURS[0])
+        a.set(xlabel=label, ylabel="count")
+    return figure
+
+
+def heard(waveform: np.ndarray, codes: np.ndarray, frame_rate: float) -> Figure:
+    """One utterance: its waveform and, below on the same seconds, its codes."""
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 3.2), sharex=True)
+    top.plot(np.arange(len(waveform)) / speech.RATE, waveform, lw=0.4, color=COLOURS[0])
+    top.set(ylabel="amplitude", title="one utterance, as samples and as codes")
+    bottom.plot((np.arange(len(codes)) + 0.5) / frame_rate, codes, drawstyle="steps-mid", marker=".", ms=4,
+                color=COLOURS[1])
+    bottom.set(xlabel="seconds", ylabel="code")
+    return figure
+
+
+def losses(history: pd.DataFrame) -> Figure:
+    """Loss of training and validation an epoch, and validation WA; `history`: rows of `Finetuned.history`."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 2.8))
+    for i, (column, label) in enumerate((("train_loss", "training, (L_a + L_e) / 2"),
+                                         ("eval_loss", "validation, (L_a + L_e) / 2"),
+                                         ("eval_l_a", "validation L_a"), ("eval_l_e", "validation L_e"))):
+        left.plot(history["epoch"], history[column], LINES[i], marker=MARKERS[i], ms=4, color=COLOURS[i],
+                  label=label)
+    left.set(xlabel="epoch", ylabel="nats a token")
+    left.legend(frameon=False, fontsize=7)
+    right.plot(history["epoch"], 100 * history["eval_wa"], "-o", ms=4, color=COLOURS[0], label="WA")
+    right.plot(history["epoch"], 100 * history["eval_ua"], "--s", ms=4, color=COLOURS[1], label="UA")
+    best = history.loc[history["eval_l_e"].idxmin(), "epoch"]
+    right.axvline(best, color="0.6", lw=0.8)
+    right.set(xlabel="epoch (line: the one kept)", ylabel="validation, %")
+    right.legend(frameon=False)
+    return figure
+
+
+def trace(table: pd.DataFrame, emotions: Sequence[str]) -> Figure:
+    """One conversation turn by turn: probabilities (stacked), truth (dots), L_t and the memory's norm."""
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 4.4), sharex=True, height_ratios=(2, 1))
+    turns = table["turn"].to_numpy()
+    top.stackplot(turns, *(table[f"p_{e}"] for e in emotions), labels=emotions, step="mid", alpha=0.85,
+                  colors=[EMOTION_COLOURS.get(e, COLOURS[i % 8]) for i, e in enumerate(emotions)])
+    for who, speaker in enumerate(sorted(table["speaker"].unique())):
+        for i, e in enumerate(emotions):
+            rows = table[(table["speaker"] == speaker) & (table["emotion"] == e)]
+            top.scatter(rows["turn"], np.full(len(rows), 1.05 + 0.08 * who), s=16, clip_on=False,
+                        color=EMOTION_COLOURS.get(e, COLOURS[i % 8]), marker="os"[who % 2])
+    top.set(ylabel="probability", ylim=(0, 1), xlim=(turns.min() - 0.5, turns.max() + 0.5))
+    top.legend(frameon=False, ncols=len(emotions), loc="lower center", bbox_to_anchor=(0.5, 1.18),
+               title="filled: answer; dots above: truth, one row a speaker", fontsize=8, title_fontsize=8)
+    bottom.plot(turns, table["norm"], "-o", ms=3, color=COLOURS[0])
+    bottom.set(xlabel="turn", ylabel="norm of the\nmemory's change")
+    right = bottom.twinx()
+    right.plot(turns, table["loss"], ":s", ms=3, color=COLOURS[1])
+    right.set_ylabel("L_t, nats a token (dotted)", color=COLOURS[1])
+    right.spines["right"].set_visible(True)
+    return figure
+
+
+def methods(rows: Sequence[dict[str, Any]], title: str, measure: str = "WA") -> Figure:
+    """Each method's measure with its interval, and its gain over the window baseline beside it."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 0.45 + 0.32 * len(rows)), sharey=True)
+    y = np.arange(len(rows))[::-1]
+    for axes, key in ((left, measure), (right, f"{measure}_gain")):
+        middle = np.array([r[key] for r in rows])
+        low, high = np.array([r[f"{key}_interval"] for r in rows]).T
+        axes.hlines(y, low, high, color=COLOURS[0], lw=1.6)
+        axes.plot(middle, y, "o", ms=5, color=COLOURS[0])
+    right.axvline(0, color="0.5", lw=0.8)
+    left.set(yticks=y, yticklabels=[r["method"] for r in rows], xlabel=f"{measure}, %", title=title)
+    right.set(xlabel=f"{measure} against the window baseline, points")
+    return figure
+
+
+def ablations(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Gain in WA over the frozen SLLM with the same prefix, one panel a setting."""
+    table = pd.DataFrame(rows)
+    names = list(dict.fromkeys(table["setting"]))
+    figure, axes = plt.subplots(1, len(names), figsize=(2.6 * len(names), 2.7), sharey=True, squeeze=False)
+    for panel, name in zip(axes[0], names, strict=True):
+        part = table[table["setting"] == name]
+        x = np.arange(len(part))
+        low, high = np.array(part["WA_gain_interval"].tolist()).T
+        panel.vlines(x, low, high, color=COLOURS[0], lw=1.6)
+        panel.plot(x, part["WA_gain"], "o", color=COLOURS[0])
+        panel.axhline(0, color="0.5", lw=0.8)
+        panel.set(xticks=x, xticklabels=[f"{v:g}" for v in part["value"]], xlabel=name, xlim=(-0.5, len(part) - 0.5))
+    axes[0][0].set_ylabel("WA of DPM minus\nno memory, points")
+    return figure
+
+
+def positions(rows: Sequence[dict[str, Any]]) -> Figure:
+    """WA against the position in the conversation, one line a method, with intervals."""
+    table = pd.DataFrame(rows)
+    figure, axes = plt.subplots(figsize=(7.2, 3.2))
+    for i, (method, part) in enumerate(table.groupby("method", sort=False)):
+        low, high = np.array(part["WA_interval"].tolist()).T
+        x = np.arange(len(part)) + 0.06 * i
+        axes.vlines(x, low, high, color=COLOURS[i % 8], lw=1, alpha=0.6)
+        axes.plot(x, part["WA"], LINES[i % 4], marker=MARKERS[i % 8], ms=5, color=COLOURS[i % 8], label=method)
+    labels = table[table["method"] == table["method"].iloc[0]]["turns"]
+    axes.set(xticks=range(len(labels)), xticklabels=labels, xlabel="turn of the conversation", ylabel="WA, %")
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+    return figure
+
+
+def cost(rows: Sequence[dict[str, Any]], window: int, rates: Sequence[float]) -> Figure:
+    """Seconds and peak memory to label the last utterance against seconds of audio, with the walls of a context
+    of `window` tokens at each frame rate (codes a second)."""
+    table = pd.DataFrame(rows)
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.3))
+    for axes, column, label, scale in ((panels[0], "seconds", "seconds to the label", 1.0),
+                                       (panels[1], "peak_bytes", "peak memory beyond the model, MB", 1e-6)):
+        for i, (path, part) in enumerate(table.groupby("path", sort=False)):
+            axes.plot(part["audio_seconds"], np.maximum(part[column] * scale, 1e-3), LINES[i % 4],
+                      marker=MARKERS[i], ms=4, color=COLOURS[i], label=path)
+        axes.set(xscale="log", yscale="log", xlabel="seconds of audio heard", ylabel=label)
+        for rate in rates:
+            axes.axvline(window / rate, color="0.5", lw=0.8, ls=(0, (4, 3)))
+            axes.annotate(f"{window} tokens at {rate:g} Hz: {window / rate:.0f} s", (window / rate, 0.98),
+                          xycoords=("data", "axes fraction"), rotation=90, ha="right", va="top", fontsize=7)
+    panels[0].legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+def players(corpus: Corpus, utterances: Sequence[Utterance]) -> None:
+    """A player an utterance. Audio is embedded for the demo corpus alone: the others are not ours to pass on."""
+    for utterance in utterances:
+        text = f"<b>{utterance.emotion}</b>, speaker {utterance.speaker}, {utterance.seconds:.1f} s ({utterance.id})"
+        if corpus.name != "demo":
+            display(HTML(f"{text}: not embedded, as this corpus' licence does not let us pass audio on."))
+            continue
+        clip = utterance.audio
+        display(HTML(text), Audio(speech.read(clip.path, clip.start, clip.end), rate=speech.RATE, normalize=False))

@@ -1,0 +1,164 @@
+"""One JSON record a run, and the tables that are made of records and of nothing else."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+
+from . import runs
+from .metrics import MEASURES
+from .settings import Settings, UserError
+
+KINDS = ("data", "backbone", "methods", "ablations", "context")  # notebooks 01 to 05
+PACKAGES = ("dpmkit", "torch", "transformers", "peft", "accelerate", "torchaudio", "numpy", "pandas",
+            "scikit-learn", "papermill", "espeakng-loader")
+# What may differ between two equal runs: when, how fast, from which commit.
+TIMED = frozenset({"made", "seconds", "commit", "cost", "real_time_factor", "machine"})
+
+# Paper, Table 1, IEMOCAP, complete dialogues / all lengths: WA, UA, WF1 in %; the methods' names are ours.
+PAPER_TABLE_1 = {
+    "dpm": {"complete": (79.38, 79.62, 79.34), "all-lengths": (75.38, 74.67, 74.99)},
+    "at-once": {"complete": (72.82, 73.34, 73.58), "all-lengths": (73.15, 71.98, 73.12)},
+    "classifier": {"complete": (70.96, 70.51, 70.64), "all-lengths": (66.19, 63.40, 65.22)},
+}
+
+
+def path(settings: Settings, kind: str) -> Path:
+    """Where the record of a kind stands: results/<profile>-<corpus>/records/<kind>-fold1-seed0.json."""
+    return settings.results_path / "records" / f"{kind}-{settings.run_name}.json"
+
+
+def save(settings: Settings, kind: str, results: dict[str, Any], inputs: dict[str, str], seconds: float) -> Path:
+    """Write a record; `inputs` are the keys of the artefacts that it was made from. Returns its path."""
+    if kind not in KINDS:
+        raise ValueError(f"record kind {kind!r} is not known; choose one of {', '.join(KINDS)}")
+    flat = settings.flat()
+    flat.pop("home")  # machine paths do not belong in a record: the root keeps its folder's name
+    flat["root"] = Path(flat["root"]).name
+    record = {"kind": kind, "profile": settings.profile, "corpus": settings.corpus, "fold": settings.fold,
+              "seed": settings.seed, "results": _plain(results), "inputs": inputs, "settings": _plain(flat),
+              "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+              "machine": machine(), "commit": commit(), "seconds": round(seconds, 1),
+              "made": datetime.now(UTC).isoformat(timespec="seconds")}
+    target = path(settings, kind)
+    runs.write_json(target, record)
+    return target
+
+
+def load(settings: Settings, kind: str) -> dict[str, Any]:
+    """The record that `save` wrote; UserError names the notebook that makes it."""
+    target = path(settings, kind)
+    try:
+        return json.loads(target.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        number = KINDS.index(kind) + 1
+        raise UserError(f"record {target.name} is absent or unreadable: run notebook {number:02d} with the same "
+                        "profile, corpus, fold and seed first") from error
+
+
+def load_all(home: Path) -> list[dict[str, Any]]:
+    """Every record below `home`/results, in order of its path."""
+    return [json.loads(p.read_text(encoding="utf-8")) for p in sorted(home.glob("results/*/records/*.json"))]
+
+
+def without_times(record: Any) -> Any:
+    """A record less what two equal runs may differ in."""
+    if isinstance(record, dict):
+        return {k: without_times(v) for k, v in record.items() if k not in TIMED}
+    return [without_times(v) for v in record] if isinstance(record, list) else record
+
+
+def machine() -> dict[str, Any]:
+    """What the run ran on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"system": platform.system(), "processor": _processor(), "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(), "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            "gpu": gpu, "python": platform.python_version()}
+
+
+def commit() -> str:
+    """The checkout's commit, with `+changes` where the code differs from it; `unknown` outside a checkout."""
+    here = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True,
+                              check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "dpmkit", "notebooks", "requirements.lock")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def methods_table(record: dict[str, Any], protocol: str) -> pd.DataFrame:
+    """The method table of a `methods` record: WA, UA, WF1 with intervals, and the gain in WA, as text."""
+    rows = record["results"]["protocols"][protocol]["methods"]
+    hears = record["results"]["hears"]
+    out = []
+    for row in rows:
+        line = {"method": row["method"]}
+        for m in MEASURES:
+            low, high = row[f"{m}_interval"]
+            line[m] = f"{row[m]:.1f} [{low:.1f}, {high:.1f}]"
+        low, high = row["WA_gain_interval"]
+        line["WA against window"] = ("–" if row["method"] == "window" else
+                                     f"{row['WA_gain']:+.1f} [{low:+.1f}, {high:+.1f}]")
+        paper = PAPER_TABLE_1.get(row["method"], {}).get(protocol)
+        line["paper, IEMOCAP (WA / UA / WF1)"] = " / ".join(f"{v:.2f}" for v in paper) if paper else ""
+        line["hears"] = hears[row["method"]]
+        out.append(line)
+    return pd.DataFrame(out)
+
+
+def verdict(record: dict[str, Any], protocol: str = "all-lengths") -> str:
+    """What the intervals say of DPM, in one sentence or two."""
+    rows = {r["method"]: r for r in record["results"]["protocols"][protocol]["methods"]}
+    dpm, swapped = rows["dpm"], rows["dpm-swapped"]
+
+    def words(row: dict) -> str:
+        low, high = row["WA_gain_interval"]
+        return f"{row['WA_gain']:+.1f} points WA [{low:+.1f}, {high:+.1f}]"
+
+    low, high = dpm["WA_gain_interval"]
+    said = ("beats" if low > 0 else "is worse than" if high < 0 else "cannot be told from")
+    text = f"DPM {said} the same frozen SLLM with the same window and no memory: {words(dpm)}."
+    return text + f" The control, a memory written from another conversation: {words(swapped)}."
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON knows it; NaN becomes null."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, pd.DataFrame):
+        return _plain(value.to_dict("records"))
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return value
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
