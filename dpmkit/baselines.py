@@ -22,6 +22,12 @@ from .corpora.dynamics import transition_matrix
 from .filtering import forward_filter
 from .settings import BackboneSettings, Settings
 
+HEARS = {
+    "majority": "nothing: the training fold's most frequent emotion",
+    "classifier": "the target and the n_r codes before it; a Transformer encoder, no language model",
+    "filter": ", then an HMM forward filter a speaker with the training fold's transitions; is told who speaks",
+}
+
 
 class Classifier(nn.Module):
     """Codes -> trainable Transformer encoder -> head (paper, 'Classifier'), of the SLLM's shape.

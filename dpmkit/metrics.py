@@ -49,6 +49,11 @@ def measures(confusion: np.ndarray) -> dict[str, np.ndarray]:
             "WF1": (f1 * support).sum(-1) / np.maximum(total, 1)}
 
 
+def wa(table: pd.DataFrame, emotions: tuple[str, ...]) -> float:
+    """WA in % over every labelled row."""
+    return 100 * float(measures(confusions(targets(table, "all-lengths"), emotions)[1].sum(0))["WA"])
+
+
 def per_emotion(table: pd.DataFrame, emotions: tuple[str, ...]) -> dict[str, dict[str, float]]:
     """Recall, precision, F1 and support of each emotion."""
     confusion = confusions(table, emotions)[1].sum(0)

@@ -49,8 +49,8 @@ def durations(table: pd.DataFrame) -> Figure:
     """Histograms: seconds an utterance and a conversation, turns a conversation. `table`: one row an utterance
     with `conversation`, `seconds` and `end`."""
     grouped = table.groupby("conversation")
-    panels = ((table["seconds"], "seconds of an utterance"), (grouped["end"].max() / 60, "minutes of a conversation"),
-              (grouped.size(), "turns of a conversation"))
+    panels = ((table["seconds"], "seconds of an utterance"), (grouped.size(), "turns of a conversation"),
+              (grouped["end"].max() / 60, "minutes of a conversation"))
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.4))
     for a, (values, label) in zip(axes, panels, strict=True):
         a.hist(values, bins=24, color=COLOURS[0])
@@ -138,7 +138,8 @@ def ablations(rows: Sequence[dict[str, Any]]) -> Figure:
         panel.vlines(x, low, high, color=COLOURS[0], lw=1.6)
         panel.plot(x, part["WA_gain"], "o", color=COLOURS[0])
         panel.axhline(0, color="0.5", lw=0.8)
-        panel.set(xticks=x, xticklabels=[f"{v:g}" for v in part["value"]], xlabel=name, xlim=(-0.5, len(part) - 0.5))
+        panel.set(xticks=x, xticklabels=[f"{v:g}" for v in part["value"]], xlabel=name)
+        panel.set_xlim(-0.5, len(part) - 0.5)
     axes[0][0].set_ylabel("WA of DPM minus\nno memory, points")
     return figure
 
@@ -180,7 +181,8 @@ def cost(rows: Sequence[dict[str, Any]], window: int, rates: Sequence[float]) ->
 def players(corpus: Corpus, utterances: Sequence[Utterance]) -> None:
     """A player an utterance. Audio is embedded for the demo corpus alone: the others are not ours to pass on."""
     for utterance in utterances:
-        text = f"<b>{utterance.emotion}</b>, speaker {utterance.speaker}, {utterance.seconds:.1f} s ({utterance.id})"
+        text = (f"<b>{utterance.emotion}</b>, speaker {utterance.speaker}, {utterance.seconds:.1f} s "
+                f"({utterance.id})")
         if corpus.name != "demo":
             display(HTML(f"{text}: not embedded, as this corpus' licence does not let us pass audio on."))
             continue

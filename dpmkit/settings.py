@@ -37,7 +37,7 @@ class CodesSettings:
     tokenizer: str = "kmeans"
     codebook_size: int = 256
     frame_rate: float = 25.0  # frames a second
-    prosody_weight: float = 2.0  # weight of energy and log F0 against the MFCCs in the k-means distance
+    prosody_weight: float = 4.0  # weight of energy and log F0 against the MFCCs in the k-means distance
 
 
 @dataclass(frozen=True)

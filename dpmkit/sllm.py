@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -159,7 +160,7 @@ class EmotionSLLM(nn.Module):
             stream += [i] * n
             position += range(first - 1, first - 1 + n)
             label.append(rows[i][first:])
-            weight += [1.0 / n] * n
+            weight += [1.0 / max(1, n)] * n
         if not stream:
             return hidden.sum(dim=(1, 2)) * 0.0
         stream = torch.tensor(stream, device=hidden.device)
@@ -263,9 +264,10 @@ class EmotionSLLM(nn.Module):
             (temporary / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
-        except OSError as error:
-            raise UserError(f"cannot write {folder}: {error.strerror or error}; free some disk, then run again: "
-                            "training goes on from its last checkpoint") from error
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot write {folder}: {reason}; free some disk, then run again: training goes on "
+                            "from its last checkpoint") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -322,7 +324,7 @@ def _pretrained(source: str, dtype: str) -> nn.Module:
     try:
         return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa",
                                                     use_safetensors=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"backbone.source {source!r} cannot be loaded: give the id of a causal language model on "
                         "a hub that this machine reaches, or a local folder with config.json and "
                         f"model.safetensors ({str(error).splitlines()[0][:160]})") from error

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -60,7 +62,10 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Conversations, the label set, the folds, what was skipped, and a key that changes with the content."""
+    """Conversations, the label set, the folds, what was skipped, and a key that changes with the content.
+
+    `notes`: what a reader of results on it must know, in whole sentences; they go into every table's caption.
+    """
 
     name: str
     conversations: tuple[Conversation, ...]
@@ -68,8 +73,19 @@ class Corpus:
     folds: tuple[Fold, ...]
     skipped: tuple[Skipped, ...]
     key: str
+    notes: tuple[str, ...] = ()
 
     def select(self, ids: tuple[str, ...]) -> tuple[Conversation, ...]:
         """The conversations of these ids, in this order."""
         by_id = {c.id: c for c in self.conversations}
         return tuple(by_id[i] for i in ids)
+
+    def table(self, fold: int = 1) -> pd.DataFrame:
+        """One row an utterance: split (of fold `fold`, from 1), session, conversation, utterance, speaker,
+        emotion (None outside the label set), start, end and seconds."""
+        chosen = self.folds[fold - 1]
+        split = {i: name for name in ("train", "validation", "test") for i in getattr(chosen, name)}
+        return pd.DataFrame([{
+            "split": split[c.id], "session": c.session, "conversation": c.id, "utterance": u.id,
+            "speaker": u.speaker, "emotion": u.emotion, "start": u.start, "end": u.end, "seconds": u.seconds,
+        } for c in self.conversations for u in c.utterances])

@@ -1,0 +1,50 @@
+# Every target sets up .venv first if it is absent. PYTHON may name another interpreter (3.11 or newer).
+PYTHON  ?= python3
+PROFILE ?= demo
+CORPUS  ?=
+ROOT    ?=
+FOLDS   ?= 1
+SEEDS   ?= 0
+BIN     := .venv/bin
+RUN     := $(BIN)/python -m dpmkit reproduce --profile $(PROFILE) --folds $(FOLDS) --seeds $(SEEDS) \
+           $(if $(CORPUS),--corpus $(CORPUS)) $(if $(ROOT),--root "$(ROOT)")
+
+.PHONY: help setup reproduce notebooks test lab report clean
+help:
+	@echo "make reproduce                 the five notebooks on the demo corpus, results/ and its table"
+	@echo "make test                      every test, the smoke notebooks included"
+	@echo "make lab                       JupyterLab on notebooks/"
+	@echo "make notebooks PROFILE=demo CORPUS=emodb ROOT=path/to/emodb [FOLDS=all] [SEEDS=0,1,2]"
+	@echo "make report                    results/README.md and the README's table from the records"
+	@echo "make clean                     remove runs/ (codes, checkpoints, predictions)"
+
+# pip's exit ends the recipe before the stamp is written, so that a broken set-up is done again.
+.venv/.complete: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "dpmkit needs Python 3.11 or newer; name one: make PYTHON=python3.12 …" >&2; exit 2; }
+	@echo "setting up .venv (some minutes, once)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+setup: .venv/.complete
+
+reproduce: .venv/.complete
+	$(BIN)/python -m dpmkit reproduce --profile $(PROFILE) --folds $(FOLDS) --seeds $(SEEDS)
+
+notebooks: .venv/.complete
+	$(RUN)
+
+test: .venv/.complete
+	$(BIN)/python -m ruff check dpmkit tests
+	$(BIN)/python -m pytest
+
+lab: .venv/.complete
+	$(BIN)/python -m jupyter lab --notebook-dir=. notebooks/01_data_prep.ipynb
+
+report: .venv/.complete
+	$(BIN)/python -m dpmkit report
+
+clean:
+	rm -rf runs

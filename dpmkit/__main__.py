@@ -1,0 +1,106 @@
+"""`python -m dpmkit`: reproduce, report, settings. Exit code 2 and one line for the user's mistakes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+from .settings import PROFILES, Settings, UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse and run; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="dpmkit", description="Dynamic Parameter Memory, reproduced")
+    commands = parser.add_subparsers(dest="command", required=True)
+    reproduce = commands.add_parser("reproduce", help="run the notebooks headlessly and write results/")
+    settings = commands.add_parser("settings", help="print the settings of a profile as JSON")
+    report = commands.add_parser("report", help="write results/README.md and the README's table from the records")
+    for command in (reproduce, settings):
+        command.add_argument("--profile", default="demo", help=f"one of {', '.join(PROFILES)}")
+        command.add_argument("--corpus", default="", help="default: the profile's")
+        command.add_argument("--root", default="", help="the corpus' folder; relative to the working directory")
+        command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
+                             help="override a setting, e.g. memory.lr=1e-3 (may be repeated)")
+    reproduce.add_argument("--folds", default="1", help="e.g. 1, or 1,3, or all")
+    reproduce.add_argument("--seeds", default="0", help="e.g. 0 or 0,1,2")
+    reproduce.add_argument("--notebooks", default="", help="e.g. 01,03 (default: all five)")
+    for command in (reproduce, settings, report):
+        command.add_argument("--home", default="", help="folder of runs/ and results/ (default: the checkout)")
+    options = parser.parse_args(arguments)
+    try:
+        return {"reproduce": _reproduce, "settings": _settings, "report": _report}[options.command](options)
+    except UserError as error:
+        print(f"dpmkit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dpmkit: stopped; finished stages are kept, run again to go on", file=sys.stderr)
+        return 130
+    except RuntimeError as error:
+        print(f"dpmkit: {error}", file=sys.stderr)
+        return 1
+
+
+def _of(options: argparse.Namespace) -> tuple[Settings, dict[str, Any]]:
+    overrides = {}
+    for pair in options.overrides:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--set takes NAME=VALUE, e.g. --set memory.lr=1e-3, not {pair!r}")
+        try:
+            overrides[name] = json.loads(value)
+        except ValueError:
+            overrides[name] = value
+    settings = Settings.of(options.profile, overrides, home=options.home)
+    if options.corpus:
+        settings = settings.replace("corpus", options.corpus)
+    if options.root:  # kept relative to the project folder, so that no record holds a path of this machine
+        settings = settings.replace("root", os.path.relpath(options.root, settings.home_path))
+    return settings, overrides
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from . import corpora, reproduce
+
+    settings, overrides = _of(options)
+    known = corpora.load(settings).folds
+    folds = list(range(1, len(known) + 1)) if options.folds == "all" else _numbers("--folds", options.folds)
+    notebooks = [n for n in reproduce.NOTEBOOKS
+                 if not options.notebooks or n.split("_")[0] in options.notebooks.split(",")]
+    if not notebooks:
+        raise UserError(f"--notebooks {options.notebooks!r} names none of {', '.join(reproduce.NOTEBOOKS)}")
+    for fold in folds:
+        for seed in _numbers("--seeds", options.seeds):
+            if not 1 <= fold <= len(known):
+                raise UserError(f"fold {fold} does not exist: corpus {settings.corpus!r} has folds 1 to "
+                                f"{len(known)}")
+            reproduce.run(settings.replace("fold", fold).replace("seed", seed), notebooks, overrides)
+    return _report(options)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from . import records, report
+
+    home = Settings(home=options.home).home_path
+    for path in report.write(home):
+        print(f"wrote {path}", file=sys.stderr)
+    print(report.summary(records.load_all(home)))
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> int:
+    print(json.dumps(_of(options)[0].flat(), indent=1))
+    return 0
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{name} takes numbers such as 1 or 1,3 (folds: or all), not {text!r}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""espeak-ng as a synthesiser: ctypes over the library and the voices that the wheel `espeakng_loader` ships.
+
+The library keeps state between utterances: flutter, phase of the glottal wave, random numbers of the breath,
+seeded by the clock. Neither setting the voice anew nor espeak_Terminate resets it. So `speak` loads the library
+afresh every time (1 ms) and seeds it: the same arguments give the same samples, whatever was said before.
+"""
+
+from __future__ import annotations
+
+import _ctypes
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from ..settings import UserError
+
+# espeak-ng's speak_lib.h: AUDIO_OUTPUT_SYNCHRONOUS, espeakINITIALIZE_DONT_EXIT, espeakCHARS_UTF8, espeakRATE,
+# espeakPITCH, espeakRANGE.
+SYNCHRONOUS, DONT_EXIT, UTF8 = 2, 1 << 15, 1
+RATE, PITCH, RANGE = 1, 3, 4
+
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+def speak(text: str, voice: str, pitch: int, pitch_range: int, rate: int) -> tuple[np.ndarray, int]:
+    """Samples, float32 in [-1, 1], shape (samples,), and their rate in Hz.
+
+    `pitch` 0 to 99 (50: the voice's own; 50 steps are an octave), `pitch_range` 0 to 99 (50: the voice's own;
+    proportional), `rate` 80 to 450 words a minute. Not for two threads at once: the library is one global.
+    Raises UserError where the library does not start or lacks the voice.
+    """
+    pieces: list[np.ndarray] = []
+
+    def collect(samples, count, _events) -> int:
+        if samples and count > 0:
+            pieces.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
+        return 0
+
+    callback = _Callback(collect)  # named, as C holds no reference to it
+    with _library() as (library, hertz):
+        library.espeak_SetSynthCallback(callback)
+        if library.espeak_SetVoiceByName(voice.encode()):
+            raise UserError(f"espeak-ng has no voice {voice!r}; reinstall espeakng-loader as requirements.lock "
+                            "pins it")
+        for parameter, value in ((RATE, rate), (PITCH, pitch), (RANGE, pitch_range)):
+            library.espeak_SetParameter(parameter, int(value), 0)
+        said = text.encode() + b"\0"
+        library.espeak_Synth(said, ctypes.c_size_t(len(said)), 0, 1, 0, UTF8, None, None)
+    samples = np.concatenate(pieces) if pieces else np.zeros(0, np.int16)
+    return samples.astype(np.float32) / 32768, hertz
+
+
+@contextmanager
+def _library() -> Iterator[tuple[ctypes.CDLL, int]]:
+    """The library in its first state, and its sampling rate in Hz."""
+    try:
+        import espeakng_loader
+        library = ctypes.CDLL(espeakng_loader.get_library_path())
+    except (ImportError, OSError) as error:
+        raise UserError(f"espeak-ng cannot be loaded ({error}); install the wheel espeakng-loader as "
+                        "requirements.lock pins it") from error
+    try:
+        hertz = library.espeak_Initialize(SYNCHRONOUS, 0, os.fsencode(espeakng_loader.get_data_path()), DONT_EXIT)
+        if hertz <= 0:
+            raise UserError(f"espeak-ng does not start (code {hertz}); reinstall espeakng-loader as "
+                            "requirements.lock pins it")
+        library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+        ctypes.CDLL(None).srand(1)  # two of its voices draw from the C library instead
+        yield library, hertz
+        library.espeak_Terminate()
+    finally:
+        _ctypes.dlclose(library._handle)

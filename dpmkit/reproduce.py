@@ -1,0 +1,74 @@
+"""The five notebooks, headlessly: papermill runs each for every fold and seed, nbconvert renders it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from nbconvert import HTMLExporter
+from papermill.exceptions import PapermillExecutionError
+
+from . import runs
+from .settings import Settings, UserError
+
+NOTEBOOKS = ("01_data_prep", "02_backbone_finetuning", "03_dpm_inference", "04_ablations", "05_context_length")
+
+
+def run(settings: Settings, notebooks: Sequence[str] = NOTEBOOKS, overrides: dict[str, Any] | None = None) -> None:
+    """Run notebooks in order; results/<profile>-<corpus>/fold1-seed0/ gets each as executed ipynb and HTML.
+
+    The notebooks themselves are never written. `overrides` are settings by dotted name, passed on as they are.
+    Raises UserError as a notebook raised it; any other failure names the notebook, its cell and the file that
+    holds what it did so far.
+    """
+    source = Path(__file__).resolve().parent.parent / "notebooks"
+    target = settings.results_path / settings.run_name
+    work = settings.home_path / "runs" / "notebooks" / f"{settings.profile}-{settings.corpus}" / settings.run_name
+    parameters = {"profile": settings.profile, "corpus": settings.corpus, "root": settings.root,
+                  "fold": settings.fold, "seed": settings.seed, "home": settings.home,
+                  "overrides": overrides or {}}
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    for number, name in enumerate(notebooks, start=1):
+        if not (source / f"{name}.ipynb").is_file():
+            raise UserError(f"notebook {name!r} is not in {source}; choose from {', '.join(NOTEBOOKS)}")
+        print(f"[{number}/{len(notebooks)}] {name}  {settings.profile} {settings.corpus} {settings.run_name}",
+              file=sys.stderr, flush=True)
+        start = time.perf_counter()
+        work.mkdir(parents=True, exist_ok=True)
+        executed = work / f"{name}.ipynb"
+        try:
+            papermill.execute_notebook(source / f"{name}.ipynb", executed, parameters, kernel_name="python3",
+                                       cwd=source, progress_bar=sys.stderr.isatty(), log_output=False,
+                                       request_save_on_cell_execute=True)
+        except PapermillExecutionError as error:
+            if error.ename == "UserError":
+                raise UserError(error.evalue) from None
+            raise RuntimeError(f"notebook {name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}; "
+                               f"{executed} holds what it did. Finished stages are kept: run again to go on"
+                               ) from error
+        _render(executed, target, name)
+        print(f"    {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+
+
+def _render(executed: Path, target: Path, name: str) -> None:
+    """The executed notebook without progress bars and timings of cells, as ipynb and as HTML, into `target`."""
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata.pop("papermill", None)  # holds paths of this machine
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"
+                            and "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+    notebook.metadata.pop("widgets", None)
+    html, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook)
+    for suffix, text in ((".ipynb", nbformat.writes(notebook) + "\n"), (".html", html)):
+        path = target / f"{name}{suffix}"
+        with runs.atomic(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,182 @@
+"""Waveforms: float32 in [-1, 1], mono, shape (samples,), at `RATE` unless told otherwise.
+
+Whatever libsndfile decodes is heard (wav, flac, ogg, mp3; any rate, width and number of channels). A file
+that cannot be heard is named, with why: `fault` returns the reason, `read` raises it as a UserError.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from scipy import signal
+
+from . import runs
+from .settings import UserError
+
+RATE = 16_000  # samples a second of every waveform in this kit
+RATES = (1_000, 768_000)  # samples a second; a header outside is damaged
+ROUNDING = 1e-3  # seconds that `end` may pass the end of the file: annotations are printed in milliseconds
+LOUDEST = 16.0  # full scale is 1; a float file beyond this holds integers' values and would only be clipped
+ZEROS = 16  # zero crossings of the resampling filter on either side
+BLOCK = 1 << 20  # frames decoded at a time by `fault`
+
+
+class _Unheard(Exception):
+    """Why a file cannot be heard, in words that follow 'it'."""
+
+
+def read(path: Path | str, start: float = 0.0, end: float | None = None, rate: int = RATE) -> np.ndarray:
+    """The part from `start` to `end` seconds (None: to its end), channels averaged, at `rate`; (samples,).
+
+    It equals `read(path)[round(start * rate):round(end * rate)]`, but only that part is decoded. Raises
+    UserError for a file that cannot be heard and for a part that is not inside it.
+    """
+    with _heard(path) as file:
+        seconds = file.frames / file.samplerate
+        stop = seconds if end is None else end
+        if not (0 <= start < stop <= seconds + ROUNDING):
+            raise UserError(f"cannot hear {path} from {start} to {stop} s: it lasts {seconds:.3f} s; "
+                            "mend the times, or the file is not the one they were made for")
+        up, down = _ratio(file.samplerate, rate)
+        total = -(-file.frames * up // down)
+        first, last = round(start * rate), total if end is None else min(round(end * rate), total)
+        if first >= last:
+            raise UserError(f"cannot hear {path} from {start} to {stop} s: that is less than one sample at "
+                            f"{rate} Hz; mend the times")
+        # Cut at whole periods of the ratio and wide enough for the filter: the same sums as in the whole.
+        margin = ZEROS // min(up, down) + 1
+        block = max(0, first // up - margin)
+        stop_frame = min(file.frames, (-(-last // up) + margin) * down)
+        waveform = _decoded(file, block * down, stop_frame)
+        out = resample(waveform, file.samplerate, rate)[first - block * up:last - block * up]
+    return np.clip(out, -1.0, 1.0)  # mp3, resampling and float files overshoot
+
+
+def write(path: Path | str, waveform: np.ndarray, rate: int = RATE) -> None:
+    """A waveform, shape (samples,), as 16-bit PCM (.wav or .flac), atomically; beyond [-1, 1] it is clipped.
+
+    Raises ValueError for another shape or non-finite samples, UserError where it cannot be written.
+    """
+    path, waveform = Path(path), np.asarray(waveform)
+    if waveform.ndim != 1 or not len(waveform) or not np.isfinite(waveform).all():
+        raise ValueError(f"a waveform is finite, of shape (samples,), not empty; got shape {waveform.shape}")
+    if path.suffix.lower() not in (".wav", ".flac"):
+        raise UserError(f"cannot write {path}: name it .wav or .flac")
+    pcm = np.clip(np.round(waveform.astype(np.float64) * 32768), -32768, 32767).astype(np.int16)
+    encoded = io.BytesIO()  # encoded in memory, as libsndfile hides why a write failed
+    soundfile.write(encoded, pcm, rate, format=path.suffix[1:].upper(), subtype="PCM_16")
+    with runs.atomic(path) as temporary:
+        temporary.write_bytes(encoded.getvalue())
+
+
+def seconds(path: Path | str) -> float:
+    """Duration by the header; UserError where the file cannot be opened as audio."""
+    with _heard(path) as file:
+        return file.frames / file.samplerate
+
+
+def fault(path: Path | str) -> str | None:
+    """Why the file cannot be heard (missing, empty, not audio, cut off, no or non-finite samples), else None.
+
+    The whole file is decoded, a block at a time. Silence is heard. An ogg does not say how long it should be:
+    one that is cut off is heard as far as it goes.
+    """
+    try:
+        with _opened(path) as file:
+            for start in range(0, file.frames, BLOCK):
+                _decoded(file, start, min(start + BLOCK, file.frames))
+    except _Unheard as why:
+        return str(why)
+    return None
+
+
+def resample(waveform: np.ndarray, source: int, target: int = RATE) -> np.ndarray:
+    """A waveform, shape (samples,), from `source` to `target` Hz; float32, ceil(samples * target / source).
+
+    scipy rather than torchaudio: its filter costs up + down in memory, not up * down, so that no odd rate in
+    a header (44,101 Hz) takes gigabytes, and a part comes out as it does in the whole, bit by bit.
+    """
+    waveform = np.asarray(waveform, dtype=np.float32)
+    if source == target:
+        return waveform
+    up, down = _ratio(source, target)
+    return signal.resample_poly(waveform, up, down, window=_lowpass(up, down)).astype(np.float32, copy=False)
+
+
+@lru_cache(maxsize=16)
+def _lowpass(up: int, down: int) -> np.ndarray:
+    """Windowed sinc below the lower of both Nyquist frequencies, at the rate that both divide; (taps,)."""
+    widest = max(up, down)
+    return signal.firwin(2 * ZEROS * widest + 1, 1 / widest, window=("kaiser", 7.0)).astype(np.float32)
+
+
+def _ratio(source: int, target: int) -> tuple[int, int]:
+    """target / source as the smallest (up, down)."""
+    common = math.gcd(source, target)
+    return target // common, source // common
+
+
+@contextmanager
+def _heard(path: Path | str) -> Iterator[soundfile.SoundFile]:
+    """`_opened`, its faults as UserError."""
+    try:
+        with _opened(path) as file:
+            yield file
+    except _Unheard as why:
+        raise UserError(f"cannot hear {path}: it {why}; fetch the file again from its source, or take it out "
+                        "of the corpus") from None
+
+
+@contextmanager
+def _opened(path: Path | str) -> Iterator[soundfile.SoundFile]:
+    """The open file; _Unheard where its header already tells that it cannot be heard."""
+    path = Path(path)
+    if not path.is_file():
+        raise _Unheard("is a folder" if path.is_dir() else "does not exist")
+    if not path.stat().st_size:
+        raise _Unheard("is empty (0 bytes)")
+    try:
+        file = soundfile.SoundFile(path)
+    except (soundfile.SoundFileError, TypeError, OSError) as error:  # TypeError: a headerless .raw
+        said = str(getattr(error, "error_string", error)).strip().rstrip(".")
+        raise _Unheard(f"is not audio that can be decoded ({said})") from None
+    with file:
+        if file.frames <= 0:
+            raise _Unheard("holds no samples")
+        if not RATES[0] <= file.samplerate <= RATES[1]:
+            raise _Unheard(f"claims {file.samplerate} samples a second")
+        # libsndfile hears what is left of a wav whose data were cut off, and tells only its log. A size from
+        # 2**31 - 64 KiB up is no claim: programs that write to a pipe put the largest number there.
+        cut = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+        if cut and int(cut[2]) < int(cut[1]) < 2**31 - 2**16:
+            raise _Unheard(f"is cut off ({cut[2]} of {cut[1]} bytes of sound)")
+        yield file
+
+
+def _decoded(file: soundfile.SoundFile, start: int, stop: int) -> np.ndarray:
+    """Frames start to stop, channels averaged, float32, (stop - start,); _Unheard where they are bad."""
+    try:
+        # Seeks in ogg and mp3 miss by some frames, and soundfile seeks after every read: one read, from 0.
+        skipped = start if file.format in ("OGG", "MP3") and start != file.tell() else 0
+        if start - skipped != file.tell():
+            file.seek(start - skipped)
+        frames = file.read(stop - start + skipped, dtype="float32", always_2d=True)[skipped:]
+    except (soundfile.SoundFileError, MemoryError) as error:
+        raise _Unheard(f"cannot be decoded to its end ({str(error).strip().rstrip('.')})") from None
+    if len(frames) < stop - start:
+        raise _Unheard(f"is cut off ({(start + len(frames)) / file.samplerate:.3f} of "
+                       f"{file.frames / file.samplerate:.3f} s are there)")
+    peak = np.abs(frames).max()
+    if not np.isfinite(peak):
+        raise _Unheard("holds samples that are not finite numbers")
+    if peak > LOUDEST:
+        raise _Unheard(f"holds samples up to {peak:.0f} where full scale is 1")
+    return frames.mean(axis=1)

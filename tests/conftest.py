@@ -1,0 +1,100 @@
+"""Tiny models, a corpus without audio, and settings that write into a temporary folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance
+from dpmkit.corpora.dynamics import EMOTIONS
+from dpmkit.settings import BackboneSettings, FinetuneSettings, Settings
+from dpmkit.sllm import EmotionSLLM
+
+CODEBOOK = 16
+TINY = BackboneSettings(layers=2, hidden=32, heads=2, intermediate=48, window=64)
+
+
+@pytest.fixture
+def sllm():
+    return EmotionSLLM.create(TINY, FinetuneSettings(), CODEBOOK, EMOTIONS, seed=1).eval()
+
+
+@pytest.fixture
+def sharp(sllm):
+    """An SLLM whose answers hang on every token that it hears: a fresh one's hardly do, and would hide a leak."""
+    with torch.no_grad():
+        for weight in sllm.parameters():
+            if weight.dim() > 1:
+                weight *= 8
+    return sllm
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What the kit asks of `codes.CorpusCodes`."""
+
+    codes: dict[str, np.ndarray]
+    facts: dict
+    key: str
+
+
+@pytest.fixture
+def toy():
+    """(corpus, codes): five sessions of four conversations, two speakers each, no audio; an emotion prefers four
+    of the 16 codes. Some turns stand outside the label set; conversations are of 1, 5, 6 and 7 turns."""
+    return make_toy()
+
+
+def make_toy(sessions=5, turns=(1, 5, 6, 7), seed=0, preference=0.9):
+    rng = np.random.default_rng(seed)
+    conversations, codes = [], {}
+    for s in range(1, sessions + 1):
+        for c, length in enumerate(turns):
+            said = []
+            for turn in range(length):
+                kind = int(rng.integers(len(EMOTIONS)))
+                name = f"s{s}c{c}u{turn}"
+                frames = int(rng.integers(3, 9))
+                own = 4 * kind + rng.integers(0, 4, frames)
+                codes[name] = np.where(rng.random(frames) < preference, own, rng.integers(0, CODEBOOK, frames))
+                outside = length > 1 and (turn + c) % 4 == 3
+                said.append(Utterance(name, f"s{s}{'ab'[turn % 2]}", float(turn), turn + 0.9,
+                                      None if outside else EMOTIONS[kind], Clip(Path(f"/nowhere/{name}.wav"))))
+            conversations.append(Conversation(f"s{s}c{c}", f"s{s}", tuple(said)))
+    ids = {s: tuple(c.id for c in conversations if c.session == f"s{s}") for s in range(1, sessions + 1)}
+    folds = []
+    for test in ids:
+        validation = test % sessions + 1
+        train = tuple(i for s, members in ids.items() if s not in (test, validation) for i in members)
+        folds.append(Fold(train, ids[validation], ids[test]))
+    corpus = Corpus("toy", tuple(conversations), EMOTIONS, tuple(folds), (), f"toy{seed}")
+    return corpus, Codes(codes, {"tokenizer": "toy", "codebook_size": CODEBOOK, "frame_rate": 25.0}, f"toy{seed}")
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """Smoke settings of a window of 64 tokens, at home in a temporary folder, on the CPU."""
+    return Settings.of("smoke", {
+        "home": str(tmp_path), "device": "cpu", "codes.codebook_size": CODEBOOK, "backbone.window": 64,
+        "finetune.n_o": 16, "finetune.n_p": 48, "finetune.n_q": 64, "memory.prefix": 16, "evaluation.streams": 4})
+
+
+@pytest.fixture
+def small_disk():
+    """`with small_disk(size):` no file of this process can grow beyond `size` bytes; a write fails as on a full
+    disk, with an OSError in Python and whatever the Rust and C++ writers make of it."""
+    import resource
+    from contextlib import contextmanager
+
+    @contextmanager
+    def limited(size=2000):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # Python ignores SIGXFSZ: write() gives EFBIG
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited

@@ -1,0 +1,215 @@
+"""Waveforms come out as they were recorded, or the file is named with what is wrong with it."""
+
+import errno
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from dpmkit import speech
+from dpmkit.settings import UserError
+
+
+def tone(rate, seconds=1.0, hertz=440.0, peak=0.4):
+    return (peak * np.sin(2 * np.pi * hertz * np.arange(round(rate * seconds)) / rate)).astype(np.float32)
+
+
+def loudest_hertz(waveform, rate=speech.RATE):
+    return np.abs(np.fft.rfft(waveform * np.hanning(len(waveform)))).argmax() * rate / len(waveform)
+
+
+@pytest.fixture
+def wav(tmp_path):
+    """One second of a tone, 16-bit, at the kit's rate."""
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, tone(speech.RATE), speech.RATE)
+    return path
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000])
+def test_every_rate_and_width_keeps_the_tone(tmp_path, rate, subtype, channels):
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, np.stack([tone(rate)] * channels, axis=1), rate, subtype=subtype)
+    heard = speech.read(path)
+    assert heard.dtype == np.float32 and heard.shape == (speech.RATE,)
+    assert loudest_hertz(heard) == pytest.approx(440)
+    middle = heard[2000:-2000]
+    assert np.abs(middle - tone(speech.RATE)[2000:-2000]).max() < (0.02 if subtype == "PCM_U8" else 0.002)
+    assert speech.seconds(path) == 1.0 and speech.fault(path) is None
+
+
+@pytest.mark.parametrize("suffix", ["flac", "ogg", "mp3"])
+def test_compressed_formats_keep_the_tone(tmp_path, suffix):
+    path = tmp_path / f"tone.{suffix}"
+    soundfile.write(path, tone(44_100, 2.0), 44_100)
+    heard = speech.read(path)
+    assert len(heard) == 2 * speech.RATE and loudest_hertz(heard) == pytest.approx(440)
+    assert speech.fault(path) is None
+
+
+def test_channels_are_averaged(tmp_path):
+    path = tmp_path / "stereo.wav"
+    soundfile.write(path, np.stack([tone(16_000), -tone(16_000)], axis=1), 16_000)
+    assert np.abs(speech.read(path)).max() < 1e-4
+
+
+def test_what_the_new_rate_cannot_hold_is_removed():
+    assert np.abs(speech.resample(tone(48_000, hertz=10_000), 48_000)[1000:-1000]).max() < 1e-3
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_101])
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_a_part_is_the_slice_of_the_whole(tmp_path, suffix, rate):
+    if suffix in ("ogg", "mp3") and rate == 44_101:
+        rate = 44_100  # mp3 knows no other rates
+    path = tmp_path / f"noise.{suffix}"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, rate * 3), rate)
+    whole = speech.read(path)
+    for start, end in [(0.0, 0.5), (0.31, 0.9), (1.0, None), (1.2345, 1.2347), (2.5, 3.0), (0.00001, 2.9)]:
+        part = speech.read(path, start, end)
+        stop = None if end is None else round(end * speech.RATE)
+        np.testing.assert_array_equal(part, whole[round(start * speech.RATE):stop])
+
+
+def test_only_the_part_is_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "minute.wav"
+    soundfile.write(path, tone(22_050, 60.0), 22_050)
+    decoded = []
+    read = soundfile.SoundFile.read
+    monkeypatch.setattr(soundfile.SoundFile, "read",
+                        lambda file, frames=-1, **kw: decoded.append(frames) or read(file, frames, **kw))
+    speech.read(path, 30.0, 31.0)
+    assert sum(decoded) < 1.2 * 22_050
+
+
+@pytest.mark.parametrize("samples", [1, 160])
+def test_very_short_and_silent_files_are_heard(tmp_path, samples):
+    path = tmp_path / "short.wav"
+    soundfile.write(path, np.zeros(samples), speech.RATE)
+    assert speech.fault(path) is None
+    assert speech.read(path).shape == (samples,) and not speech.read(path).any()
+
+
+def test_half_an_hour_is_heard(tmp_path):
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.tile(tone(8_000), 1800), 8_000)
+    assert speech.seconds(path) == 1800.0 and speech.fault(path) is None
+    assert len(speech.read(path, rate=8_000)) == 1800 * 8_000
+    assert loudest_hertz(speech.read(path, 1700, 1701)) == pytest.approx(440)
+
+
+def test_loud_float_files_are_clipped(tmp_path):
+    path = tmp_path / "loud.wav"
+    soundfile.write(path, tone(16_000, peak=1.5), 16_000, subtype="FLOAT")
+    assert np.abs(speech.read(path)).max() == 1.0
+
+
+def _non_finite(value):
+    def spoil(path):
+        waveform = tone(16_000)
+        waveform[5000] = value
+        soundfile.write(path, waveform, 16_000, subtype="FLOAT")
+    return spoil
+
+
+def _head(count):
+    def spoil(path):
+        soundfile.write(path, tone(16_000), 16_000)
+        path.write_bytes(path.read_bytes()[:count])
+    return spoil
+
+
+FAULTS = {
+    "missing": (lambda path: None, "does not exist"),
+    "folder": (lambda path: path.mkdir(), "is a folder"),
+    "zero bytes": (lambda path: path.touch(), "is empty (0 bytes)"),
+    "text": (lambda path: path.write_text("no audio here\n" * 9), "is not audio"),
+    "truncated header": (_head(20), "is not audio"),
+    "header alone": (_head(44), "holds no samples"),
+    "no samples": (lambda path: soundfile.write(path, np.zeros(0), 16_000), "holds no samples"),
+    "truncated data": (_head(5_000), "is cut off (4956 of 32000 bytes of sound)"),
+    "nan": (_non_finite(np.nan), "not finite"),
+    "infinity": (_non_finite(-np.inf), "not finite"),
+    "integers in a float file": (lambda path: soundfile.write(path, tone(16_000, peak=9e3), 16_000, "FLOAT"),
+                                 "where full scale is 1"),
+    "impossible rate": (lambda path: soundfile.write(path, np.zeros(9), 3), "claims 3 samples a second"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_file_that_cannot_be_heard_is_named_with_why(tmp_path, name):
+    path = tmp_path / "bad.wav"
+    spoil, reason = FAULTS[name]
+    spoil(path)
+    assert reason in speech.fault(path)
+    with pytest.raises(UserError) as error:
+        speech.read(path)
+    message = str(error.value)
+    assert str(path) in message and reason in message and "fetch the file again" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("suffix", ["flac", "mp3"])
+def test_half_of_a_compressed_file_is_a_fault(tmp_path, suffix):
+    path = tmp_path / f"half.{suffix}"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 44_100 * 4), 44_100)
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    assert speech.fault(path)
+    with pytest.raises(UserError, match=r"half\."):
+        speech.read(path)
+
+
+def test_a_wav_from_a_pipe_is_whole(wav):
+    data = wav.read_bytes()
+    at = data.index(b"data") + 4
+    wav.write_bytes(data[:at] + struct.pack("<I", 0xFFFFFFFF) + data[at + 4:])  # as ffmpeg to a pipe
+    assert speech.fault(wav) is None and len(speech.read(wav)) == speech.RATE
+
+
+@pytest.mark.parametrize(("start", "end"), [(-0.1, None), (1.0, None), (0.5, 0.5), (0.6, 0.5), (0.0, 1.1),
+                                            (float("nan"), None), (0.5, 0.50001)])
+def test_a_part_outside_the_file_is_refused(wav, start, end):
+    with pytest.raises(UserError, match=r"tone\.wav.*mend the times"):
+        speech.read(wav, start, end)
+
+
+def test_an_end_rounded_up_by_the_annotation_is_forgiven(wav):
+    assert len(speech.read(wav, 0.5, 1.0005)) == speech.RATE // 2
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_what_is_written_is_read(tmp_path, suffix):
+    path = tmp_path / "deep" / f"out.{suffix}"
+    waveform = np.random.default_rng(0).uniform(-1, 1, 5000).astype(np.float32)
+    speech.write(path, waveform)
+    assert soundfile.info(path).subtype == "PCM_16" and soundfile.info(path).samplerate == speech.RATE
+    assert np.abs(speech.read(path) - waveform).max() <= 1 / 32768
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    speech.write(path, 3 * waveform)
+    assert np.abs(speech.read(path) - np.clip(3 * waveform, -1, 1)).max() <= 1 / 32768
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(wav, monkeypatch):
+    before = wav.read_bytes()
+
+    def full(path, data):
+        with open(path, "wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    for path in (wav, wav.with_name("new.wav")):
+        with pytest.raises(UserError, match=rf"{path.name}: No space left"):
+            speech.write(path, tone(16_000))
+    assert [p.name for p in wav.parent.iterdir()] == [wav.name] and wav.read_bytes() == before
+
+
+@pytest.mark.parametrize("waveform", [np.zeros((2, 5)), np.zeros(0), np.array([0.0, np.nan])])
+def test_no_waveform_is_not_written(tmp_path, waveform):
+    with pytest.raises(ValueError, match="waveform"):
+        speech.write(tmp_path / "out.wav", waveform)
+    assert not list(tmp_path.iterdir())
