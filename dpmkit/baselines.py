@@ -89,8 +89,10 @@ def classify(settings: Settings, corpus: Corpus, codes: CorpusCodes, split: str 
     torch.manual_seed(settings.seed)
     model = Classifier(size, len(corpus.emotions), shape)
     fold = corpus.folds[settings.fold - 1]
-    data = {name: _Windows(corpus.select(getattr(fold, name)), codes.codes, corpus.emotions,
-                           settings.memory.prefix, size, shape.window) for name in ("train", "validation", split)}
+    scored = {name: [c for c in corpus.select(getattr(fold, name)) if any(u.emotion for u in c.utterances)]
+              for name in ("train", "validation", split)}
+    data = {name: _Windows(conversations, codes.codes, corpus.emotions, settings.memory.prefix, size, shape.window)
+            for name, conversations in scored.items()}
 
     def collate(items: Sequence[list[tuple[Tensor, int]]]) -> dict[str, Tensor]:
         rows, truth = zip(*(pair for item in items for pair in item), strict=True)
@@ -105,9 +107,7 @@ def classify(settings: Settings, corpus: Corpus, codes: CorpusCodes, split: str 
     model.load_state_dict(load_file(weights))
     model.to(finetune.device(settings)).eval()
     rows = []
-    for conversation, item in zip(corpus.select(getattr(fold, split)), data[split].items, strict=True):
-        if not item:
-            continue
+    for conversation, item in zip(scored[split], data[split].items, strict=True):
         with torch.no_grad():
             batch = {k: v.to(finetune.device(settings)) for k, v in collate([item]).items()}
             probabilities = model(**batch)["logits"].softmax(-1).cpu().numpy()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -25,7 +26,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from . import runs, sllm
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus
-from .settings import FinetuneSettings, Settings
+from .settings import FinetuneSettings, Settings, UserError
 from .sllm import EmotionSLLM
 
 
@@ -67,7 +68,10 @@ def train(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> Finetuned:
 def device(settings: Settings) -> torch.device:
     """`settings.device`, where "auto" is the GPU if there is one."""
     name = settings.device
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    try:
+        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise UserError(f"setting device {name!r} is not known; use auto, cpu, cuda or cuda:0") from error
 
 
 class Dialogues(Dataset):
@@ -125,18 +129,20 @@ def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate
     emotion loss on the validation data. Goes on from the newest whole checkpoint in `folder`.
     """
     steps = math.ceil(len(train_data) / tune.batch) * epochs
+    checkpoint, done = _last_whole_checkpoint(folder / "checkpoints", tune.patience)
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"), per_device_train_batch_size=tune.batch,
-        per_device_eval_batch_size=tune.batch, num_train_epochs=epochs, learning_rate=lr,
+        per_device_eval_batch_size=tune.batch, num_train_epochs=done or epochs, learning_rate=lr,
         lr_scheduler_type="cosine", warmup_steps=round(tune.warmup * steps), weight_decay=tune.weight_decay,
         max_grad_norm=1.0, eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch",
         save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="eval_l_e", greater_is_better=False,
         seed=settings.seed, data_seed=settings.seed, remove_unused_columns=False, report_to="none",
-        use_cpu=device(settings).type == "cpu", dataloader_pin_memory=False)
+        use_cpu=device(settings).type == "cpu", dataloader_pin_memory=False,
+        restore_callback_states_from_checkpoint=True)  # the patience that is left, or a resumed run trains longer
     trainer = _Trainer(model=model, args=arguments, train_dataset=train_data, eval_dataset=validation_data,
                        data_collator=collate,
                        callbacks=[_Epoch(train_data), EarlyStoppingCallback(tune.patience)])
-    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder / "checkpoints"))
+    trainer.train(resume_from_checkpoint=checkpoint)
     rows: dict[int, dict] = {}
     for entry in trainer.state.log_history:
         row = rows.setdefault(round(entry["epoch"]), {"epoch": round(entry["epoch"])})
@@ -178,14 +184,32 @@ class _Trainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # What is trained, once: a frozen backbone is where it came from, and tied weights have two names.
+        super()._save(output_dir, {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad})
 
-def _last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint whose last file was written; a half-written one (a kill, a full disk) is removed."""
+    def _issue_warnings_after_load(self, load_result) -> None:
+        if load_result.unexpected_keys:  # keys that a checkpoint lacks are the frozen ones
+            raise RuntimeError(f"the checkpoint is of another model: {load_result.unexpected_keys}")
+
+    def _save_checkpoint(self, model: nn.Module, trial) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch.save tells a full disk as the last
+            raise UserError(f"cannot write {self.args.output_dir}: {' '.join(str(error).split())[:120]}; free some "
+                            "disk, then run again: training goes on from its last checkpoint") from error
+
+
+def _last_whole_checkpoint(folder: Path, patience: int) -> tuple[str | None, int]:
+    """The newest checkpoint whose last file was written; a half-written one (a kill, a full disk) is removed.
+    And its epoch, where its patience was spent there: a run killed just then has nothing left to train. Else 0."""
     newest_first = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
     for path in newest_first:
         try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            return str(path)
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            stopping = state["stateful_callbacks"]["EarlyStoppingCallback"]["attributes"]
+            spent = stopping["early_stopping_patience_counter"] >= patience
+            return str(path), round(state["epoch"]) if spent else 0
         except (OSError, ValueError):
             shutil.rmtree(path)
-    return None
+    return None, 0

@@ -71,8 +71,8 @@ def compare(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...], baseline
     Raises ValueError where the methods did not answer the same targets.
     """
     names, counts = zip(*(confusions(t, emotions) for t in tables.values()), strict=True)
-    sizes = [c.sum((1, 2)).tolist() for c in counts]
-    if any(n != names[0] or s != sizes[0] for n, s in zip(names, sizes, strict=True)):
+    truths = [c.sum(2).tolist() for c in counts]  # how often each emotion was asked for, a conversation
+    if any(n != names[0] or t != truths[0] for n, t in zip(names, truths, strict=True)):
         raise ValueError("the methods answered different targets: a paired comparison needs the same ones")
     draws = np.random.default_rng(seed).multinomial(len(names[0]), np.full(len(names[0]), 1 / len(names[0])),
                                                     size=resamples)

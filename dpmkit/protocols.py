@@ -175,16 +175,17 @@ def _write(engine: DynamicParameterMemory, told: Sequence[_Stream], writers: Seq
 
 
 def _donors(conversations: Sequence[Conversation]) -> dict[str, Conversation]:
-    """Another conversation for each, of other speakers where the split has any: the next one in order of ids."""
+    """Another conversation for each, of other speakers and no shorter where the split has any (a memory of fewer
+    updates would be no control): the next such one in order of ids."""
     ordered = sorted(conversations, key=lambda c: c.id)
     if len(ordered) < 2:
         raise UserError("the swapped control needs two conversations or more in the split")
     donors = {}
     for i, conversation in enumerate(ordered):
         others = ordered[i + 1:] + ordered[:i]
-        speakers = {u.speaker for u in conversation.utterances}
+        speakers, turns = {u.speaker for u in conversation.utterances}, len(conversation.utterances)
         strangers = [o for o in others if not speakers & {u.speaker for u in o.utterances}]
-        donors[conversation.id] = (strangers or others)[0]
+        donors[conversation.id] = max(strangers or others, key=lambda o: min(len(o.utterances), turns))
     return donors
 
 

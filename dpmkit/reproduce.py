@@ -18,6 +18,7 @@ from . import runs
 from .settings import Settings, UserError
 
 NOTEBOOKS = ("01_data_prep", "02_backbone_finetuning", "03_dpm_inference", "04_ablations", "05_context_length")
+SOURCE = Path(__file__).resolve().parent.parent / "notebooks"
 
 
 def run(settings: Settings, notebooks: Sequence[str] = NOTEBOOKS, overrides: dict[str, Any] | None = None) -> None:
@@ -27,7 +28,6 @@ def run(settings: Settings, notebooks: Sequence[str] = NOTEBOOKS, overrides: dic
     Raises UserError as a notebook raised it; any other failure names the notebook, its cell and the file that
     holds what it did so far.
     """
-    source = Path(__file__).resolve().parent.parent / "notebooks"
     target = settings.results_path / settings.run_name
     work = settings.home_path / "runs" / "notebooks" / f"{settings.profile}-{settings.corpus}" / settings.run_name
     parameters = {"profile": settings.profile, "corpus": settings.corpus, "root": settings.root,
@@ -35,16 +35,16 @@ def run(settings: Settings, notebooks: Sequence[str] = NOTEBOOKS, overrides: dic
                   "overrides": overrides or {}}
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     for number, name in enumerate(notebooks, start=1):
-        if not (source / f"{name}.ipynb").is_file():
-            raise UserError(f"notebook {name!r} is not in {source}; choose from {', '.join(NOTEBOOKS)}")
+        if not (SOURCE / f"{name}.ipynb").is_file():
+            raise UserError(f"notebook {name!r} is not in {SOURCE}; choose from {', '.join(NOTEBOOKS)}")
         print(f"[{number}/{len(notebooks)}] {name}  {settings.profile} {settings.corpus} {settings.run_name}",
               file=sys.stderr, flush=True)
         start = time.perf_counter()
         work.mkdir(parents=True, exist_ok=True)
         executed = work / f"{name}.ipynb"
         try:
-            papermill.execute_notebook(source / f"{name}.ipynb", executed, parameters, kernel_name="python3",
-                                       cwd=source, progress_bar=sys.stderr.isatty(), log_output=False,
+            papermill.execute_notebook(SOURCE / f"{name}.ipynb", executed, parameters, kernel_name="python3",
+                                       cwd=SOURCE, progress_bar=sys.stderr.isatty(), log_output=False,
                                        request_save_on_cell_execute=True)
         except PapermillExecutionError as error:
             if error.ename == "UserError":

@@ -8,7 +8,9 @@ exist is refused, with the known ones listed.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,6 +148,9 @@ class Settings:
         if profile not in PROFILES:
             raise UserError(f"profile {profile!r} is not known; choose one of {', '.join(PROFILES)}")
         values = {**PROFILES[profile], **named, **(overrides or {})}
+        if values.get("profile", profile) != profile:
+            raise UserError(f"setting profile is {values['profile']!r}, but the values are those of {profile!r}: "
+                            "name one profile, before the overrides")
         settings = cls(profile=profile)
         for name, value in values.items():
             settings = settings.replace(name, value)
@@ -173,18 +178,17 @@ class Settings:
 
     def checked(self) -> Settings:
         """Itself, or a UserError for values that cannot work together."""
-        positive = ("codes.codebook_size", "backbone.window", "memory.rank", "finetune.n_o", "finetune.n_q",
-                    "finetune.batch", "evaluation.streams", "evaluation.bootstrap", "fold",
-                    "conversation.conversations", "conversation.min_turns", "codes.frame_rate")
-        flat = self.flat()
-        for name in positive:
-            if flat[name] <= 0:
-                raise UserError(f"setting {name} must be greater than 0, not {flat[name]}")
-        for name in ("memory.prefix", "memory.lr", "memory.steps", "memory.clip", "finetune.n_p", "seed"):
-            if flat[name] < 0:
-                raise UserError(f"setting {name} must not be negative, not {flat[name]}")
+        for name, value in self.flat().items():
+            if name not in RANGES:
+                continue
+            words, fits = RANGES[name]
+            if not all(fits(v) for v in (value if isinstance(value, tuple) else (value,))):
+                raise UserError(f"setting {name} must be {words}, not {value}")
         if self.conversation.min_turns > self.conversation.max_turns:
             raise UserError("setting conversation.min_turns must not exceed conversation.max_turns")
+        if self.backbone.dtype not in ("float32", "bfloat16", "float16"):
+            raise UserError("setting backbone.dtype must be float32, bfloat16 or float16, "
+                            f"not {self.backbone.dtype!r}")
         if self.memory.optimizer not in ("adamw", "sgd"):
             raise UserError(f"setting memory.optimizer must be adamw or sgd, not {self.memory.optimizer!r}")
         if self.memory.history_emotions not in ("none", "predicted"):
@@ -233,17 +237,43 @@ def _typed(name: str, old: Any, new: Any) -> Any:
                         f"{name}.{dataclasses.fields(old)[0].name}")
     try:
         if isinstance(old, tuple):
-            return tuple(type(old[0])(v) for v in new)
+            if not isinstance(new, (list, tuple)) or not new:
+                raise TypeError
+            return tuple(_typed(name, old[0], v) for v in new)
         if isinstance(old, str):
             if not isinstance(new, str):
                 raise TypeError
             return new
         if isinstance(new, bool) or (isinstance(old, int) and float(new) != int(float(new))):
             raise TypeError
+        if not math.isfinite(float(new)):
+            raise ValueError
         return type(old)(new)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"setting {name!r} takes {type(old).__name__}, e.g. {old!r}, not {new!r}") from None
 
+
+def _ranges() -> dict[str, tuple[str, Callable[[float], bool]]]:
+    """Dotted name -> in words, and the check of one value; a tuple's values are checked one by one."""
+    kinds = {
+        ("greater than 0", lambda v: v > 0): (
+            "fold conversation.conversations conversation.min_turns codes.codebook_size codes.frame_rate "
+            "backbone.layers backbone.hidden backbone.heads backbone.intermediate backbone.window finetune.n_o "
+            "finetune.n_q finetune.epochs finetune.batch finetune.classifier_epochs memory.rank evaluation.streams "
+            "evaluation.bootstrap ablation.conversations ablation.rank context.seconds context.repeats"),
+        ("0 or more", lambda v: v >= 0): (
+            "seed conversation.seed codes.prosody_weight finetune.n_p finetune.lr finetune.classifier_lr "
+            "finetune.weight_decay finetune.patience finetune.lora_rank memory.prefix memory.lr memory.steps "
+            "memory.clip memory.weight_decay evaluation.limit ablation.lr ablation.steps ablation.prefix"),
+        ("2 or more", lambda v: v >= 2): "conversation.speakers",
+        ("from 0 to 1", lambda v: 0 <= v <= 1): "finetune.warmup",
+        ("0 or more and less than 1", lambda v: 0 <= v < 1): "backbone.dropout finetune.lora_dropout",
+        ("between 0 and 1", lambda v: 0 < v < 1): "evaluation.confidence",
+    }
+    return {name: kind for kind, names in kinds.items() for name in names.split()}
+
+
+RANGES = _ranges()
 
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {

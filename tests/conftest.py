@@ -1,12 +1,12 @@
 """Tiny models, a corpus without audio, and settings that write into a temporary folder."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from dpmkit.codes import CorpusCodes
 from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance
 from dpmkit.corpora.dynamics import EMOTIONS
 from dpmkit.settings import BackboneSettings, FinetuneSettings, Settings
@@ -29,15 +29,6 @@ def sharp(sllm):
             if weight.dim() > 1:
                 weight *= 8
     return sllm
-
-
-@dataclass(frozen=True)
-class Codes:
-    """What the kit asks of `codes.CorpusCodes`."""
-
-    codes: dict[str, np.ndarray]
-    facts: dict
-    key: str
 
 
 @pytest.fixture
@@ -70,14 +61,19 @@ def make_toy(sessions=5, turns=(1, 5, 6, 7), seed=0, preference=0.9):
         train = tuple(i for s, members in ids.items() if s not in (test, validation) for i in members)
         folds.append(Fold(train, ids[validation], ids[test]))
     corpus = Corpus("toy", tuple(conversations), EMOTIONS, tuple(folds), (), f"toy{seed}")
-    return corpus, Codes(codes, {"tokenizer": "toy", "codebook_size": CODEBOOK, "frame_rate": 25.0}, f"toy{seed}")
+    facts = {"tokenizer": "toy", "codebook_size": CODEBOOK, "frame_rate": 25.0}
+    return corpus, CorpusCodes(f"toy{seed}", codes, {name: np.zeros(76) for name in codes}, facts)
 
 
 @pytest.fixture
 def settings(tmp_path):
-    """Smoke settings of a window of 64 tokens, at home in a temporary folder, on the CPU."""
+    return make_settings(tmp_path)
+
+
+def make_settings(home):
+    """Smoke settings of a window of 64 tokens, at home in this folder, on the CPU."""
     return Settings.of("smoke", {
-        "home": str(tmp_path), "device": "cpu", "codes.codebook_size": CODEBOOK, "backbone.window": 64,
+        "home": str(home), "device": "cpu", "codes.codebook_size": CODEBOOK, "backbone.window": 64,
         "finetune.n_o": 16, "finetune.n_p": 48, "finetune.n_q": 64, "memory.prefix": 16, "evaluation.streams": 4})
 
 

@@ -20,7 +20,7 @@ IEMOCAP_INERTIA = np.array([
 ])
 IEMOCAP_INERTIA = IEMOCAP_INERTIA / IEMOCAP_INERTIA.sum(axis=1, keepdims=True)  # the print is rounded
 
-CONTAGION = 0.1  # chance that a speaker takes over the partner's last emotion, in every corpus made here
+CONTAGION = 0.05  # chance that a speaker takes over the partner's last emotion, in every corpus made here
 
 
 def stationary(matrix: np.ndarray) -> np.ndarray:

@@ -44,7 +44,12 @@ def load(settings: Settings) -> Corpus:
     code = runs.code_version(sys.modules[__name__], composed, dynamics, conversation, speech)
     key = runs.key("emodb", settings.conversation, hashes, [[s.item, s.reason] for s in skipped], code)
     folds = composed.leave_one_session_out(conversations)
-    return Corpus("emodb", tuple(conversations), dynamics.EMOTIONS, folds, tuple(skipped), key)
+    heard = sum(len(c.utterances) for c in conversations) / len(hashes)
+    notes = (f"Conversations are composed of {len(hashes)} acted recordings, each heard about {heard:.0f} times in "
+             "the corpus, and a test session has two speakers: the true intervals are wider than those over "
+             "conversations.",
+             "With two speakers a session, the swapped control's other conversation is of the same speakers.")
+    return Corpus("emodb", tuple(conversations), dynamics.EMOTIONS, folds, tuple(skipped), key, notes)
 
 
 def _wav_folder(root: Path) -> Path:

@@ -1,0 +1,100 @@
+"""What a waveform sounds like, frame by frame: MFCC, log energy, F0 and voicing; and pooled over an utterance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import numpy as np
+import torch
+from torchaudio.transforms import MFCC
+
+from . import speech
+
+WINDOW = 1024  # samples (64 ms) of one frame: two periods of 60 Hz and more
+CEPSTRA = 12  # MFCCs 1 to 12; the zeroth is energy again
+PROSODY = slice(CEPSTRA, CEPSTRA + 3)  # log energy, log2 F0, voicing
+PITCH = (60.0, 600.0)  # Hz, searched for F0
+VOICED = 0.5  # of 1, normalised autocorrelation from which a frame counts as voiced
+FLOOR = 1e-5  # root mean square below which nothing is heard: -100 dB of full scale
+CENTRE = 160.0  # Hz, F0 of an utterance without a voiced frame
+
+
+def frames(waveform: np.ndarray, frame_rate: float = 25.0) -> np.ndarray:
+    """Acoustic frames, float32, shape (frames, 15): MFCC 1 to 12, log10 energy, log2 F0, voicing in [0, 1].
+
+    Unvoiced frames take F0 from the voiced ones around them, linearly; an utterance without any takes CENTRE.
+    """
+    waveform = np.asarray(waveform, dtype=np.float32)
+    if waveform.ndim != 1 or not len(waveform) or not np.isfinite(waveform).all():
+        raise ValueError(f"a waveform is finite, of shape (samples,), not empty; got shape {waveform.shape}")
+    hop = speech.RATE / frame_rate
+    count = max(1, round(len(waveform) / hop))
+    # Frame i looks at WINDOW samples around its middle, (i + 1/2) hop; zeros lie beyond both ends.
+    starts = np.round((np.arange(count) + 0.5) * hop).astype(int)
+    padded = np.pad(waveform, (WINDOW // 2, WINDOW + int(hop)))
+    windows = torch.from_numpy(padded[starts[:, None] + np.arange(WINDOW)])
+    with torch.inference_mode(), _one_thread():
+        cepstra = _mfcc()(windows)[:, 1:, 0]
+        rms = windows.square().mean(dim=1).sqrt()
+        f0, strength = _pitch(windows)
+    energy = torch.log10(rms.clamp_min(FLOOR)).numpy()
+    heard = (strength.numpy() > VOICED) & (rms.numpy() > FLOOR)
+    log_f0 = np.full(count, np.log2(CENTRE))
+    if heard.any():
+        log_f0 = np.interp(np.arange(count), np.flatnonzero(heard), np.log2(f0.numpy()[heard]))
+    return np.column_stack([cepstra.numpy(), energy, log_f0, strength.numpy()]).astype(np.float32)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Frames of one utterance are too few to share, and two threads beside a busy process are ten times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@cache
+def _mfcc() -> MFCC:
+    """One spectrum a window: the caller cuts the windows, so that every one is computed on its own."""
+    return MFCC(speech.RATE, CEPSTRA + 1, melkwargs={"n_fft": WINDOW, "hop_length": WINDOW, "n_mels": 40,
+                                                     "center": False})
+
+
+def _pitch(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """F0 in Hz and voicing strength in [0, 1], each (frames,), by the autocorrelation of the windowed signal
+    over that of the window (Boersma 1993), with his preference for the higher of two octaves."""
+    low, high = int(speech.RATE / PITCH[1]), int(speech.RATE / PITCH[0])
+    hann, divisor, cost = _lags(low, high)
+    r = _autocorrelation((windows - windows.mean(dim=1, keepdim=True)) * hann, high) / divisor
+    best = (r[:, low:high + 1] - cost).argmax(dim=1, keepdim=True) + low
+    before, peak, after = r.gather(1, best + torch.tensor([-1, 0, 1])).unbind(dim=1)
+    curve = before - 2 * peak + after
+    shift = torch.where(curve < -1e-6, (before - after) / (2 * curve.clamp_max(-1e-6)), 0.0)
+    return speech.RATE / (best[:, 0] + shift.clamp(-0.5, 0.5)), peak.clamp(0.0, 1.0)
+
+
+@cache
+def _lags(low: int, high: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The window (WINDOW,), its autocorrelation (high + 2,), and what lags low to high cost: 0.02 an octave."""
+    hann = torch.hann_window(WINDOW)
+    return hann, _autocorrelation(hann, high), 0.02 * torch.log2(torch.arange(low, high + 1) / low)
+
+
+def _autocorrelation(x: torch.Tensor, high: int) -> torch.Tensor:
+    """Autocorrelation at lags 0 to high + 1 over that at 0, shape (..., high + 2)."""
+    spectrum = torch.view_as_real(torch.fft.rfft(x, 2 * WINDOW)).square().sum(dim=-1)
+    c = torch.fft.irfft(spectrum)[..., :high + 2]
+    return c / c[..., :1].clamp_min(1e-10)
+
+
+def pooled(waveform: np.ndarray) -> np.ndarray:
+    """One utterance in 76 numbers: mean, standard deviation, 10th, 50th and 90th percentile of its frames'
+    features, and its log duration."""
+    x = frames(waveform)
+    return np.concatenate([x.mean(axis=0), x.std(axis=0), *np.percentile(x, [10, 50, 90], axis=0),
+                           [np.log2(len(x))]])

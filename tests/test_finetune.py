@@ -1,0 +1,355 @@
+"""Training learns, repeats itself, goes on after a kill, and sees no test conversation."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer
+
+from dpmkit import finetune, metrics, protocols, runs
+from dpmkit.finetune import Dialogues, train
+from dpmkit.settings import Settings, UserError
+from dpmkit.sllm import EmotionSLLM
+
+LEARNS = {"finetune.epochs": 12, "finetune.lr": 1e-2, "finetune.patience": 2}
+
+
+class Killed(BaseException):
+    """Stops a run where it stands, as a signal would."""
+
+
+@pytest.fixture
+def learning(settings):
+    return changed(settings, LEARNS)
+
+
+def changed(settings, values):
+    for name, value in values.items():
+        settings = settings.replace(name, value)
+    return settings.checked()
+
+
+def weights(tuned):
+    return {p.relative_to(tuned.folder): p.read_bytes() for p in sorted(tuned.folder.rglob("*.safetensors"))}
+
+
+def same(one, two):
+    """Bit for bit: the history (an epoch's losses and scores) and every file of weights."""
+    return one.history == two.history and weights(one) == weights(two)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The uninterrupted run that every interrupted one must equal."""
+    from conftest import make_settings, make_toy
+    return train(changed(make_settings(tmp_path_factory.mktemp("whole")), LEARNS), *make_toy())
+
+
+def elsewhere(settings, tmp_path, name="elsewhere"):
+    return settings.replace("home", str(tmp_path / name))
+
+
+def test_it_learns_what_can_be_learnt(learning, toy):
+    corpus, codes = toy
+    tuned = train(learning, corpus, codes)
+    losses = [row["train_loss"] for row in tuned.history]
+    assert losses[-1] < 0.8 * losses[0]
+    assert [row["epoch"] for row in tuned.history] == list(range(1, len(losses) + 1))
+    assert set(tuned.history[0]) == {"epoch", "train_loss", "eval_loss", "eval_l_a", "eval_l_e", "eval_wa",
+                                     "eval_ua"}
+    # The corpus' emotions are uniform: 18 held-out answers are right by chance 4 or 5 times, 10 times at p < 0.01.
+    table = protocols.predict(learning, corpus, codes, tuned, "window")
+    assert metrics.wa(table, corpus.emotions) > 55
+    assert tuned.trained_parameters == sum(p.numel() for p in tuned.sllm.parameters())
+    assert not any(p.requires_grad for p in tuned.sllm.parameters()) and not tuned.sllm.training
+
+
+def test_the_best_epoch_is_kept(learning, toy, whole):
+    (corpus, codes), tuned = toy, whole
+    best = min(tuned.history, key=lambda row: row["eval_l_e"])
+    assert best["epoch"] < len(tuned.history) < 12  # stopped early, some epochs after the best one
+    data = Dialogues(tuned.sllm, corpus.select(corpus.folds[0].validation), codes.codes, corpus.emotions, learning,
+                     False)
+    with torch.no_grad():
+        out = tuned.sllm(**finetune.collate_sequences(tuned.sllm.vocabulary.end)(list(data)))
+    assert float(out["l_e"]) == pytest.approx(best["eval_l_e"], abs=1e-5)
+
+
+def test_the_same_seed_twice_and_another_once(learning, toy, whole, tmp_path):
+    (corpus, codes), one, two = toy, whole, train(learning, *toy)
+    assert one.folder != two.folder and same(one, two)
+    tables = [protocols.predict(s, corpus, codes, t, "dpm")
+              for s, t in ((elsewhere(learning, tmp_path), one), (learning, two))]
+    assert tables[0].equals(tables[1])
+    assert not same(one, train(learning.replace("seed", 1), corpus, codes))
+
+
+def test_trained_once_then_loaded(learning, toy, monkeypatch):
+    corpus, codes = toy
+    first = train(learning, corpus, codes)
+    monkeypatch.setattr(finetune, "fit", None)
+    again = train(learning, corpus, codes)
+    assert same(first, again) and again.sllm.fingerprint() == first.sllm.fingerprint()
+    assert sorted(p.name for p in first.folder.parent.iterdir()) == ["history.json", "sllm"]  # no checkpoints kept
+
+
+# -- kills -------------------------------------------------------------------------------------------------
+
+
+def in_a_step(number):
+    """Killed in the `number`-th training step."""
+    def arm(patch):
+        plain, steps = Trainer.training_step, []
+
+        def step(self, *args, **kwargs):
+            steps.append(None)
+            if len(steps) == number:
+                raise Killed
+            return plain(self, *args, **kwargs)
+        patch.setattr(Trainer, "training_step", step)
+    return arm
+
+
+def in_a_checkpoint(number):
+    """Killed with the `number`-th checkpoint half-written."""
+    def arm(patch):
+        plain, saved = Trainer._save_rng_state, []
+
+        def save(self, folder):
+            saved.append(None)
+            if len(saved) == number:
+                (Path(folder) / "trainer_state.json").write_text('{"epoch": ')
+                raise Killed
+            return plain(self, folder)
+        patch.setattr(Trainer, "_save_rng_state", save)
+    return arm
+
+
+def after_the_last_epoch(patch):
+    def stop(*args):
+        raise Killed
+    patch.setattr(runs, "write_json", stop)
+
+
+def before_the_model_is_saved(patch):
+    def stop(*args):
+        raise Killed
+    patch.setattr(EmotionSLLM, "save", stop)
+
+
+# 12 training conversations in batches of 4: three steps an epoch.
+KILLS = {"before any checkpoint": [in_a_step(2)], "in epoch 2": [in_a_step(5)],
+         "in the first checkpoint": [in_a_checkpoint(1)], "in the third": [in_a_checkpoint(3)],
+         "after the last epoch": [after_the_last_epoch], "before it is saved": [before_the_model_is_saved],
+         "again and again": [in_a_step(4), in_a_checkpoint(2), in_a_step(7), in_a_step(2), after_the_last_epoch]}
+
+
+@pytest.mark.parametrize("kills", KILLS.values(), ids=KILLS.keys())
+def test_killed_and_started_again_it_ends_the_same(kills, learning, toy, whole):
+    corpus, codes = toy
+    for arm in kills:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            arm(patch)
+            train(learning, corpus, codes)
+    assert same(train(learning, corpus, codes), whole)
+
+
+def test_the_patience_that_was_spent_stays_spent(learning, toy, whole):
+    # Killed in the epoch after the best one's next: patience 2 has one epoch left, not two anew.
+    corpus, codes = toy
+    best = int(np.argmin([row["eval_l_e"] for row in whole.history]))
+    assert best + 3 == len(whole.history)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        in_a_step(3 * (best + 2) + 2)(patch)
+        train(learning, corpus, codes)
+    assert same(train(learning, corpus, codes), whole)
+
+
+def test_finished_epochs_are_not_trained_again(learning, toy, monkeypatch):
+    corpus, codes = toy
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        in_a_step(8)(patch)
+        train(learning, corpus, codes)
+    plain, steps = Trainer.training_step, []
+    monkeypatch.setattr(Trainer, "training_step", lambda *a, **k: (steps.append(None), plain(*a, **k))[1])
+    tuned = train(learning, corpus, codes)
+    assert len(steps) == 3 * (len(tuned.history) - 2)  # killed in epoch 3
+
+
+def test_kill_9(learning, toy, whole):
+    corpus, codes = toy
+    script = """
+import json, os, signal, sys
+import conftest
+from dpmkit import finetune
+from dpmkit.settings import Settings
+begin = finetune._Epoch.on_epoch_begin
+def kill(self, args, state, control, **kwargs):
+    if state.epoch and state.epoch >= 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    begin(self, args, state, control, **kwargs)
+finetune._Epoch.on_epoch_begin = kill
+finetune.train(Settings.of("smoke", json.loads(sys.argv[1])), *conftest.make_toy())
+"""
+    values = {k: v for k, v in learning.flat().items() if k != "profile"}
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(finetune.__file__).parent.parent)])
+    killed = subprocess.run([sys.executable, "-c", script, json.dumps(values)], capture_output=True,
+                            env={**os.environ, "PYTHONPATH": paths}, timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert list((Path(learning.home) / "runs" / "sllm").glob("*/checkpoints/checkpoint-6/trainer_state.json"))
+    assert same(train(learning, corpus, codes), whole)
+
+
+@pytest.mark.parametrize("size", [2_000, 120_000], ids=["weights", "optimizer"])
+def test_a_disk_that_fills_while_training(size, learning, toy, whole, small_disk):
+    corpus, codes = toy
+    with small_disk(size), pytest.raises(UserError, match=r"cannot write .*checkpoints.*free some disk"):
+        train(learning, corpus, codes)
+    assert same(train(learning, corpus, codes), whole)
+
+
+# -- what is trained on ------------------------------------------------------------------------------------
+
+
+def test_test_conversations_never_reach_training(learning, toy):
+    corpus, codes = toy
+    fold = corpus.folds[0]
+    names = {split: [u.id for c in corpus.select(getattr(fold, split)) for u in c.utterances]
+             for split in ("train", "validation", "test")}
+    first = train(learning, corpus, codes)
+
+    def altered(split, key):
+        relabelled = tuple(
+            c if c.id not in getattr(fold, split) else dataclasses.replace(c, utterances=tuple(
+                dataclasses.replace(u, emotion=None if u.emotion == "neu" else "neu") for u in c.utterances))
+            for c in corpus.conversations)
+        others = {i: 15 - codes.codes[i] for i in names[split]}
+        return (dataclasses.replace(corpus, conversations=relabelled),
+                dataclasses.replace(codes, codes={**codes.codes, **others}, key=key))
+
+    other = train(learning, *altered("test", "another test fold"))
+    assert other.folder != first.folder and same(first, other)
+    # ... which would show: the same change to the training and to the validation fold does
+    assert weights(train(learning, *altered("train", "another training fold"))) != weights(first)
+    assert train(learning, *altered("validation", "another validation fold")).history != first.history
+
+
+class Spy:
+    """An SLLM that keeps the pieces it is asked to make sequences of."""
+
+    window = 64
+
+    def sequences(self, codes, emotions, n_o, n_p, n_q, history):
+        self.pieces.append([(c.tolist(), e) for c, e in zip(codes, emotions, strict=True)])
+        return []
+
+    def of(self, data, index):
+        self.pieces = []
+        assert data[index] == []
+        return self.pieces
+
+
+@pytest.mark.parametrize("history", ["none", "predicted"])
+def test_long_dialogues_are_cut_into_pieces_that_fit(settings, history):
+    from conftest import make_toy
+    corpus, codes = make_toy(turns=(40, 3))
+    settings = settings.replace("memory.history_emotions", history)
+    conversations = corpus.select(("s1c0", "s1c1"))
+    endless = conversations[0].utterances[5].id
+    said = {**codes.codes, endless: np.arange(200) % 16}  # longer than the window: its tail is trained
+    spy = Spy()
+    moving, still = (Dialogues(spy, conversations, said, corpus.emotions, settings, m) for m in (True, False))
+    marks = 1 + (history == "predicted")
+    cuts = {}
+    for data in (moving, still):
+        cuts[data] = []
+        for data.epoch in range(12):
+            pieces = spy.of(data, 0)
+            for piece in pieces:
+                assert sum(len(c) + (marks if e is not None else 1) for c, e in piece) <= 64
+            # nothing is lost, doubled or moved
+            heard = [s for piece in pieces for s in piece]
+            for (got, emotion), u in zip(heard, conversations[0].utterances, strict=True):
+                whole = said[u.id].tolist()
+                assert got == (whole if u.id != endless else whole[-(64 - marks):])
+                assert emotion == (None if u.emotion is None else corpus.emotions.index(u.emotion))
+            cuts[data].append([len(p) for p in pieces])
+    assert len({tuple(c) for c in cuts[moving]}) > 3 and len({tuple(c) for c in cuts[still]}) == 1
+    moving.epoch = 3
+    assert spy.of(moving, 0) == spy.of(moving, 0)  # an epoch's cuts are its own
+
+
+def test_an_epoch_s_cuts_are_drawn_after_a_resume_too(learning, toy):
+    corpus, codes = toy
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        plain = Dialogues.__getitem__
+        patch.setattr(Dialogues, "__getitem__",
+                      lambda self, i: (seen.append((self.moving, self.epoch)), plain(self, i))[1])
+        train(learning, corpus, codes)
+    epochs = [e for moving, e in seen if moving]
+    assert epochs == sorted(epochs) and set(epochs) == set(range(max(epochs) + 1))
+
+
+# -- on a pretrained backbone ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_lora_on_a_pretrained_backbone_killed_and_resumed(tied, learning, toy, tmp_path):
+    corpus, codes = toy
+    torch.manual_seed(3)
+    LlamaForCausalLM(LlamaConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        intermediate_size=48, max_position_embeddings=128, tie_word_embeddings=tied)
+    ).save_pretrained(tmp_path / "text")
+    lora = changed(learning, {"backbone.source": str(tmp_path / "text"), "finetune.lora_rank": 4,
+                              "finetune.epochs": 3})
+    whole = train(elsewhere(lora, tmp_path), corpus, codes)
+    assert whole.history[-1]["train_loss"] < whole.history[0]["train_loss"]
+    # 2 blocks of 7 linear layers of rank 4, and 21 new rows of the embedding and of the head that is its own
+    shapes = 2 * 4 * (4 * (32 + 32) + 3 * (32 + 48))
+    assert whole.trained_parameters == shapes + 21 * 32 * (1 if tied else 2)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        in_a_step(5)(patch)
+        train(lora, corpus, codes)
+    assert same(train(lora, corpus, codes), whole)
+
+
+def test_another_setting_another_artefact(learning, toy):
+    corpus, codes = toy
+    short = learning.replace("finetune.epochs", 1)
+    first = train(short, corpus, codes)
+    for name, value in (("finetune.lr", 1e-4), ("seed", 3), ("fold", 2), ("memory.history_emotions", "predicted")):
+        assert train(short.replace(name, value), corpus, codes).key != first.key
+    # what fine-tuning does not read leaves it where it is
+    assert train(short.replace("memory.lr", 0.5), corpus, codes).key == first.key
+
+
+def test_a_device_that_is_not_known(settings):
+    with pytest.raises(UserError, match="device"):
+        finetune.device(settings.replace("device", "abacus"))
+    assert finetune.device(settings) == torch.device("cpu")
+    assert finetune.device(Settings.of("smoke")).type in ("cpu", "cuda")
+
+
+def test_a_half_written_checkpoint_is_skipped(tmp_path):
+    folder = tmp_path / "checkpoints"
+    state = {"epoch": 1.0, "stateful_callbacks": {"EarlyStoppingCallback": {
+        "attributes": {"early_stopping_patience_counter": 1}}}}
+    for step, text in ((3, json.dumps(state)), (6, '{"epoch": 2.0, "st'), (12, None)):
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
+        if text:
+            (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
+    assert finetune._last_whole_checkpoint(folder, 2) == (str(folder / "checkpoint-3"), 0)
+    assert [p.name for p in folder.iterdir()] == ["checkpoint-3"]
+    assert finetune._last_whole_checkpoint(folder, 1) == (str(folder / "checkpoint-3"), 1)
+    shutil.rmtree(folder)
+    assert finetune._last_whole_checkpoint(folder, 1) == (None, 0)

@@ -1,0 +1,120 @@
+"""The five notebooks as a user runs them: headlessly, from another folder, twice."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from dpmkit import records
+from dpmkit.reproduce import NOTEBOOKS
+from dpmkit.settings import Settings
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+SOURCES = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
+EMODB = CHECKOUT.parent / "shared" / "data" / "emodb"
+
+
+def reproduce(home: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    """`python -m dpmkit reproduce` on the smoke profile, as a process of its own."""
+    return subprocess.run([sys.executable, "-m", "dpmkit", "reproduce", "--profile", "smoke", "--home", str(home),
+                           *arguments], cwd=cwd, capture_output=True, text=True, timeout=900)
+
+
+def digests() -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in SOURCES}
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A whole smoke run, started from a folder that is neither the checkout nor the home."""
+    home, elsewhere = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("else where")
+    before = digests()
+    done = reproduce(home, cwd=elsewhere)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return home, before, done
+
+
+def test_sources_are_thin_and_bare():
+    assert [p.stem for p in SOURCES] == list(NOTEBOOKS)
+    for path in SOURCES:
+        notebook = nbformat.read(path, as_version=4)
+        code = [c for c in notebook.cells if c.cell_type == "code"]
+        assert sum("parameters" in c.metadata.get("tags", []) for c in code) == 1, path.name
+        for cell in code:
+            assert not cell.outputs and cell.execution_count is None, f"{path.name} was committed with outputs"
+            assert not re.search(r"^\s*(def|class) ", cell.source, re.M), f"{path.name}: code belongs in dpmkit/"
+            assert len(cell.source.splitlines()) <= 20, f"{path.name}: a long cell\n{cell.source}"
+        headings = [c.source.splitlines()[0] for c in notebook.cells if c.cell_type == "markdown"]
+        wanted = ["## Parameters", "## Setup", "## Load", "## Record", "## Checks"]
+        assert [h for h in headings if h in wanted] == wanted, path.name
+
+
+def test_a_run_from_elsewhere_leaves_records_figures_and_pages(smoke):
+    home, before, done = smoke
+    folder = home / "results" / "smoke-demo"
+    for name in NOTEBOOKS:
+        page = (folder / "fold1-seed0" / f"{name}.html").read_text(encoding="utf-8")
+        assert "Traceback" not in page and str(home) not in page
+        assert (folder / "fold1-seed0" / f"{name}.ipynb").is_file()
+    assert 'audio/wav;base64' in (folder / "fold1-seed0" / "01_data_prep.html").read_text(encoding="utf-8")
+    settings = Settings.of("smoke", home=str(home))
+    for kind in records.KINDS:
+        assert str(home) not in json.dumps(records.load(settings, kind))
+    for figure in ("durations", "transitions", "codes", "losses", "confusion", "trace", "methods", "ablations",
+                   "positions", "cost"):
+        path = folder / "figures" / f"{figure}-fold1-seed0.png"
+        assert 2_000 < path.stat().st_size < 300_000, figure
+    assert digests() == before, "papermill must not write its input"
+    assert "| dpm |" in done.stdout and "[1/5] 01_data_prep" in done.stderr
+    page = (home / "results" / "README.md").read_text(encoding="utf-8")
+    for link in re.findall(r'(?:\]\(|src="|href=")([^)"#]+)', page):
+        assert link.startswith("http") or (home / "results" / link).is_file(), link
+
+
+def test_the_methods_record_is_complete(smoke):
+    record = records.load(Settings.of("smoke", home=str(smoke[0])), "methods")
+    wanted = {"majority", "classifier", "current", "window", "at-once", "current + filter", "window + filter",
+              "dpm", "dpm-swapped", "dpm-tuned", "dpm-tuned-swapped"}
+    for protocol in ("all-lengths", "complete"):
+        rows = record["results"]["protocols"][protocol]["methods"]
+        assert {r["method"] for r in rows} == wanted
+        assert all(r["WA_interval"][0] <= r["WA"] <= r["WA_interval"][1] for r in rows)
+    assert all(record["results"]["hears"][m] for m in wanted)
+    assert record["commit"] and record["packages"]["torch"] and record["settings"]["memory.rank"] == 4
+
+
+def test_the_whole_run_twice_gives_the_same_records_but_for_times(smoke, tmp_path):
+    again = reproduce(tmp_path, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr[-3000:]
+    for kind in records.KINDS:
+        first, second = (records.without_times(records.load(Settings.of("smoke", home=str(h)), kind))
+                         for h in (smoke[0], tmp_path))
+        assert first == second, kind
+
+
+def test_a_second_run_uses_what_is_there(smoke):
+    home = smoke[0]
+    kept = {p: p.stat().st_mtime_ns for stage in ("codes", "sllm", "predictions", "classifier", "corpus")
+            for p in (home / "runs" / stage).rglob("*") if p.is_file()}
+    done = reproduce(home, "--notebooks", "03", cwd=home)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert kept == {p: p.stat().st_mtime_ns for p in kept}
+    assert {p for p in (home / "runs" / "predictions").rglob("*.parquet")} <= set(kept)
+
+
+@pytest.mark.skipif(not EMODB.is_dir(), reason="REAL DATA ABSENT: ../shared/data/emodb; EmoDB not run")
+def test_real_speech_runs_through_all_five_and_embeds_no_audio(tmp_path):
+    root = os.path.relpath(EMODB, tmp_path)
+    done = reproduce(tmp_path, "--corpus", "emodb", "--root", root, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = tmp_path / "results" / "smoke-emodb" / "fold1-seed0"
+    assert sorted(p.stem for p in folder.glob("*.html")) == list(NOTEBOOKS)
+    assert not any("audio/" in p.read_text(encoding="utf-8") for p in folder.iterdir())
+    record = records.load(Settings.of("smoke", corpus="emodb", home=str(tmp_path)), "data")
+    assert record["results"]["skipped_count"] == 3 and record["settings"]["root"] == "emodb"

@@ -1,0 +1,361 @@
+"""What a prediction may hear: nothing later, no true label, no neighbour in the batch; and Algorithm 1 by hand."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import make_toy
+
+from dpmkit import metrics, protocols
+from dpmkit.finetune import Finetuned
+from dpmkit.memory import DynamicParameterMemory
+from dpmkit.protocols import METHODS, predict
+from dpmkit.settings import UserError
+
+EMOTIONS = ("neu", "hap", "sad", "ang")
+P = [f"p_{e}" for e in EMOTIONS]
+HISTORIES = ("none", "predicted")
+BOTH = pytest.mark.parametrize(("method", "history"), [(m, h) for m in METHODS for h in HISTORIES])
+
+
+@pytest.fixture
+def toy():
+    """Conversations of up to 14 turns, longer than the window of 64 tokens."""
+    return make_toy(turns=(1, 5, 12, 14), seed=2)
+
+
+@pytest.fixture
+def tuned(sharp, tmp_path):
+    return Finetuned(sharp, "sharp", tmp_path, [], 0)
+
+
+@pytest.fixture
+def settings(settings):
+    """A memory that learns fast enough to be seen."""
+    return settings.replace("memory.lr", 2e-2)
+
+
+def as_if_retrained(tuned, name):
+    """The same weights under another key: codes and labels are part of a key, and predictions are kept by it."""
+    return dataclasses.replace(tuned, key=name)
+
+
+def relabelled(corpus, label):
+    """The corpus with every utterance's emotion replaced by label(utterance)."""
+    return dataclasses.replace(corpus, conversations=tuple(
+        dataclasses.replace(c, utterances=tuple(dataclasses.replace(u, emotion=label(u)) for u in c.utterances))
+        for c in corpus.conversations))
+
+
+def close(one, two):
+    np.testing.assert_allclose(one[P].to_numpy(), two[P].to_numpy(), atol=1e-5, rtol=0)
+
+
+def differ(one, two, by=1e-3):
+    return np.abs(one[P].to_numpy() - two[P].to_numpy()).max() > by
+
+
+@BOTH
+def test_later_utterances_change_no_earlier_prediction(method, history, settings, toy, tuned):
+    settings = settings.replace("memory.history_emotions", history)
+    corpus, codes = toy
+    table = predict(settings, corpus, codes, tuned, method)
+    now = 3
+    later = {u.id for c in corpus.conversations for u in c.utterances[now:]}
+    # other words
+    rng = np.random.default_rng(0)
+    said = {i: rng.integers(0, 16, rng.integers(1, 12)) if i in later else c for i, c in codes.codes.items()}
+    codes_then = dataclasses.replace(codes, codes=said)
+    other = predict(settings, corpus, codes_then, as_if_retrained(tuned, "other"), method)
+    close(table[table["turn"] < now], other[other["turn"] < now])
+    assert differ(table[table["turn"] >= now], other[other["turn"] >= now])
+    if METHODS[method].swapped:
+        return  # how long a conversation is decides which one is its control's donor
+    # not said at all
+    cut = dataclasses.replace(corpus, conversations=tuple(
+        dataclasses.replace(c, utterances=c.utterances[:now]) for c in corpus.conversations))
+    close(table[table["turn"] < now], predict(settings, cut, codes, as_if_retrained(tuned, "cut"), method))
+
+
+@pytest.mark.parametrize("method", ["window", "at-once", "dpm"])
+def test_earlier_utterances_do_change_later_predictions(method, settings, toy, tuned):
+    # ... those outside the label set, too: they are heard
+    corpus, codes = toy
+    outside = {u.id for c in corpus.conversations for u in c.utterances if u.emotion is None}
+    said = {i: 15 - c if i in outside else c for i, c in codes.codes.items()}
+    one = predict(settings, corpus, codes, tuned, method)
+    two = predict(settings, corpus, dataclasses.replace(codes, codes=said), as_if_retrained(tuned, "other"), method)
+    assert differ(one[one["emotion"].notna()], two[two["emotion"].notna()])
+
+
+@BOTH
+def test_no_true_label_changes_a_prediction(method, history, settings, toy, tuned):
+    settings = settings.replace("memory.history_emotions", history)
+    corpus, codes = toy
+    table = predict(settings, corpus, codes, tuned, method)
+    turned = relabelled(corpus, lambda u: "neu" if u.emotion is None else (*EMOTIONS, None)[1 + EMOTIONS.index(
+        u.emotion)])
+    for i, other in enumerate((turned, relabelled(corpus, lambda u: None))):
+        got = predict(settings, other, codes, as_if_retrained(tuned, f"labels {i}"), method)
+        assert (got["emotion"].fillna("") != table["emotion"].fillna("")).any()
+        pd.testing.assert_frame_equal(got.drop(columns="emotion"), table.drop(columns="emotion"), check_exact=True)
+
+
+@BOTH
+def test_the_order_of_conversations_changes_none(method, history, settings, toy, tuned):
+    # Three sessions, so that some are of one length; bit for bit, as the same ones share a batch.
+    settings = settings.replace("memory.history_emotions", history)
+    corpus, codes = toy
+    fold = corpus.folds[0]
+    table = predict(settings, corpus, codes, tuned, method, "train")
+    assert table["conversation"].unique().tolist() == list(fold.train)
+    turned = dataclasses.replace(corpus, conversations=corpus.conversations[::-1],
+                                 folds=(dataclasses.replace(fold, train=fold.train[::-1]),))
+    other = predict(settings, turned, codes, tuned, method, "train")
+    assert other["conversation"].unique().tolist() == list(fold.train[::-1])
+    key = ["conversation", "turn"]
+    pd.testing.assert_frame_equal(table.sort_values(key, ignore_index=True),
+                                  other.sort_values(key, ignore_index=True), check_exact=True)
+
+
+@BOTH
+def test_streams_side_by_side_or_one_by_one(method, history, settings, toy, tuned):
+    # AdamW divides by a gradient's own size, so that rounding of a tiny one comes out as lr times anything: at
+    # the learning rate of 2e-3 it stays below 1e-5 and the memory's effect, at 1e-4 and more, stands clear of it.
+    settings = settings.replace("memory.history_emotions", history).replace("memory.lr", 2e-3)
+    tables = [predict(settings.replace("evaluation.streams", n), *toy, tuned, method, "train") for n in (1, 4, 12)]
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table, tables[0], atol=1e-5, rtol=1e-5)
+    if METHODS[method].writes:
+        assert differ(tables[0], predict(settings, *toy, tuned, "window", "train"), by=1e-4)
+
+
+def test_a_memory_that_learns_nothing_is_the_window(settings, toy, tuned):
+    window = predict(settings, *toy, tuned, "window")
+    still = predict(settings.replace("memory.lr", 0.0), *toy, tuned, "dpm")
+    close(still, window)
+    assert (still["norm"] == 0).all() and still["loss"].notna().sum() == (still["turn"] > 0).sum()
+    learns = predict(settings, *toy, tuned, "dpm")
+    assert differ(learns, window)
+    assert (learns.loc[learns["turn"] > 0, "norm"] > 0).all()
+
+
+def test_the_first_sentence_gives_no_update(settings, toy, tuned):
+    for method in ("dpm", "dpm-swapped"):
+        table = predict(settings, *toy, tuned, method)
+        first = table[table["turn"] == 0]
+        assert first["loss"].isna().all() and (first["norm"] == 0).all() and (first["pieces"] == 0).all()
+    table = predict(settings, *toy, tuned, "dpm")
+    rest = table[table["turn"] > 0]
+    assert rest["loss"].notna().all() and (rest["pieces"] == 1).all()
+    close(first, predict(settings, *toy, tuned, "window").query("turn == 0"))
+    for method in ("window", "current", "at-once"):
+        table = predict(settings, *toy, tuned, method)
+        assert table["loss"].isna().all() and (table[["norm", "pieces"]] == 0).all(axis=None)
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+def test_algorithm_1_by_hand(history, settings, toy, tuned):
+    # One conversation, one stream: hear every sentence but the first, the target's own included, then read.
+    settings = settings.replace("memory.history_emotions", history)
+    (corpus, codes), sllm, n_r = toy, tuned.sllm, settings.memory.prefix
+    table = predict(settings, corpus, codes, tuned, "dpm")
+    conversation, = corpus.select(("s1c3",))
+    memory, past = DynamicParameterMemory(sllm, settings.memory), torch.empty(0, dtype=torch.long)
+    for (_, row), u in zip(table[table["conversation"] == "s1c3"].iterrows(), conversation.utterances, strict=True):
+        now = sllm.sentence(codes.codes[u.id])
+        if row["turn"]:
+            loss, = memory.write([past[-n_r:]], [now])
+            assert row["loss"] == pytest.approx(float(loss), abs=1e-4)
+        p = memory.read([torch.cat([past[-n_r:], now])])[0].numpy()
+        np.testing.assert_allclose(row[P].to_numpy(dtype=float), p, atol=1e-4)
+        assert row["norm"] == pytest.approx(float(memory.lora.norm()), abs=1e-4)
+        past = torch.cat([past, now if history == "none" else sllm.sentence(codes.codes[u.id], int(p.argmax()))])
+    assert memory.updates.tolist() == [13]  # 14 sentences
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("method", ["window", "current", "at-once"])
+def test_what_a_method_without_memory_hears_by_hand(method, history, settings, toy, tuned):
+    settings = settings.replace("memory.history_emotions", history)
+    (corpus, codes), sllm = toy, tuned.sllm
+    table = predict(settings, corpus, codes, tuned, method)
+    conversation, = corpus.select(("s1c3",))
+    past, cut = torch.empty(0, dtype=torch.long), 0
+    for (_, row), u in zip(table[table["conversation"] == "s1c3"].iterrows(), conversation.utterances, strict=True):
+        now = sllm.sentence(codes.codes[u.id])
+        tokens = torch.cat([past, now])
+        heard = {"window": tokens[-settings.memory.prefix - len(now):], "current": now, "at-once": tokens[-64:]}
+        cut += len(tokens) > 64
+        with torch.no_grad():
+            p = sllm.emotion_logits([heard[method]])[0].softmax(-1).numpy()
+        np.testing.assert_allclose(row[P].to_numpy(dtype=float), p, atol=1e-5)
+        past = torch.cat([past, now if history == "none" else sllm.sentence(codes.codes[u.id], int(p.argmax()))])
+    assert cut > 2  # the window was too small for some
+
+
+@pytest.mark.parametrize(("prefix", "pieces"), [(16, [48, 48, 5]), (0, [64, 37]), (60, [4] * 25 + [1])])
+def test_a_long_sentence_is_written_in_pieces_and_counted(prefix, pieces, settings, toy, tuned):
+    settings = settings.replace("memory.prefix", prefix).replace("memory.lr", 0.0)
+    corpus, codes = toy
+    name, sllm = "s1c2u4", tuned.sllm
+    codes = dataclasses.replace(codes, codes={**codes.codes, name: np.arange(100) % 16})
+    table = predict(settings, corpus, codes, tuned, "dpm").set_index("utterance")
+    assert table.loc[name, "pieces"] == len(pieces)
+    written = table[table["turn"] > 0]
+    assert written["pieces"].tolist() == [-(-(len(codes.codes[i]) + 1) // (64 - prefix)) for i in written.index]
+    said = [sllm.sentence(codes.codes[f"s1c2u{turn}"]) for turn in range(5)]
+    past, now, losses = torch.cat(said[:4]), said[4], []
+    for length in pieces:
+        with torch.no_grad():
+            losses.append(float(sllm.next_code_loss([past[max(0, len(past) - prefix):]], [now[:length]])))
+        past, now = torch.cat([past, now[:length]]), now[length:]
+    assert len(now) == 0
+    assert table.loc[name, "loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+
+
+def test_one_token_more_than_the_window_without_a_prefix(settings, toy, tuned):
+    # The last piece is <audio_end> alone, after nothing: nothing to predict, and no crash.
+    corpus, codes = toy
+    codes = dataclasses.replace(codes, codes={**codes.codes, "s1c2u4": np.arange(64) % 16})
+    table = predict(settings.replace("memory.prefix", 0), corpus, codes, tuned, "dpm").set_index("utterance")
+    assert table.loc["s1c2u4", "pieces"] == 2 and np.isfinite(table[P]).all(axis=None)
+
+
+def test_a_longest_sentence_that_fits_goes_in_one_piece(settings, toy, tuned):
+    corpus, codes = toy
+    for extra in (0, 1):  # 64 - 16 = 48 tokens: 47 codes and <audio_end>
+        said = {**codes.codes, "s1c2u4": np.arange(47 + extra) % 16}
+        table = predict(settings, corpus, dataclasses.replace(codes, codes=said),
+                        as_if_retrained(tuned, f"{extra}"), "dpm").set_index("utterance")
+        assert table.loc["s1c2u4", "pieces"] == 1 + extra
+
+
+# -- the swapped control -----------------------------------------------------------------------------------
+
+
+def test_the_donor_is_a_conversation_of_strangers_and_no_shorter_where_there_are_any(toy):
+    corpus, _ = toy
+    of_fold = corpus.select(corpus.folds[0].train)  # three sessions
+    speakers = {c.id: {u.speaker for u in c.utterances} for c in of_fold}
+    donors = protocols._donors(of_fold)
+    assert set(donors) == set(speakers)
+    assert all(not speakers[i] & speakers[d.id] for i, d in donors.items())
+    assert {i: d.id for i, d in donors.items()} == {i: d.id for i, d in protocols._donors(of_fold[::-1]).items()}
+    # as many sentences to write as the target has: there are conversations of its length in every session
+    assert all(len(d.utterances) >= len(c.utterances) for c in of_fold for d in [donors[c.id]])
+    one_session = corpus.select(corpus.folds[0].test)  # all of the same two speakers
+    assert all(d.id != i for i, d in protocols._donors(one_session).items())
+    with pytest.raises(UserError, match="two conversations"):
+        protocols._donors(one_session[:1])
+
+
+def test_the_swapped_memory_hears_the_donor_and_reads_the_target(settings, toy, tuned):
+    corpus, codes = toy
+    table = predict(settings, corpus, codes, tuned, "dpm-swapped")
+    assert differ(table, predict(settings, corpus, codes, tuned, "dpm"))
+    test = corpus.select(corpus.folds[0].test)
+    donors = protocols._donors(test)
+    heard, told = test[3], donors[test[3].id]
+    assert len(told.utterances) < len(heard.utterances)  # the memory stays as it is when its donor has ended
+    sllm, n_r = tuned.sllm, settings.memory.prefix
+    memory = DynamicParameterMemory(sllm, settings.memory)
+    own, others = ([sllm.sentence(codes.codes[u.id]) for u in c.utterances] for c in (heard, told))
+    empty = torch.empty(0, dtype=torch.long)
+    for turn, (_, row) in enumerate(table[table["conversation"] == heard.id].iterrows()):
+        if 0 < turn < len(others):
+            memory.write([torch.cat([empty, *others[:turn]])[-n_r:]], [others[turn]])
+        p = memory.read([torch.cat([torch.cat([empty, *own[:turn]])[-n_r:], own[turn]])])[0]
+        np.testing.assert_allclose(row[P].to_numpy(dtype=float), p.numpy(), atol=1e-4)
+        assert np.isnan(row["loss"]) == (not 0 < turn < len(others))
+
+
+# -- what is kept ------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("method", ["window", "dpm", "dpm-swapped"])
+def test_killed_in_the_second_batch_it_goes_on_there(method, settings, toy, tuned, tmp_path, monkeypatch):
+    settings = settings.replace("evaluation.streams", 5)  # 12 conversations: three batches
+    whole = predict(settings.replace("home", str(tmp_path / "whole")), *toy, tuned, method, "train")
+    plain, batches = protocols.listen, []
+
+    def listen(model, batch, *rest):
+        batches.append([c.id for c in batch])
+        if len(batches) == 2:
+            raise Killed
+        return plain(model, batch, *rest)
+
+    monkeypatch.setattr(protocols, "listen", listen)
+    with pytest.raises(Killed):
+        predict(settings, *toy, tuned, method, "train")
+    resumed = predict(settings, *toy, tuned, method, "train")
+    assert len(batches) == 4 and batches[1] == batches[2]  # the second again, then the third; the first stays
+    pd.testing.assert_frame_equal(resumed, whole, check_exact=True)
+    monkeypatch.setattr(protocols, "listen", None)
+    pd.testing.assert_frame_equal(predict(settings, *toy, tuned, method, "train"), whole, check_exact=True)
+
+
+def test_a_full_disk_and_a_broken_file(settings, toy, tuned, tmp_path, small_disk):
+    with small_disk(500), pytest.raises(UserError, match=r"cannot write .*predictions.*free some disk"):
+        predict(settings, *toy, tuned, "window")
+    assert not [p for p in (tmp_path / "runs").rglob("*") if p.is_file()]
+    table = predict(settings, *toy, tuned, "window")
+    part = next((tmp_path / "runs").rglob("*.parquet"))
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"\.parquet cannot be read: delete it"):
+        predict(settings, *toy, tuned, "window")
+    part.unlink()
+    assert predict(settings, *toy, tuned, "window").equals(table)
+
+
+def test_another_setting_is_another_prediction(settings, toy, tuned):
+    base = predict(settings, *toy, tuned, "dpm")
+    for name, value in (("memory.lr", 0.1), ("memory.steps", 2), ("memory.prefix", 8), ("memory.rank", 2),
+                        ("memory.layers", "top-1"), ("memory.optimizer", "sgd"), ("seed", 5),
+                        ("memory.history_emotions", "predicted")):
+        assert not predict(settings.replace(name, value), *toy, tuned, "dpm").equals(base), name
+    window = predict(settings, *toy, tuned, "window")
+    assert differ(predict(settings.replace("memory.prefix", 8), *toy, tuned, "window"), window)
+    close(predict(settings.replace("memory.lr", 0.1), *toy, tuned, "window"), window)  # it has no memory
+
+
+def test_unknown_method_split_and_a_limit(settings, toy, tuned):
+    with pytest.raises(UserError, match=r"'guess' is not known.*window, current, at-once, dpm, dpm-swapped"):
+        predict(settings, *toy, tuned, "guess")
+    with pytest.raises(UserError, match=r"'holdout' is not known.*train, validation or test"):
+        predict(settings, *toy, tuned, "dpm", "holdout")
+    whole = predict(settings, *toy, tuned, "dpm")
+    few = predict(settings, *toy, tuned, "dpm", limit=2)
+    assert few["conversation"].unique().tolist() == ["s1c0", "s1c1"]
+    close(few, whole[whole["conversation"].isin(["s1c0", "s1c1"])])
+    close(predict(settings.replace("evaluation.limit", 2), *toy, tuned, "dpm"), few)
+
+
+def test_every_method_leaves_the_backbone_as_it_was_and_answers_every_turn(settings, toy, tuned):
+    corpus, _ = toy
+    before = tuned.sllm.fingerprint()
+    turns = [(c.id, c.session, u.id, u.speaker, t, u.start, u.end)
+             for c in corpus.select(corpus.folds[0].test) for t, u in enumerate(c.utterances)]
+    for method in METHODS:
+        table = predict(settings, *toy, tuned, method)
+        columns = ["conversation", "session", "utterance", "speaker", "turn", "start", "end"]
+        assert list(table[columns].itertuples(index=False, name=None)) == turns
+        np.testing.assert_allclose(table[P].sum(axis=1), 1, atol=1e-5)
+        assert len(metrics.targets(table, "complete")) == 4
+    assert tuned.sllm.fingerprint() == before
+
+
+def test_a_batch_without_any_label(settings, toy, tuned):
+    corpus, codes = toy
+    silent = relabelled(corpus, lambda u: None if u.id.startswith("s1c2") else u.emotion)
+    table = predict(settings.replace("evaluation.streams", 1), silent, codes, tuned, "window")
+    assert table.loc[table["conversation"] == "s1c2", "emotion"].isna().all()
+    scored = metrics.targets(table, "all-lengths")
+    assert len(scored) == sum(u.emotion is not None for c in silent.select(silent.folds[0].test)
+                              for u in c.utterances)

@@ -1,0 +1,114 @@
+"""The command line: the user's mistakes end in one line and exit code 2, and the report is made of records."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from dpmkit import records, report, reproduce
+from dpmkit.__main__ import main
+from dpmkit.settings import Settings, UserError
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--profile", "huge"], "profile 'huge' is not known; choose one of smoke, demo, paper"),
+    (["--corpus", "ravdess"], "corpus 'ravdess' is not known; choose one of demo, emodb"),
+    (["--corpus", "emodb"], "needs a root"),
+    (["--corpus", "emodb", "--root", "nowhere"], "is not a folder"),
+    (["--corpus", "emodb", "--root", "."], "wav/03a01Fa.wav"),
+    (["--set", "memory.rnk=3"], "setting 'memory.rnk' is not known; known settings: "),
+    (["--set", "memory.rank=three"], "'memory.rank' takes int"),
+    (["--set", "memory.rank"], "NAME=VALUE"),
+    (["--set", "codes.tokenizer=mp3"], "known tokenizers: kmeans"),
+    (["--folds", "9"], "fold 9 does not exist"),
+    (["--folds", "first"], "--folds takes numbers"),
+    (["--notebooks", "07"], "names none of"),
+])
+def test_mistakes_end_in_one_line_and_exit_code_2(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if "tokenizer" in arguments[-1]:
+        arguments = [*arguments, "--notebooks", "01"]
+    code = main(["reproduce", "--profile", "smoke", "--home", str(tmp_path), *arguments])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 2 and said.startswith("dpmkit: ") and words in said
+    assert not list((tmp_path / "results").rglob("*.html")), "nothing half-written"
+
+
+def test_a_home_that_cannot_be_written_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["reproduce", "--profile", "smoke", "--home", str(tmp_path / "file")]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_a_failing_notebook_is_named_and_its_results_stay_absent(tmp_path, monkeypatch, capsys):
+    broken = nbformat.v4.new_notebook(metadata={"language_info": {"name": "python"}}, cells=[
+        nbformat.v4.new_code_cell("profile = ''", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("raise ZeroDivisionError('by design')")])
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    nbformat.write(broken, folder / "01_data_prep.ipynb")
+    monkeypatch.setattr(reproduce, "SOURCE", folder)
+    assert main(["reproduce", "--profile", "smoke", "--home", str(tmp_path), "--notebooks", "01"]) == 1
+    said = capsys.readouterr().err
+    assert "notebook 01_data_prep failed" in said and "ZeroDivisionError: by design" in said
+    assert not list((tmp_path / "results").rglob("*.html"))
+
+
+def row(method: str, wa: float, gain: float, low: float, high: float) -> dict:
+    out = {"method": method}
+    for m in ("WA", "UA", "WF1"):
+        out |= {m: wa, f"{m}_interval": [wa - 2, wa + 2], f"{m}_gain": gain, f"{m}_gain_interval": [low, high]}
+    return out
+
+
+def a_record(home: Path, low: float, high: float) -> dict:
+    rows = [row("window", 60, 0, 0, 0), row("dpm", 60 + (low + high) / 2, (low + high) / 2, low, high),
+            row("dpm-swapped", 60.5, 0.5, -1, 2)]
+    part = {"targets": 9, "conversations": 3, "methods": rows}
+    settings = Settings.of("smoke", home=str(home), root=str(home / "secret" / "emodb"))
+    records.save(settings, "methods", {
+        "protocols": {"all-lengths": part, "complete": part}, "hears": {r["method"]: "x" for r in rows},
+        "notes": [], "tuned": {"lr": 1e-3, "tried": 2, "conversations": 4}, "nothing": float("nan")}, {"sllm": "k"}, 1.0)
+    return records.load(settings, "methods")
+
+
+@pytest.mark.parametrize(("low", "high", "words"), [
+    (0.5, 2.0, "DPM beats"), (-2.0, -0.5, "DPM is worse than"), (-1.0, 1.0, "DPM cannot be told from")])
+def test_the_verdict_follows_the_interval(tmp_path, low, high, words):
+    said = records.verdict(a_record(tmp_path, low, high))
+    assert words in said and "another conversation: +0.5 points WA [-1.0, +2.0]" in said
+
+
+def test_records_hold_no_path_and_tables_hold_the_records_numbers(tmp_path):
+    record = a_record(tmp_path, 1.0, 3.0)
+    assert str(tmp_path) not in json.dumps(record) and record["settings"]["root"] == "emodb"
+    assert record["results"]["nothing"] is None
+    table = records.methods_table(record, "complete").set_index("method")
+    assert table.loc["dpm", "WA"] == "62.0 [60.0, 64.0]"
+    assert table.loc["dpm", "WA against window"] == "+2.0 [+1.0, +3.0]"
+    assert table.loc["dpm", "paper, IEMOCAP (WA / UA / WF1)"] == "79.38 / 79.62 / 79.34"
+    with pytest.raises(UserError, match="run notebook 04"):
+        records.load(Settings.of("smoke", home=str(tmp_path)), "ablations")
+
+
+def test_the_report_is_made_of_records_alone(tmp_path):
+    a_record(tmp_path, 1.0, 3.0)
+    (tmp_path / "README.md").write_text(f"# x\n\n{report.BEGIN}\nold\n{report.END}\n\nrest\n")
+    report.write(tmp_path)
+    first = (tmp_path / "results" / "README.md").read_text(), (tmp_path / "README.md").read_text()
+    assert "62.0 [60.0, 64.0]" in first[0] and "old" not in first[1] and first[1].endswith("\n\nrest\n")
+    report.write(tmp_path)
+    assert first == ((tmp_path / "results" / "README.md").read_text(), (tmp_path / "README.md").read_text())
+    (tmp_path / "README.md").write_text("no markers")
+    with pytest.raises(UserError, match="markers"):
+        report.write(tmp_path)
+
+
+def test_the_committed_pages_are_those_of_the_committed_records():
+    made = records.load_all(CHECKOUT)
+    assert (CHECKOUT / "results" / "README.md").read_text(encoding="utf-8") == report.page(made, CHECKOUT)
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    assert readme.partition(report.BEGIN)[2].partition(report.END)[0] == "\n" + report.summary(made)

@@ -1,0 +1,210 @@
+"""Settings that refuse by name; artefacts that are whole or absent, under a key that changes when they would."""
+
+import dataclasses
+import errno
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dpmkit import runs
+from dpmkit.settings import PROFILES, RANGES, MemorySettings, Settings, UserError
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_builds(profile):
+    settings = Settings.of(profile)
+    assert settings.profile == profile
+    assert all(settings.flat()[name] == value for name, value in PROFILES[profile].items())
+    json.dumps(settings.flat())  # a record holds it
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(UserError, match=r"'laptop' is not known.*smoke, demo, paper"):
+        Settings.of("laptop")
+    for name in ("memory.learning_rate", "lr", "memory.lr.x", "memory", "", "checked", "home_path"):
+        with pytest.raises(UserError, match=f"'{name}'.*memory\\.lr") as error:
+            Settings.of("demo", {name: 1})
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="'learning_rate' is not known"):
+        Settings.of("demo", learning_rate=1)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("memory.lr", "fast"), ("memory.lr", None), ("memory.lr", True), ("memory.lr", [1.0]), ("memory.lr", "nan"),
+    ("memory.lr", float("inf")), ("memory.rank", 2.5), ("memory.rank", "4.5"), ("memory.rank", True),
+    ("finetune.epochs", float("inf")), ("finetune.epochs", float("nan")), ("memory.optimizer", 3), ("corpus", None),
+    ("ablation.lr", 0.1), ("ablation.lr", ["a"]), ("ablation.lr", [True]), ("ablation.rank", "16"),
+    ("ablation.rank", [1.5]), ("ablation.rank", []), ("ablation.lr", [float("nan")]), ("context.seconds", {4: 1}),
+])
+def test_values_of_another_type(name, value):
+    with pytest.raises(UserError, match=f"setting '{name}' takes"):
+        Settings.of("demo", {name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("codes.codebook_size", 0), ("codes.frame_rate", -1), ("backbone.window", 0), ("backbone.layers", 0),
+    ("backbone.hidden", -8), ("backbone.heads", 0), ("backbone.hidden", 130), ("backbone.dropout", 1.0),
+    ("backbone.dropout", -0.1), ("backbone.dtype", "float12"), ("finetune.n_o", 0), ("finetune.n_p", -1),
+    ("finetune.n_q", 0), ("finetune.lr", -1), ("finetune.epochs", 0), ("finetune.batch", 0),
+    ("finetune.warmup", 1.5), ("finetune.weight_decay", -1), ("finetune.patience", -1), ("finetune.lora_rank", -1),
+    ("finetune.lora_dropout", 1.0), ("finetune.classifier_epochs", 0), ("memory.rank", 0), ("memory.prefix", -1),
+    ("memory.lr", -1e-3), ("memory.steps", -1), ("memory.clip", -1), ("memory.weight_decay", -1),
+    ("memory.optimizer", "adam"), ("memory.history_emotions", "true"), ("evaluation.streams", 0),
+    ("evaluation.bootstrap", 0), ("evaluation.confidence", 0), ("evaluation.confidence", 1.0),
+    ("evaluation.confidence", 95), ("evaluation.limit", -1), ("ablation.conversations", 0), ("ablation.rank", [0]),
+    ("ablation.lr", [0.1, -1]), ("ablation.prefix", [-1]), ("ablation.steps", [-1]), ("context.seconds", [0]),
+    ("context.repeats", 0), ("conversation.speakers", 1), ("conversation.conversations", 0),
+    ("conversation.min_turns", 0), ("conversation.min_turns", 61), ("fold", 0), ("seed", -1),
+    ("conversation.seed", -1),
+])
+def test_values_out_of_range(name, value):
+    with pytest.raises(UserError, match=name.replace(".", r"\.")) as error:
+        Settings.of("demo", {name: value})
+    assert "\n" not in str(error.value)
+
+
+def test_overrides_by_dotted_name_and_what_the_command_line_gives():
+    settings = Settings.of("demo", {"memory.lr": "1e-3", "memory.rank": "8", "memory.clip": 1}, fold="2", root="x")
+    assert (settings.memory.lr, settings.memory.rank, settings.memory.clip, settings.fold) == (1e-3, 8, 1.0, 2)
+    assert type(settings.memory.clip) is float and type(settings.memory.rank) is int and settings.root == "x"
+    assert Settings.of("demo").memory == MemorySettings()  # profiles and defaults stay as they are
+    tuples = Settings.of("demo", {"ablation.lr": [0, "1e-2"], "ablation.rank": (2,), "context.seconds": [3, 4]})
+    assert (tuples.ablation.lr, tuples.ablation.rank, tuples.context.seconds) == ((0.0, 0.01), (2,), (3, 4))
+    assert all(type(v) is float for v in tuples.ablation.lr)
+
+
+def test_a_profile_is_named_once():
+    assert Settings.of("smoke", {"profile": "smoke"}) == Settings.of("smoke")
+    with pytest.raises(UserError, match="profile"):
+        Settings.of("demo", {"profile": "paper"})  # would be a demo run under the paper's name
+
+
+def test_a_round_trip_through_a_record():
+    settings = Settings.of("smoke", {"memory.lr": 0.5, "ablation.rank": (2, 3)})
+    assert Settings.of("smoke", json.loads(json.dumps(settings.flat()))) == settings
+
+
+def test_roots(tmp_path):
+    settings = Settings.of("demo", {"home": str(tmp_path)})
+    with pytest.raises(UserError, match=r"'demo' needs a root.*root="):
+        _ = settings.root_path
+    with pytest.raises(UserError, match="'missing' of corpus 'demo' is not a folder"):
+        _ = settings.replace("root", "missing").root_path
+    (tmp_path / "there").mkdir()
+    assert settings.replace("root", "there").root_path == (tmp_path / "there").resolve()
+    assert settings.replace("root", str(tmp_path)).root_path == tmp_path.resolve()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="not a folder"):
+        _ = settings.replace("root", "file").root_path
+    assert settings.home_path == tmp_path.resolve() and settings.results_path == tmp_path / "results" / "demo-demo"
+
+
+# -- runs --------------------------------------------------------------------------------------------------
+
+
+def write(path, text):
+    with runs.atomic(path) as temporary:
+        temporary.write_text(text)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "deep" / "table.parquet"
+    write(path, "old")
+    with pytest.raises(KeyError), runs.atomic(path) as temporary:
+        assert temporary.suffix == ".parquet" and temporary.parent == path.parent
+        temporary.write_text("half")
+        raise KeyError
+    with pytest.raises(KeyboardInterrupt), runs.atomic(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["table.parquet"]
+    write(path, "new")
+    assert path.read_text() == "new" and [p.name for p in path.parent.iterdir()] == ["table.parquet"]
+
+
+@pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
+def test_a_full_disk_is_the_user_s_to_mend(moment, tmp_path, monkeypatch):
+    path = tmp_path / "record.json"
+    write(path, "old")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    where = {"write": (Path, "write_text"), "fsync": (os, "fsync"), "replace": (os, "replace")}[moment]
+    monkeypatch.setattr(*where, full)
+    with pytest.raises(UserError, match=r"cannot write .*record\.json: No space left on device; free some disk"):
+        runs.write_json(path, {"a": 1})
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_is_really_full(tmp_path, small_disk):
+    write(tmp_path / "text", "old")
+    with small_disk(), pytest.raises(UserError, match=r"cannot write .*text: .*free some disk"):
+        write(tmp_path / "text", "x" * 100_000)
+    assert (tmp_path / "text").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "runs").touch()
+    settings = Settings.of("smoke", {"home": str(tmp_path)})
+    with pytest.raises(UserError, match=r"cannot make .*runs.*home="):
+        runs.folder(settings, "codes", "abc")
+    with pytest.raises(UserError, match="cannot write"):
+        write(tmp_path / "runs" / "below", "x")
+
+
+def test_json_is_readable_and_keeps_its_order(tmp_path):
+    runs.write_json(tmp_path / "a.json", {"b": 1, "a": ["ü"]})
+    assert "".join((tmp_path / "a.json").read_text(encoding="utf-8").split()) == '{"b":1,"a":["ü"]}'
+    with pytest.raises(ValueError, match="JSON"):
+        runs.write_json(tmp_path / "a.json", {"b": float("nan")})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"b": 1, "a": ["ü"]}
+
+
+def test_a_key_changes_with_every_setting():
+    def moved(value):
+        if isinstance(value, tuple):
+            return [*value, 7]
+        return f"{value}x" if isinstance(value, str) else value + 1
+
+    base = Settings.of("smoke")
+    keys = {name: runs.key(base.replace(name, moved(value))) for name, value in base.flat().items()}
+    assert len({*keys.values(), runs.key(base)}) == len(keys) + 1
+    assert runs.key(Settings.of("smoke")) == runs.key(base)
+
+
+def test_a_key_does_not_change_with_a_dict_s_order_but_with_a_list_s():
+    assert runs.key({"a": 1, "b": {"c": 2, "d": 3}}) == runs.key({"b": {"d": 3, "c": 2}, "a": 1})
+    assert runs.key(["a", "b"]) != runs.key(["b", "a"])
+    assert runs.key("a", "b") != runs.key("ab") and runs.key(1) != runs.key("1") != runs.key(None)
+    assert runs.key((1, 2)) == runs.key([1, 2])
+    with pytest.raises(TypeError, match="cannot hash set"):
+        runs.key({1})  # its order is not the same in every process
+
+
+def test_code_version_ignores_comments_and_nothing_else(tmp_path):
+    def version(text):
+        (tmp_path / "m.py").write_text(text)
+        return runs.code_version(SimpleNamespace(__file__=str(tmp_path / "m.py")))
+
+    plain = version("def f(x):\n    return x + 1\n")
+    assert version("# why\ndef f(x):  # so\n\n    return (x +\n            1)\n") == plain
+    assert version("def f(x):\n    return x + 2\n") != plain
+    assert version("def f(y):\n    return y + 1\n") != plain
+    one, two = (SimpleNamespace(__file__=str(tmp_path / n)) for n in ("m.py", "n.py"))
+    (tmp_path / "n.py").write_text("x = 1\n")
+    assert runs.code_version(one, two) != runs.code_version(one)
+
+
+def test_settings_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings.of("demo").memory.lr = 1.0
+
+
+def test_every_number_has_a_range_and_every_range_a_setting():
+    free = {"memory.alpha", "finetune.lora_alpha", "conversation.max_turns"}  # any; at least min_turns
+    numbers = {n for n, v in Settings.of("demo").flat().items() if not isinstance(v, str)}
+    assert numbers - free == set(RANGES)
