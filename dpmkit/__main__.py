@@ -62,7 +62,7 @@ def _of(options: argparse.Namespace) -> tuple[Settings, dict[str, Any]]:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from . import corpora, reproduce
+    from . import corpora, records, report, reproduce
 
     settings, overrides = _of(options)
     known = corpora.load(settings).folds
@@ -77,16 +77,17 @@ def _reproduce(options: argparse.Namespace) -> int:
                 raise UserError(f"fold {fold} does not exist: corpus {settings.corpus!r} has folds 1 to "
                                 f"{len(known)}")
             reproduce.run(settings.replace("fold", fold).replace("seed", seed), notebooks, overrides)
+    ran = [r for r in records.load_all(settings.home_path)
+           if (r["profile"], r["corpus"]) == (settings.profile, settings.corpus)]
+    print(report.summary(ran))
     return _report(options)
 
 
 def _report(options: argparse.Namespace) -> int:
-    from . import records, report
+    from . import report
 
-    home = Settings(home=options.home).home_path
-    for path in report.write(home):
+    for path in report.write(Settings(home=options.home).home_path):
         print(f"wrote {path}", file=sys.stderr)
-    print(report.summary(records.load_all(home)))
     return 0
 
 

@@ -52,17 +52,19 @@ def run(settings: Settings, notebooks: Sequence[str] = NOTEBOOKS, overrides: dic
             raise RuntimeError(f"notebook {name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}; "
                                f"{executed} holds what it did. Finished stages are kept: run again to go on"
                                ) from error
-        _render(executed, target, name)
+        _render(executed, target, name, settings.home)
         print(f"    {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
 
 
-def _render(executed: Path, target: Path, name: str) -> None:
-    """The executed notebook without progress bars and timings of cells, as ipynb and as HTML, into `target`."""
+def _render(executed: Path, target: Path, name: str, home: str) -> None:
+    """The executed notebook without progress bars, times of cells and `home`, as ipynb and HTML, in `target`."""
     notebook = nbformat.read(executed, as_version=4)
     notebook.metadata.pop("papermill", None)  # holds paths of this machine
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.source = cell.source.replace(f'home = "{home}"', 'home = ""')
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"
                             and "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]

@@ -138,11 +138,11 @@ def test_emotions_follow_the_stated_chain():
             other = next((e for s, e in last.items() if s != t.speaker), None)
             if t.speaker in last and other is not None:
                 own[last[t.speaker], now] += 1
-                partner[last[t.speaker]] += dynamics.next_distribution(last[t.speaker], other, demo.CONTAGION)
+                partner[last[t.speaker]] += dynamics.next_distribution(last[t.speaker], other, dynamics.CONTAGION)
             last[t.speaker] = now
     totals = own.sum(axis=1, keepdims=True)
     assert np.abs(own / totals - partner / totals).max() < 0.02  # 3 standard errors at some 2,500 a row
-    assert np.abs(own / totals - dynamics.IEMOCAP_INERTIA).max() < 2 * demo.CONTAGION  # and contagion is small
+    assert np.abs(own / totals - dynamics.IEMOCAP_INERTIA).max() < 2 * dynamics.CONTAGION  # and contagion is small
 
 
 def test_texts_are_independent_of_emotion():

@@ -139,6 +139,12 @@ def after_the_last_epoch(patch):
     patch.setattr(runs, "write_json", stop)
 
 
+def before_the_best_is_loaded(patch):
+    def stop(*args):
+        raise Killed
+    patch.setattr(Trainer, "_load_best_model", stop)
+
+
 def before_the_model_is_saved(patch):
     def stop(*args):
         raise Killed
@@ -148,7 +154,8 @@ def before_the_model_is_saved(patch):
 # 12 training conversations in batches of 4: three steps an epoch.
 KILLS = {"before any checkpoint": [in_a_step(2)], "in epoch 2": [in_a_step(5)],
          "in the first checkpoint": [in_a_checkpoint(1)], "in the third": [in_a_checkpoint(3)],
-         "after the last epoch": [after_the_last_epoch], "before it is saved": [before_the_model_is_saved],
+         "after its patience": [before_the_best_is_loaded], "after the last epoch": [after_the_last_epoch],
+         "before it is saved": [before_the_model_is_saved],
          "again and again": [in_a_step(4), in_a_checkpoint(2), in_a_step(7), in_a_step(2), after_the_last_epoch]}
 
 

@@ -7,16 +7,9 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
 from dpmkit.memory import DynamicParameterMemory
-from dpmkit.settings import BackboneSettings, FinetuneSettings, MemorySettings, UserError
-from dpmkit.sllm import EmotionSLLM
+from dpmkit.settings import MemorySettings, UserError
 
 EMOTIONS = ("neu", "hap", "sad", "ang")
-
-
-@pytest.fixture
-def sllm():
-    shape = BackboneSettings(layers=2, hidden=32, heads=2, intermediate=48, window=64)
-    return EmotionSLLM.create(shape, FinetuneSettings(), 16, EMOTIONS, seed=1).eval()
 
 
 def talk(sllm, turns, seed):

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dpmkit import records
+from dpmkit import records, report
 from dpmkit.reproduce import NOTEBOOKS
 from dpmkit.settings import Settings
 
@@ -72,9 +72,9 @@ def test_a_run_from_elsewhere_leaves_records_figures_and_pages(smoke):
         assert 2_000 < path.stat().st_size < 300_000, figure
     assert digests() == before, "papermill must not write its input"
     assert "| dpm |" in done.stdout and "[1/5] 01_data_prep" in done.stderr
-    page = (home / "results" / "README.md").read_text(encoding="utf-8")
-    for link in re.findall(r'(?:\]\(|src="|href=")([^)"#]+)', page):
-        assert link.startswith("http") or (home / "results" / link).is_file(), link
+    page = report.page(records.load_all(home), home)
+    links = re.findall(r'(?:\]\(|src="|href=")([^)"#]+)', page)
+    assert len(links) > 20 and all((home / "results" / link).is_file() for link in links)
 
 
 def test_the_methods_record_is_complete(smoke):

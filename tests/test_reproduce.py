@@ -68,10 +68,11 @@ def a_record(home: Path, low: float, high: float) -> dict:
     rows = [row("window", 60, 0, 0, 0), row("dpm", 60 + (low + high) / 2, (low + high) / 2, low, high),
             row("dpm-swapped", 60.5, 0.5, -1, 2)]
     part = {"targets": 9, "conversations": 3, "methods": rows}
-    settings = Settings.of("smoke", home=str(home), root=str(home / "secret" / "emodb"))
+    settings = Settings.of("demo", home=str(home), root=str(home / "secret" / "emodb"))
     records.save(settings, "methods", {
         "protocols": {"all-lengths": part, "complete": part}, "hears": {r["method"]: "x" for r in rows},
-        "notes": [], "tuned": {"lr": 1e-3, "tried": 2, "conversations": 4}, "nothing": float("nan")}, {"sllm": "k"}, 1.0)
+        "notes": [], "tuned": {"lr": 1e-3, "tried": 2, "conversations": 4}, "nothing": float("nan"),
+    }, {"sllm": "k"}, 1.0)
     return records.load(settings, "methods")
 
 
@@ -91,7 +92,7 @@ def test_records_hold_no_path_and_tables_hold_the_records_numbers(tmp_path):
     assert table.loc["dpm", "WA against window"] == "+2.0 [+1.0, +3.0]"
     assert table.loc["dpm", "paper, IEMOCAP (WA / UA / WF1)"] == "79.38 / 79.62 / 79.34"
     with pytest.raises(UserError, match="run notebook 04"):
-        records.load(Settings.of("smoke", home=str(tmp_path)), "ablations")
+        records.load(Settings.of("demo", home=str(tmp_path)), "ablations")
 
 
 def test_the_report_is_made_of_records_alone(tmp_path):
@@ -108,7 +109,7 @@ def test_the_report_is_made_of_records_alone(tmp_path):
 
 
 def test_the_committed_pages_are_those_of_the_committed_records():
-    made = records.load_all(CHECKOUT)
+    made = report.committed(CHECKOUT)
     assert (CHECKOUT / "results" / "README.md").read_text(encoding="utf-8") == report.page(made, CHECKOUT)
     readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
     assert readme.partition(report.BEGIN)[2].partition(report.END)[0] == "\n" + report.summary(made)
