@@ -108,12 +108,12 @@ class DynamicParameterMemory:
             self.moment1 = torch.zeros(size, device=self.lora.flat.device)
             self.moment2 = torch.zeros(size, device=self.lora.flat.device)
             self.updates = torch.zeros(self.streams, dtype=torch.long, device=self.lora.flat.device)
-            self.skipped = 0  # updates left out because their loss or gradient was not finite
+            self.skipped = torch.zeros_like(self.updates)  # updates left out: loss or gradient was not finite
             streams = range(self.streams)
         index = list(streams)
         self.lora.flat[index] = self.lora.fresh
         self.moment1[index] = self.moment2[index] = 0.0
-        self.updates[index] = 0
+        self.updates[index] = self.skipped[index] = 0
 
     def write(self, prefixes: Sequence[Tensor], sentences: Sequence[Tensor],
               streams: Sequence[int] | None = None) -> Tensor:
@@ -150,7 +150,7 @@ class DynamicParameterMemory:
     def _step(self, index: Tensor, old: Tensor, gradient: Tensor, finite: Tensor) -> None:
         """One AdamW or SGD step (torch's equations) of the streams in `index` that are finite."""
         finite = finite & torch.isfinite(gradient).all(1)
-        self.skipped += int((~finite).sum())
+        self.skipped[index[~finite]] += 1
         index, old, gradient = index[finite], old[finite], gradient[finite]
         if self.settings.clip:
             gradient = gradient * (self.settings.clip / (gradient.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0)

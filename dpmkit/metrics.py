@@ -13,8 +13,11 @@ MEASURES = ("WA", "UA", "WF1")
 
 
 def said(table: pd.DataFrame, emotions: tuple[str, ...]) -> np.ndarray:
-    """Index of the most probable emotion a row, shape (rows,)."""
-    return table[[f"p_{e}" for e in emotions]].to_numpy().argmax(1)
+    """Index of the most probable emotion a row, shape (rows,); ValueError where an answer is NaN."""
+    answers = table[[f"p_{e}" for e in emotions]].to_numpy()
+    if np.isnan(answers).any():
+        raise ValueError(f"{int(np.isnan(answers).any(1).sum())} answers are NaN: they cannot be scored")
+    return answers.argmax(1)
 
 
 def targets(table: pd.DataFrame, protocol: str) -> pd.DataFrame:

@@ -55,9 +55,10 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     """Predictions of `method` on a split of `settings.fold`, one row an utterance, in order.
 
     Columns: conversation, session, utterance, speaker, turn, start and end (seconds), emotion (None outside the
-    label set), p_<emotion>, loss (L_t; NaN where nothing was written), norm (of the memory's change) and pieces
-    (writes of this sentence). Cached a batch of conversations, so that a killed run goes on; `limit` takes the
-    first conversations of the split (default: `settings.evaluation.limit`; 0: all).
+    label set), p_<emotion>, loss (L_t; NaN where nothing was written), norm (of the memory's change), pieces
+    (writes of this sentence) and skipped (updates left out so far, as they were not finite). Cached a batch of
+    conversations, so that a killed run goes on; `limit` takes the first conversations of the split (default:
+    `settings.evaluation.limit`; 0: all).
     """
     if method not in METHODS:
         raise UserError(f"method {method!r} is not known; choose one of {', '.join(METHODS)}")
@@ -126,7 +127,7 @@ def listen(model: EmotionSLLM, conversations: Sequence[Conversation], codes: dic
                          "turn": turn, "start": u.start, "end": u.end, "emotion": u.emotion,
                          **{f"p_{e}": float(v) for e, v in zip(emotions, p, strict=True)},
                          "loss": losses.get(i, np.nan), "norm": float(norms[i]) if engine else 0.0,
-                         "pieces": pieces.get(i, 0)})
+                         "pieces": pieces.get(i, 0), "skipped": int(engine.skipped[i]) if engine else 0})
     return pd.DataFrame(rows)
 
 

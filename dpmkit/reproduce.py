@@ -44,8 +44,8 @@ def run(settings: Settings, notebooks: Sequence[str] = NOTEBOOKS, overrides: dic
         executed = work / f"{name}.ipynb"
         try:
             papermill.execute_notebook(SOURCE / f"{name}.ipynb", executed, parameters, kernel_name="python3",
-                                       cwd=SOURCE, progress_bar=sys.stderr.isatty(), log_output=False,
-                                       request_save_on_cell_execute=True)
+                                       cwd=SOURCE, progress_bar=True, log_output=False,
+                                       extra_arguments=["--IPKernelApp.log_level=ERROR"])
         except PapermillExecutionError as error:
             if error.ename == "UserError":
                 raise UserError(error.evalue) from None

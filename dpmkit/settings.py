@@ -52,7 +52,7 @@ class BackboneSettings:
     heads: int = 4
     intermediate: int = 352
     window: int = 512  # n_limit, tokens
-    dropout: float = 0.1  # of the embeddings and the head's input; from-scratch backbones only
+    dropout: float = 0.2  # of the embeddings and the head's input; from-scratch backbones only
     dtype: str = "float32"
 
 
@@ -64,8 +64,8 @@ class FinetuneSettings:
     n_p: int = 448
     n_q: int = 512
     lr: float = 2e-3
-    epochs: int = 12
-    batch: int = 16
+    epochs: int = 8
+    batch: int = 4  # dialogues a step
     warmup: float = 0.1  # share of the steps
     weight_decay: float = 0.1
     patience: int = 3  # epochs without a better validation loss
