@@ -53,7 +53,9 @@ def durations(table: pd.DataFrame) -> Figure:
               (grouped["end"].max() / 60, "minutes of a conversation"))
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.4))
     for a, (values, label) in zip(axes, panels, strict=True):
-        a.hist(values, bins=24, color=COLOURS[0])
+        middle = values.mean()  # recordings of one length have no range to bin
+        a.hist(values, bins=24, range=None if np.ptp(values) > 1e-6 else (middle - 0.5, middle + 0.5),
+               color=COLOURS[0])
         a.set(xlabel=label, ylabel="count")
     return figure
 

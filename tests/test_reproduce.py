@@ -97,10 +97,10 @@ def test_records_hold_no_path_and_tables_hold_the_records_numbers(tmp_path):
 
 def test_the_report_is_made_of_records_alone(tmp_path):
     a_record(tmp_path, 1.0, 3.0)
-    (tmp_path / "README.md").write_text(f"# x\n\n{report.BEGIN}\nold\n{report.END}\n\nrest\n")
+    (tmp_path / "README.md").write_text(f"# x\n\n{report.BEGIN}\nstale\n{report.END}\n\nrest\n")
     report.write(tmp_path)
     first = (tmp_path / "results" / "README.md").read_text(), (tmp_path / "README.md").read_text()
-    assert "62.0 [60.0, 64.0]" in first[0] and "old" not in first[1] and first[1].endswith("\n\nrest\n")
+    assert "62.0 [60.0, 64.0]" in first[0] and "stale" not in first[1] and first[1].endswith("\n\nrest\n")
     report.write(tmp_path)
     assert first == ((tmp_path / "results" / "README.md").read_text(), (tmp_path / "README.md").read_text())
     (tmp_path / "README.md").write_text("no markers")
