@@ -80,7 +80,7 @@ def losses(history: pd.DataFrame) -> Figure:
         left.plot(history["epoch"], history[column], LINES[i], marker=MARKERS[i], ms=4, color=COLOURS[i],
                   label=label)
     left.set(xlabel="epoch", ylabel="nats a token")
-    left.legend(frameon=False, fontsize=7)
+    left.legend(frameon=False, fontsize=7, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
     right.plot(history["epoch"], 100 * history["eval_wa"], "-o", ms=4, color=COLOURS[0], label="WA")
     right.plot(history["epoch"], 100 * history["eval_ua"], "--s", ms=4, color=COLOURS[1], label="UA")
     best = history.loc[history["eval_l_e"].idxmin(), "epoch"]

@@ -122,6 +122,23 @@ def methods_table(record: dict[str, Any], protocol: str) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
+def seeds_table(made: list[dict[str, Any]], protocol: str = "all-lengths") -> pd.DataFrame:
+    """`methods` records that differ in their training seed alone: mean WA and mean gain over the seeds, with the
+    lowest and the highest (the spread of training; the intervals of one record are the spread of conversations)."""
+    out: dict[str, dict[str, list[float]]] = {}
+    for record in made:
+        for row in record["results"]["protocols"][protocol]["methods"]:
+            kept = out.setdefault(row["method"], {"WA": [], "WA_gain": []})
+            kept["WA"].append(row["WA"])
+            kept["WA_gain"].append(row["WA_gain"])
+    return pd.DataFrame([{
+        "method": method, f"WA, mean of {len(made)} seeds": f"{np.mean(v['WA']):.1f}",
+        "lowest to highest": f"{min(v['WA']):.1f} to {max(v['WA']):.1f}",
+        "WA against window, mean": f"{np.mean(v['WA_gain']):+.1f}",
+        "lowest to highest gain": f"{min(v['WA_gain']):+.1f} to {max(v['WA_gain']):+.1f}",
+    } for method, v in out.items()])
+
+
 def verdict(record: dict[str, Any], protocol: str = "all-lengths") -> str:
     """What the intervals say of DPM, in one sentence or two."""
     rows = {r["method"]: r for r in record["results"]["protocols"][protocol]["methods"]}
