@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ HEARS = {
 
 
 class Classifier(nn.Module):
-    """Codes -> trainable Transformer encoder -> head (paper, 'Classifier'), of the SLLM's shape.
+    """Codes -> trainable Transformer encoder -> head (paper, 'Classifier'), of the SLLM's width and half its depth.
 
     Hears what the `window` method hears: the n_r codes before the utterance, a separator, the utterance.
     """
@@ -42,7 +43,7 @@ class Classifier(nn.Module):
         self.place = nn.Embedding(shape.window, shape.hidden)
         layer = nn.TransformerEncoderLayer(shape.hidden, shape.heads, shape.intermediate, shape.dropout,
                                            activation="gelu", batch_first=True, norm_first=True)
-        self.encoder = nn.TransformerEncoder(layer, shape.layers, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(layer, max(1, shape.layers // 2), enable_nested_tensor=False)
         self.head = nn.Sequential(nn.LayerNorm(shape.hidden), nn.Linear(shape.hidden, emotions))
 
     def forward(self, rows: Tensor, truth: Tensor) -> dict[str, Tensor]:
@@ -82,7 +83,8 @@ def classify(settings: Settings, corpus: Corpus, codes: CorpusCodes, split: str 
     Columns as `protocols.predict`, without those of the memory.
     """
     size, shape = codes.facts["codebook_size"], settings.backbone
-    key = runs.key(codes.key, settings.fold, settings.seed, shape, settings.finetune, settings.memory.prefix,
+    tune = replace(settings.finetune, **asdict(settings.classifier))
+    key = runs.key(codes.key, settings.fold, settings.seed, shape, tune, settings.memory.prefix,
                    runs.code_version(sys.modules[__name__], finetune))
     folder = runs.folder(settings, "classifier", key)
     weights = folder / "classifier.safetensors"
@@ -100,8 +102,7 @@ def classify(settings: Settings, corpus: Corpus, codes: CorpusCodes, split: str 
                 "truth": torch.tensor(truth)}
 
     if not weights.is_file():
-        finetune.fit(model, data["train"], data["validation"], collate, settings.finetune, folder, settings,
-                     settings.finetune.classifier_lr, settings.finetune.classifier_epochs)
+        finetune.fit(model, data["train"], data["validation"], collate, tune, folder, settings)
         with runs.atomic(weights) as temporary:
             save_file(model.cpu().state_dict(), temporary)
     model.load_state_dict(load_file(weights))

@@ -55,7 +55,7 @@ def train(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> Finetuned:
         data = [Dialogues(model, corpus.select(ids), codes.codes, corpus.emotions, settings, moving)
                 for ids, moving in ((fold.train, True), (fold.validation, False))]
         history = fit(model, *data, collate_sequences(model.vocabulary.end), settings.finetune, folder,
-                      settings, settings.finetune.lr, settings.finetune.epochs)
+                      settings)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         runs.write_json(log, {"history": history, "trained_parameters": trained})
         model.save(done, codes.facts)
@@ -122,17 +122,17 @@ def collate_sequences(padding: int) -> Callable:
 
 
 def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate: Callable,
-        tune: FinetuneSettings, folder: Path, settings: Settings, lr: float, epochs: int) -> list[dict]:
+        tune: FinetuneSettings, folder: Path, settings: Settings) -> list[dict]:
     """Train `model` in place and return its history, one row an epoch; the best epoch's weights are kept.
 
     `model.forward` returns `loss`, `logits` (rows, classes) and `truth` (rows,). The best epoch has the lowest
     emotion loss on the validation data. Goes on from the newest whole checkpoint in `folder`.
     """
-    steps = math.ceil(len(train_data) / tune.batch) * epochs
+    steps = math.ceil(len(train_data) / tune.batch) * tune.epochs
     checkpoint, done = _last_whole_checkpoint(folder / "checkpoints", tune.patience)
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"), per_device_train_batch_size=tune.batch,
-        per_device_eval_batch_size=tune.batch, num_train_epochs=done or epochs, learning_rate=lr,
+        per_device_eval_batch_size=tune.batch, num_train_epochs=done or tune.epochs, learning_rate=tune.lr,
         lr_scheduler_type="cosine", warmup_steps=round(tune.warmup * steps), weight_decay=tune.weight_decay,
         max_grad_norm=1.0, eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch",
         save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="eval_l_e", greater_is_better=False,

@@ -140,18 +140,23 @@ def seeds_table(made: list[dict[str, Any]], protocol: str = "all-lengths") -> pd
 
 
 def verdict(record: dict[str, Any], protocol: str = "all-lengths") -> str:
-    """What the intervals say of DPM, in one sentence or two."""
+    """What the intervals say of DPM, at the paper's rate and at the one that validation chose, and its controls."""
     rows = {r["method"]: r for r in record["results"]["protocols"][protocol]["methods"]}
-    dpm, swapped = rows["dpm"], rows["dpm-swapped"]
 
-    def words(row: dict) -> str:
-        low, high = row["WA_gain_interval"]
-        return f"{row['WA_gain']:+.1f} points WA [{low:+.1f}, {high:+.1f}]"
+    def against_window(method: str) -> str:
+        low, high = rows[method]["WA_gain_interval"]
+        said = "beats" if low > 0 else "is worse than" if high < 0 else "cannot be told from"
+        return f"{said} the same frozen SLLM without a memory ({words(method)})"
 
-    low, high = dpm["WA_gain_interval"]
-    said = ("beats" if low > 0 else "is worse than" if high < 0 else "cannot be told from")
-    text = f"DPM {said} the same frozen SLLM with the same window and no memory: {words(dpm)}."
-    return text + f" The control, a memory written from another conversation: {words(swapped)}."
+    def words(method: str) -> str:
+        low, high = rows[method]["WA_gain_interval"]
+        return f"{rows[method]['WA_gain']:+.1f} points WA [{low:+.1f}, {high:+.1f}]"
+
+    text = f"DPM {against_window('dpm')}; the control, a memory of another conversation: {words('dpm-swapped')}."
+    if "dpm-tuned" in rows:
+        text += (f" At the learning rate that validation chose, DPM {against_window('dpm-tuned')}; its control: "
+                 f"{words('dpm-tuned-swapped')}.")
+    return text
 
 
 def _plain(value: Any) -> Any:

@@ -72,8 +72,15 @@ class FinetuneSettings:
     lora_rank: int = 0  # 0: every weight is trained (from-scratch backbones)
     lora_alpha: int = 64
     lora_dropout: float = 0.05
-    classifier_lr: float = 1e-3
-    classifier_epochs: int = 8
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """The baseline on codes; what is not here is as in `finetune`."""
+
+    lr: float = 1e-3
+    epochs: int = 3
+    batch: int = 1  # dialogues a step, each of them all of its labelled utterances
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,7 @@ class Settings:
     codes: CodesSettings = field(default_factory=CodesSettings)
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+    classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
     memory: MemorySettings = field(default_factory=MemorySettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     ablation: AblationSettings = field(default_factory=AblationSettings)
@@ -259,10 +267,11 @@ def _ranges() -> dict[str, tuple[str, Callable[[float], bool]]]:
         ("greater than 0", lambda v: v > 0): (
             "fold conversation.conversations conversation.min_turns codes.codebook_size codes.frame_rate "
             "backbone.layers backbone.hidden backbone.heads backbone.intermediate backbone.window finetune.n_o "
-            "finetune.n_q finetune.epochs finetune.batch finetune.classifier_epochs memory.rank evaluation.streams "
-            "evaluation.bootstrap ablation.conversations ablation.rank context.seconds context.repeats"),
+            "finetune.n_q finetune.epochs finetune.batch classifier.epochs classifier.batch memory.rank "
+            "evaluation.streams evaluation.bootstrap ablation.conversations ablation.rank context.seconds "
+            "context.repeats"),
         ("0 or more", lambda v: v >= 0): (
-            "seed conversation.seed codes.prosody_weight finetune.n_p finetune.lr finetune.classifier_lr "
+            "seed conversation.seed codes.prosody_weight finetune.n_p finetune.lr classifier.lr "
             "finetune.weight_decay finetune.patience finetune.lora_rank memory.prefix memory.lr memory.steps "
             "memory.clip memory.weight_decay evaluation.limit ablation.lr ablation.steps ablation.prefix"),
         ("2 or more", lambda v: v >= 2): "conversation.speakers",
@@ -282,7 +291,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "codes.codebook_size": 32,
         "backbone.layers": 2, "backbone.hidden": 32, "backbone.intermediate": 64, "backbone.heads": 2,
         "backbone.window": 256, "finetune.n_p": 192, "finetune.n_q": 256,
-        "finetune.epochs": 2, "finetune.batch": 4, "finetune.classifier_epochs": 1,
+        "finetune.epochs": 2, "finetune.batch": 4, "classifier.epochs": 1,
         "memory.rank": 4, "memory.alpha": 4.0, "memory.lr": 1e-3, "memory.prefix": 32,
         "evaluation.streams": 2, "evaluation.bootstrap": 200,
         "ablation.conversations": 2, "ablation.lr": (0.0, 1e-3), "ablation.steps": (1, 2),
@@ -297,7 +306,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "backbone.dtype": "bfloat16",
         "finetune.n_o": 1024, "finetune.n_p": 1024, "finetune.n_q": 2048,
         "finetune.lr": 5e-5, "finetune.epochs": 20, "finetune.batch": 1,
-        "finetune.lora_rank": 64, "finetune.classifier_lr": 1e-4,
+        "finetune.lora_rank": 64, "classifier.lr": 1e-4,
         "memory.rank": 64, "memory.alpha": 64.0, "memory.prefix": 1024,
         "evaluation.streams": 1,
     },

@@ -47,7 +47,7 @@ def guesses(table, seed, skill=2.0):
 
 @pytest.fixture
 def learning(settings):
-    for name, value in (("finetune.classifier_epochs", 8), ("finetune.classifier_lr", 1e-2), ("memory.prefix", 4)):
+    for name, value in (("classifier.epochs", 8), ("classifier.lr", 1e-2), ("memory.prefix", 4)):
         settings = settings.replace(name, value)
     return settings
 

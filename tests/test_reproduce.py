@@ -80,7 +80,7 @@ def a_record(home: Path, low: float, high: float, seed: int = 0) -> dict:
     (0.5, 2.0, "DPM beats"), (-2.0, -0.5, "DPM is worse than"), (-1.0, 1.0, "DPM cannot be told from")])
 def test_the_verdict_follows_the_interval(tmp_path, low, high, words):
     said = records.verdict(a_record(tmp_path, low, high))
-    assert words in said and "another conversation: +0.5 points WA [-1.0, +2.0]" in said
+    assert words in said and "another conversation: +0.5 points WA [-1.0, +2.0]." in said
 
 
 def test_records_hold_no_path_and_tables_hold_the_records_numbers(tmp_path):

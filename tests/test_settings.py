@@ -50,7 +50,7 @@ def test_values_of_another_type(name, value):
     ("backbone.dropout", -0.1), ("backbone.dtype", "float12"), ("finetune.n_o", 0), ("finetune.n_p", -1),
     ("finetune.n_q", 0), ("finetune.lr", -1), ("finetune.epochs", 0), ("finetune.batch", 0),
     ("finetune.warmup", 1.5), ("finetune.weight_decay", -1), ("finetune.patience", -1), ("finetune.lora_rank", -1),
-    ("finetune.lora_dropout", 1.0), ("finetune.classifier_epochs", 0), ("memory.rank", 0), ("memory.prefix", -1),
+    ("finetune.lora_dropout", 1.0), ("classifier.epochs", 0), ("memory.rank", 0), ("memory.prefix", -1),
     ("memory.lr", -1e-3), ("memory.steps", -1), ("memory.clip", -1), ("memory.weight_decay", -1),
     ("memory.optimizer", "adam"), ("memory.history_emotions", "true"), ("evaluation.streams", 0),
     ("evaluation.bootstrap", 0), ("evaluation.confidence", 0), ("evaluation.confidence", 1.0),
