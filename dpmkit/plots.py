@@ -114,7 +114,9 @@ def trace(table: pd.DataFrame, emotions: Sequence[str]) -> Figure:
 
 
 def methods(rows: Sequence[dict[str, Any]], title: str, measure: str = "WA") -> Figure:
-    """Each method's measure with its interval, and its gain over the window baseline beside it."""
+    """Each method's measure with its interval, and its gain over the window baseline beside it. The majority class
+    stays in the table: on the axis it would squeeze the others."""
+    rows = [r for r in rows if r["method"] != "majority"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 0.45 + 0.32 * len(rows)), sharey=True)
     y = np.arange(len(rows))[::-1]
     for axes, key in ((left, measure), (right, f"{measure}_gain")):

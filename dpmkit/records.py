@@ -40,7 +40,8 @@ def path(settings: Settings, kind: str) -> Path:
 
 
 def save(settings: Settings, kind: str, results: dict[str, Any], inputs: dict[str, str], seconds: float) -> Path:
-    """Write a record; `inputs` are the keys of the artefacts that it was made from. Returns its path."""
+    """Write a record; `inputs` are the keys of the artefacts that it was made from, `seconds` the wall time of the
+    notebook (short where artefacts were reused). Returns its path."""
     if kind not in KINDS:
         raise ValueError(f"record kind {kind!r} is not known; choose one of {', '.join(KINDS)}")
     flat = settings.flat()

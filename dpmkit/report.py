@@ -105,7 +105,7 @@ def _methods(record: dict[str, Any]) -> list[str]:
               f"{tuned['lr']:g}, the best of {tuned['tried']} on {tuned['conversations']} validation "
               "conversations. " + "".join(f"{note} " for note in record["results"]["notes"]), "",
               f"Run on {machine['processor']}, {machine['threads']} threads, {machine['gpu'] or 'no GPU'}; commit "
-              f"{record['commit']}; {record['made']}; notebook 03 took {record['seconds']:.0f} s.", ""]
+              f"{record['commit']}; {record['made']}.", ""]
     return lines
 
 
