@@ -142,10 +142,15 @@ def ablations(rows: Sequence[dict[str, Any]]) -> Figure:
         panel.vlines(x, low, high, color=COLOURS[0], lw=1.6)
         panel.plot(x, part["WA_gain"], "o", color=COLOURS[0])
         panel.axhline(0, color="0.5", lw=0.8)
-        panel.set(xticks=x, xticklabels=[f"{v:g}" for v in part["value"]], xlabel=name)
+        panel.set(xticks=x, xticklabels=[_short(v) for v in part["value"]], xlabel=name)
         panel.set_xlim(-0.5, len(part) - 0.5)
     axes[0][0].set_ylabel("WA of DPM minus\nno memory, points")
     return figure
+
+
+def _short(value: float) -> str:
+    """3e-4, 64, 0: a value as short as a tick label must be."""
+    return f"{value:g}" if value == 0 or value >= 0.01 else f"{value:.0e}".replace("e-0", "e-")
 
 
 def positions(rows: Sequence[dict[str, Any]]) -> Figure:
@@ -159,7 +164,7 @@ def positions(rows: Sequence[dict[str, Any]]) -> Figure:
         axes.plot(x, part["WA"], LINES[i % 4], marker=MARKERS[i % 8], ms=5, color=COLOURS[i % 8], label=method)
     labels = table[table["method"] == table["method"].iloc[0]]["turns"]
     axes.set(xticks=range(len(labels)), xticklabels=labels, xlabel="turn of the conversation", ylabel="WA, %")
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    axes.legend(frameon=False, fontsize=8, ncols=5, loc="lower left", bbox_to_anchor=(0, 1.0))
     return figure
 
 
@@ -177,8 +182,9 @@ def cost(rows: Sequence[dict[str, Any]], window: int, rates: Sequence[float]) ->
         for rate in rates:
             axes.axvline(window / rate, color="0.5", lw=0.8, ls=(0, (4, 3)))
             axes.annotate(f"{window} tokens at {rate:g} Hz: {window / rate:.0f} s", (window / rate, 0.98),
-                          xycoords=("data", "axes fraction"), rotation=90, ha="right", va="top", fontsize=7)
-    panels[0].legend(frameon=False, fontsize=8, loc="lower right")
+                          xycoords=("data", "axes fraction"), rotation=90, ha="center", va="top", fontsize=7,
+                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+    panels[0].legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0))
     return figure
 
 
