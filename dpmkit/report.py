@@ -43,6 +43,8 @@ def summary(made: list[dict[str, Any]]) -> str:
         lines += [f"**{_title(same[0])}**, every labelled utterance of the test fold", "",
                   _markdown(records.methods_table(same[0], "all-lengths").drop(columns="hears")), "",
                   records.verdict(same[0]), ""]
+        lines += [line for r in made if r["kind"] == "data" and _title(r) == _title(same[0])
+                  for line in _ceilings(r, ("test",))]
         if len(same) > 1:
             lines += [f"Trained anew with {len(same)} seeds:", "", _markdown(records.seeds_table(same)), ""]
     return "\n".join(lines) + "\n" if lines else "No record yet: `make reproduce` writes them.\n"
@@ -113,11 +115,16 @@ def _data(record: dict[str, Any]) -> list[str]:
     results = record["results"]
     lines = [f"**Corpus**: {results['conversations']} conversations, {results['utterances']} utterances, "
              f"{results['hours']:.2f} h, {results['speakers']} speakers; skipped: {results['skipped_count']}.", ""]
-    for split in ("validation", "test"):
-        if split in results["ceilings"]:
-            rows = [f"{row['method']} {100 * row['WA']:.1f} / {100 * row['UA']:.1f}"
-                    for row in results["ceilings"][split]]
-            lines += [f"Ceilings on pooled features, {split} fold, WA / UA in %: {'; '.join(rows)}.", ""]
+    return lines + _ceilings(record, ("validation", "test"))
+
+
+def _ceilings(record: dict[str, Any], splits: tuple[str, ...]) -> list[str]:
+    lines = []
+    for split in splits:
+        rows = [f"{row['method']} {100 * row['WA']:.1f} / {100 * row['UA']:.1f}"
+                for row in record["results"]["ceilings"][split]]
+        lines += [f"Ceilings (logistic regression on an utterance's pooled acoustics), {split} fold, WA / UA in %: "
+                  f"{'; '.join(rows)}.", ""]
     return lines
 
 
