@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 
 from .. import runs, speech
 from ..settings import ConversationSettings, Settings, UserError
-from . import dynamics, espeak, texts
-from .conversation import Clip, Conversation, Corpus, Fold, Utterance
+from . import composed, dynamics, espeak, texts
+from .conversation import Clip, Conversation, Corpus, Utterance
 
 SESSIONS = 5
 WORKERS = 2  # processes; the corpus does not depend on it
@@ -159,7 +159,8 @@ def render(folder: Path, conversation: Plan) -> str:
 
 
 def load(settings: Settings) -> Corpus:
-    """The corpus, synthesised first where `runs/corpus/<key>/` lacks it; folds leave one session out."""
+    """The corpus, synthesised first where `runs/corpus/<key>/` lacks it; folds leave one session out, so that no
+    speaker stands in two splits."""
     code = runs.code_version(sys.modules[__name__], espeak, texts, dynamics, speech)
     key = runs.key("demo", settings.conversation, code, metadata.version("espeakng-loader"))
     folder = runs.folder(settings, "corpus", key)
@@ -168,7 +169,8 @@ def load(settings: Settings) -> Corpus:
         synthesise(folder, plans)
         _write_manifest(manifest, plans)
     conversations = _read_manifest(manifest)
-    return Corpus("demo", conversations, dynamics.EMOTIONS, folds(conversations), (), key)
+    folds = composed.leave_one_session_out(conversations)
+    return Corpus("demo", conversations, dynamics.EMOTIONS, folds, (), key)
 
 
 def synthesise(folder: Path, plans: Sequence[Plan], workers: int = WORKERS) -> None:
@@ -178,15 +180,6 @@ def synthesise(folder: Path, plans: Sequence[Plan], workers: int = WORKERS) -> N
           tqdm(total=len(plans), initial=len(plans) - len(todo), desc="synthesis", unit="conversation") as bar):
         for _ in pool.imap_unordered(partial(render, folder), todo, chunksize=1):
             bar.update()
-
-
-def folds(conversations: Sequence[Conversation]) -> tuple[Fold, ...]:
-    """Fold k tests session k and validates on the next one, so that no speaker stands in two splits."""
-    def of(*sessions: int) -> tuple[str, ...]:
-        names = {f"s{s % SESSIONS + 1}" for s in sessions}
-        return tuple(c.id for c in conversations if c.session in names)
-
-    return tuple(Fold(train=of(k + 2, k + 3, k + 4), validation=of(k + 1), test=of(k)) for k in range(SESSIONS))
 
 
 def _write_manifest(path: Path, plans: Sequence[Plan]) -> None:
