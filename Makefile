@@ -5,16 +5,18 @@ CORPUS  ?=
 ROOT    ?=
 FOLDS   ?= 1
 SEEDS   ?= 0
+SET     ?=
 BIN     := .venv/bin
 RUN     := $(BIN)/python -m dpmkit reproduce --profile $(PROFILE) --folds $(FOLDS) --seeds $(SEEDS) \
-           $(if $(CORPUS),--corpus $(CORPUS)) $(if $(ROOT),--root "$(ROOT)")
+           $(if $(CORPUS),--corpus $(CORPUS)) $(if $(ROOT),--root "$(ROOT)") $(foreach pair,$(SET),--set $(pair))
 
 .PHONY: help setup reproduce notebooks test lab report clean
 help:
 	@echo "make reproduce                 the five notebooks on the demo corpus, results/ and its table"
 	@echo "make test                      every test, the smoke notebooks included"
 	@echo "make lab                       JupyterLab on notebooks/"
-	@echo "make notebooks PROFILE=demo CORPUS=emodb ROOT=path/to/emodb [FOLDS=all] [SEEDS=0,1,2]"
+	@echo "make notebooks PROFILE=demo CORPUS=emodb ROOT=path/to/emodb [FOLDS=all] [SEEDS=0,1,2] \\"
+	@echo "     [SET=\"codes.tokenizer=mimi memory.lr=1e-3\"]   any setting; python -m dpmkit settings lists them"
 	@echo "make report                    results/README.md and the README's table from the records"
 	@echo "make clean                     remove runs/ (codes, checkpoints, predictions)"
 

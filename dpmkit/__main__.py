@@ -50,7 +50,7 @@ def _of(options: argparse.Namespace) -> tuple[Settings, dict[str, Any]]:
         if not equals:
             raise UserError(f"--set takes NAME=VALUE, e.g. --set memory.lr=1e-3, not {pair!r}")
         try:
-            overrides[name] = json.loads(value)
+            overrides[name] = json.loads(value.lower() if value in ("True", "False") else value)
         except ValueError:
             overrides[name] = value
     settings = Settings.of(options.profile, overrides, home=options.home)

@@ -35,11 +35,37 @@ class ConversationSettings:
 
 
 @dataclass(frozen=True)
+class SourceSettings:
+    """How a corpus on disk is read; a parser takes what concerns it."""
+
+    classes: int = 4  # iemocap: 4 (exc merged into hap: the paper's) or 6 (ang, exc, fru, hap, neu, sad)
+    allow_partial: bool = False  # iemocap: hear a tree whose counts are not the published ones
+    validation: float = 0.1  # share of the training dialogues that is held out, where no split is given
+    speaker: str = ""  # folders: a pattern (regular expression) whose group is the speaker in a file's name
+
+
+@dataclass(frozen=True)
+class SegmentsSettings:
+    """Utterances found in a recording by voice activity (silero-vad); all but the threshold in seconds."""
+
+    threshold: float = 0.5  # speech probability above which speech begins
+    min_speech: float = 0.25
+    min_silence: float = 0.3  # a shorter pause does not end an utterance
+    max_speech: float = 20.0  # a longer utterance is cut at its most silent place
+    pad: float = 0.1  # kept on either side
+
+
+@dataclass(frozen=True)
 class CodesSettings:
-    tokenizer: str = "kmeans"
-    codebook_size: int = 256
-    frame_rate: float = 25.0  # frames a second
-    prosody_weight: float = 4.0  # weight of energy and log F0 against the MFCCs in the k-means distance
+    """The speech tokenizer. 0 for a size or a rate is the tokenizer's own (kmeans: 256 codes at 25 Hz)."""
+
+    tokenizer: str = "kmeans"  # one of codes.TOKENIZERS
+    source: str = ""  # neural tokenizers: a local folder or a hub id; empty: the published weights
+    codebook_size: int = 0  # K of the k-means tokenizers
+    frame_rate: float = 0.0  # frames a second
+    prosody_weight: float = 4.0  # kmeans: weight of energy and log F0 against the MFCCs in the distance
+    layer: int = 9  # hubert-kmeans, wavlm-kmeans: hidden states after this transformer layer
+    codebooks: int = 1  # mimi: this many codebooks, interleaved
 
 
 @dataclass(frozen=True)
@@ -138,6 +164,8 @@ class Settings:
     home: str = ""  # where runs/ and results/ live; empty: this checkout, or the working directory
     device: str = "auto"
     conversation: ConversationSettings = field(default_factory=ConversationSettings)
+    source: SourceSettings = field(default_factory=SourceSettings)
+    segments: SegmentsSettings = field(default_factory=SegmentsSettings)
     codes: CodesSettings = field(default_factory=CodesSettings)
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
@@ -252,6 +280,10 @@ def _typed(name: str, old: Any, new: Any) -> Any:
             if not isinstance(new, str):
                 raise TypeError
             return new
+        if isinstance(old, bool):
+            if not isinstance(new, bool):
+                raise TypeError
+            return new
         if isinstance(new, bool) or (isinstance(old, int) and float(new) != int(float(new))):
             raise TypeError
         if not math.isfinite(float(new)):
@@ -265,19 +297,22 @@ def _ranges() -> dict[str, tuple[str, Callable[[float], bool]]]:
     """Dotted name -> in words, and the check of one value; a tuple's values are checked one by one."""
     kinds = {
         ("greater than 0", lambda v: v > 0): (
-            "fold conversation.conversations conversation.min_turns codes.codebook_size codes.frame_rate "
-            "backbone.layers backbone.hidden backbone.heads backbone.intermediate backbone.window finetune.n_o "
+            "fold conversation.conversations conversation.min_turns codes.layer codes.codebooks "
+            "segments.min_speech segments.max_speech backbone.layers backbone.hidden backbone.heads "
+            "backbone.intermediate backbone.window finetune.n_o "
             "finetune.n_q finetune.epochs finetune.batch classifier.epochs classifier.batch memory.rank "
             "evaluation.streams evaluation.bootstrap ablation.conversations ablation.rank context.seconds "
             "context.repeats"),
         ("0 or more", lambda v: v >= 0): (
-            "seed conversation.seed codes.prosody_weight finetune.n_p finetune.lr classifier.lr "
+            "seed conversation.seed codes.codebook_size codes.frame_rate codes.prosody_weight segments.min_silence "
+            "segments.pad finetune.n_p finetune.lr classifier.lr "
             "finetune.weight_decay finetune.patience finetune.lora_rank memory.prefix memory.lr memory.steps "
             "memory.clip memory.weight_decay evaluation.limit ablation.lr ablation.steps ablation.prefix"),
+        ("4 or 6", lambda v: v in (4, 6)): "source.classes",
         ("2 or more", lambda v: v >= 2): "conversation.speakers",
         ("from 0 to 1", lambda v: 0 <= v <= 1): "finetune.warmup",
         ("0 or more and less than 1", lambda v: 0 <= v < 1): "backbone.dropout finetune.lora_dropout",
-        ("between 0 and 1", lambda v: 0 < v < 1): "evaluation.confidence",
+        ("between 0 and 1", lambda v: 0 < v < 1): "evaluation.confidence source.validation segments.threshold",
     }
     return {name: kind for kind, names in kinds.items() for name in names.split()}
 
@@ -301,7 +336,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "demo": {},
     "paper": {
         "corpus": "iemocap",
-        "codes.tokenizer": "s3-v2-25hz", "codes.codebook_size": 6561,
+        "codes.tokenizer": "s3-v2-25hz",
         "backbone.source": "togethercomputer/LLaMA-2-7B-32K", "backbone.window": 32768,
         "backbone.dtype": "bfloat16",
         "finetune.n_o": 1024, "finetune.n_p": 1024, "finetune.n_q": 2048,

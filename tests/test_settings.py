@@ -45,7 +45,8 @@ def test_values_of_another_type(name, value):
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    ("codes.codebook_size", 0), ("codes.frame_rate", -1), ("backbone.window", 0), ("backbone.layers", 0),
+    ("codes.codebook_size", -1), ("source.classes", 5), ("segments.threshold", 1.0),
+    ("codes.layer", 0), ("codes.frame_rate", -1), ("backbone.window", 0), ("backbone.layers", 0),
     ("backbone.hidden", -8), ("backbone.heads", 0), ("backbone.hidden", 130), ("backbone.dropout", 1.0),
     ("backbone.dropout", -0.1), ("backbone.dtype", "float12"), ("finetune.n_o", 0), ("finetune.n_p", -1),
     ("finetune.n_q", 0), ("finetune.lr", -1), ("finetune.epochs", 0), ("finetune.batch", 0),
@@ -168,6 +169,8 @@ def test_a_key_changes_with_every_setting():
     def moved(value):
         if isinstance(value, tuple):
             return [*value, 7]
+        if isinstance(value, bool):
+            return not value
         return f"{value}x" if isinstance(value, str) else value + 1
 
     base = Settings.of("smoke")
@@ -206,5 +209,5 @@ def test_settings_are_frozen():
 
 def test_every_number_has_a_range_and_every_range_a_setting():
     free = {"memory.alpha", "finetune.lora_alpha", "conversation.max_turns"}  # any; at least min_turns
-    numbers = {n for n, v in Settings.of("demo").flat().items() if not isinstance(v, str)}
+    numbers = {n for n, v in Settings.of("demo").flat().items() if not isinstance(v, (str, bool))}
     assert numbers - free == set(RANGES)

@@ -1,11 +1,13 @@
 """Corpora: `load(settings)` gives Conversations of Utterances, their folds, and what was skipped."""
 
+from importlib import import_module
+
 from ..settings import Settings, UserError
-from .conversation import Clip, Conversation, Corpus, Fold, Skipped, Utterance
+from .conversation import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance
 
-CORPORA = ("demo", "emodb")
+CORPORA = ("demo", "emodb", "iemocap", "meld", "manifest", "folders")
 
-__all__ = ["CORPORA", "Clip", "Conversation", "Corpus", "Fold", "Skipped", "Utterance", "load"]
+__all__ = ["CORPORA", "Clip", "Conversation", "Corpus", "Count", "Fold", "Skipped", "Utterance", "load"]
 
 
 def load(settings: Settings) -> Corpus:
@@ -13,13 +15,9 @@ def load(settings: Settings) -> Corpus:
 
     Raises UserError for an unknown corpus, a missing root, a root of another shape, or a fold it lacks.
     """
-    if settings.corpus == "demo":
-        from . import demo as source
-    elif settings.corpus == "emodb":
-        from . import emodb as source
-    else:
+    if settings.corpus not in CORPORA:
         raise UserError(f"corpus {settings.corpus!r} is not known; choose one of {', '.join(CORPORA)}")
-    corpus = source.load(settings)
+    corpus = import_module(f".{settings.corpus}", __name__).load(settings)
     if not 1 <= settings.fold <= len(corpus.folds):
         raise UserError(f"fold {settings.fold} does not exist: corpus {corpus.name!r} has folds 1 to "
                         f"{len(corpus.folds)}")

@@ -61,10 +61,22 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Count:
+    """Labelled utterances (recordings, where conversations are composed of them) of one emotion in a session or
+    split, found on disk, beside the number that the corpus' owners or its literature publish (None: none)."""
+
+    group: str
+    emotion: str
+    published: int | None
+    found: int
+
+
+@dataclass(frozen=True)
 class Corpus:
     """Conversations, the label set, the folds, what was skipped, and a key that changes with the content.
 
     `notes`: what a reader of results on it must know, in whole sentences; they go into every table's caption.
+    `speaker_independent`: no speaker of a fold's test stands in its training or validation conversations.
     """
 
     name: str
@@ -74,6 +86,8 @@ class Corpus:
     skipped: tuple[Skipped, ...]
     key: str
     notes: tuple[str, ...] = ()
+    counts: tuple[Count, ...] = ()
+    speaker_independent: bool = True
 
     def select(self, ids: tuple[str, ...]) -> tuple[Conversation, ...]:
         """The conversations of these ids, in this order."""
