@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from sklearn.metrics import accuracy_score, recall_score
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
@@ -36,16 +36,21 @@ def ceilings(corpus: Corpus, fold: Fold, features: Mapping[str, np.ndarray],
     z, truth, speaker = _table(heard, features, corpus.emotions)
     scaler = StandardScaler().fit(x)
     x, z = scaler.transform(x), scaler.transform(z)
-    means = np.stack([x[y == e].mean(axis=0) for e in range(len(corpus.emotions))])
-    prior = np.bincount(y, minlength=len(corpus.emotions)) / len(y)
+    # An emotion that the training conversations lack lies at the mean of all, which is 0, and is never answered.
+    means = np.stack([x[y == e].mean(axis=0) if (y == e).any() else np.zeros(x.shape[1])
+                      for e in range(len(corpus.emotions))])
+    prior = (np.bincount(y, minlength=len(corpus.emotions)) + 1) / (len(y) + len(corpus.emotions))
     rows = []
     for fitted_on, asked in ((x, z),
                              (x - _offsets(x, y, who, means), z - _offsets(z, truth, speaker, means))):
         with threadpool_limits(1):  # so small a problem is slower on more, beside a busy process by far
-            posteriors = LogisticRegression(max_iter=1000).fit(fitted_on, y).predict_proba(asked)
+            model = LogisticRegression(max_iter=1000).fit(fitted_on, y)
+        posteriors = np.zeros((len(asked), len(prior)))
+        posteriors[:, model.classes_] = model.predict_proba(asked)
         rows += [posteriors, _filtered(heard, posteriors, transition, prior)]
     return pd.DataFrame([{"method": method, "WA": accuracy_score(truth, p.argmax(axis=1)),
-                          "UA": balanced_accuracy_score(truth, p.argmax(axis=1)), "utterances": len(truth)}
+                          "UA": recall_score(truth, p.argmax(axis=1), labels=np.unique(truth), average="macro"),
+                          "utterances": len(truth)}
                          for method, p in zip(METHODS, rows, strict=True)])
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import recall_score
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
@@ -26,6 +26,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from . import runs, sllm
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus
+from .runs import device
 from .settings import FinetuneSettings, Settings, UserError
 from .sllm import EmotionSLLM
 
@@ -63,15 +64,6 @@ def train(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> Finetuned:
     facts = json.loads(log.read_text(encoding="utf-8"))
     loaded = EmotionSLLM.load(done, codes.facts["codebook_size"], corpus.emotions).to(device(settings))
     return Finetuned(loaded, key, done, facts["history"], facts["trained_parameters"])
-
-
-def device(settings: Settings) -> torch.device:
-    """`settings.device`, where "auto" is the GPU if there is one."""
-    name = settings.device
-    try:
-        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    except RuntimeError as error:
-        raise UserError(f"setting device {name!r} is not known; use auto, cpu, cuda or cuda:0") from error
 
 
 class Dialogues(Dataset):
@@ -179,7 +171,7 @@ class _Trainer(Trainer):
         said, truth = torch.cat(said).numpy(), torch.cat(truth).numpy()
         metrics = {f"eval_{name}": value / max(1, weight) for name, value in sums.items()}
         metrics["eval_wa"] = float((said == truth).mean())
-        metrics["eval_ua"] = float(balanced_accuracy_score(truth, said))
+        metrics["eval_ua"] = float(recall_score(truth, said, labels=np.unique(truth), average="macro"))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

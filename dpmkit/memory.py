@@ -1,119 +1,212 @@
 """Dynamic Parameter Memory: a temporary LoRA that hears a conversation by gradient steps (Algorithm 1).
 
-`TemporaryLoRA` holds the low-rank factors of B conversations side by side and adds them to the frozen backbone
-while a `with` block lasts. `DynamicParameterMemory` writes sentences into it, reads emotions with it, and resets
-it. A stream's numbers do not depend on which other streams share the batch: gradients, moments, clipping and
-step counts are kept a stream.
+B conversations side by side, each with its own low-rank factors, optimiser moments, step count and history. A
+stream's numbers do not depend on which other streams share the batch, and equal a plain PEFT loop's.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import copy
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from . import runs
+from .history import EMPTY, History, Part, Plan
+from .lora import TemporaryLoRA
+from .optimizer import StreamOptimizer
+from .prefix import Batch, Decoder, Past, PrefixStates
 from .settings import MemorySettings, UserError
 from .sllm import EmotionSLLM
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # AdamW's usual ones, as in torch
+FORMAT = 1  # of a saved memory
 
 
-class TemporaryLoRA:
-    """Low-rank factors of `streams` conversations for some linear layers of an SLLM.
+@dataclass(frozen=True)
+class Turn:
+    """What came of one sentence: `probabilities` of the emotions, shape (emotions,); `loss`: L_t (NaN where nothing
+    was written), mean of its `pieces`; `norm` of the memory's change; `skipped`: updates left out so far."""
 
-    `flat`, shape (streams, parameters), float32, holds every layer's A, shape (rank, inputs), and B, shape
-    (outputs, rank), one after the other. A starts as PEFT starts it (Kaiming uniform, one draw for all streams)
-    and B at zero, so that a fresh memory answers exactly as the backbone.
-    """
-
-    def __init__(self, sllm: EmotionSLLM, streams: int, rank: int, alpha: float, layers: str = "all",
-                 seed: int = 0):
-        modules = _chosen(sllm, layers)
-        self.modules, self.rank, self.scaling = modules, rank, alpha / rank
-        self.shapes = [shape for m in modules.values()
-                       for shape in ((rank, m.in_features), (m.out_features, rank))]
-        generator = torch.Generator().manual_seed(seed)
-        fresh = []
-        for module in modules.values():
-            bound = 1 / math.sqrt(module.in_features)  # kaiming_uniform_(a=sqrt(5))
-            fresh.append((torch.rand(rank * module.in_features, generator=generator) * 2 - 1) * bound)
-            fresh.append(torch.zeros(module.out_features * rank))
-        self.fresh = torch.cat(fresh).to(sllm.device)
-        self.flat = self.fresh.repeat(streams, 1)
-
-    @property
-    def parameters(self) -> int:
-        """Numbers in one stream's memory."""
-        return len(self.fresh)
-
-    def norm(self) -> Tensor:
-        """Frobenius norm of the change to the weights, (alpha / rank) B A over all layers; shape (streams,)."""
-        squares = [((b.transpose(1, 2) @ b) * (a @ a.transpose(1, 2))).sum((1, 2))  # trace of (BA)'(BA)
-                   for a, b in self.factors(self.flat)]
-        return self.scaling * torch.stack(squares).sum(0).clamp_min(0).sqrt()
-
-    def factors(self, flat: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """`flat`, shape (n, parameters), as (A, B) a layer: shapes (n, rank, inputs) and (n, outputs, rank)."""
-        parts = flat.split([r * c for r, c in self.shapes], dim=1)
-        shaped = [p.view(len(flat), *shape) for p, shape in zip(parts, self.shapes, strict=True)]
-        return list(zip(shaped[::2], shaped[1::2], strict=True))
-
-    @contextmanager
-    def active(self, flat: Tensor) -> Iterator[None]:
-        """Row i of a batch hears through row i of `flat`, shape (batch, parameters), while the block lasts.
-
-        Forward hooks leave the backbone's modules and weights as they are.
-        """
-        handles = []
-        try:
-            for module, (a, b) in zip(self.modules.values(), self.factors(flat), strict=True):
-                handles.append(module.register_forward_hook(self._hook(a, b)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _hook(self, a: Tensor, b: Tensor):
-        def add(_module, inputs, output):
-            x = inputs[0].to(a.dtype)
-            return output + (self.scaling * (x @ a.transpose(1, 2)) @ b.transpose(1, 2)).to(output.dtype)
-        return add
+    probabilities: np.ndarray
+    loss: float
+    norm: float
+    pieces: int
+    skipped: int
 
 
 class DynamicParameterMemory:
-    """B conversations, each with its own temporary LoRA, optimiser moments and step count.
+    """B conversations, each with its own temporary LoRA.
 
-    write(prefixes, sentences, streams): `settings.steps` optimiser steps on L_t for these streams.
-    read(prefixes, streams): emotion probabilities with the memory active.
-    reset(streams): forget. The backbone's weights are the same bits before and after.
+    listen(sentences): one conversation, turn by turn. batch(conversations): many, B at a time.
+    hear(sentences): one sentence of several streams; write, read, reset: the steps of it.
+    The backbone's weights are the same bits before and after.
     """
 
     def __init__(self, sllm: EmotionSLLM, settings: MemorySettings, streams: int = 1, seed: int = 0):
-        if settings.prefix >= sllm.window:
-            raise UserError(f"n_limit = {sllm.window} tokens must hold n_max + n_r, but memory.prefix alone is "
-                            f"n_r = {settings.prefix} and leaves no room for a sentence (n_max >= 1): lower "
-                            "memory.prefix or raise backbone.window")
+        self.histories = [History(settings, sllm.window) for _ in range(streams)]
+        precision = getattr(torch, settings.precision or "float32")
+        if settings.precision and next(sllm.parameters()).dtype != precision:
+            sllm = copy.deepcopy(sllm).to(precision)
         sllm.requires_grad_(False).eval()
-        self.sllm, self.settings, self.streams = sllm, settings, streams
+        self.sllm, self.settings, self.streams, self.seed = sllm, settings, streams, seed
+        self.head = sllm.new_rows()
         self.lora = TemporaryLoRA(sllm, streams, settings.rank, settings.alpha, settings.layers, seed)
-        self.reset()
+        self.optimizer = StreamOptimizer(settings, self.lora.flat, self.lora.fresh)
+        self.decoder = Decoder(sllm, self.lora.lowest)
+        self.states = self.told_states = None
+        if settings.prefix_states != "recompute":
+            self.states, self.told_states = (PrefixStates(sllm, streams, settings.prefix) for _ in range(2))
 
     def reset(self, streams: Sequence[int] | None = None) -> None:
-        """A fresh memory, moments and counts for these streams (default: all), in place."""
-        if streams is None:
-            size = self.lora.flat.shape
-            self.moment1 = torch.zeros(size, device=self.lora.flat.device)
-            self.moment2 = torch.zeros(size, device=self.lora.flat.device)
-            self.updates = torch.zeros(self.streams, dtype=torch.long, device=self.lora.flat.device)
-            self.skipped = torch.zeros_like(self.updates)  # updates left out: loss or gradient was not finite
-            streams = range(self.streams)
-        index = list(streams)
-        self.lora.flat[index] = self.lora.fresh
-        self.moment1[index] = self.moment2[index] = 0.0
-        self.updates[index] = self.skipped[index] = 0
+        """A fresh memory, moments, counts and history for these streams (default: all), in place."""
+        index = list(range(self.streams) if streams is None else streams)
+        self.optimizer.reset(index)
+        for i in index:
+            self.histories[i] = History(self.settings, self.sllm.window)
+        for states in filter(None, (self.states, self.told_states)):
+            states.reset(index)
+
+    # -- whole conversations ---------------------------------------------------------------------------------
+
+    def listen(self, sentences: Iterable[np.ndarray], stream: int = 0, fresh: bool = True) -> Iterator[Turn]:
+        """A turn for each sentence, as they come; sentences: codes, shape (frames,), one array each.
+
+        With `fresh=False` the stream goes on where it is, e.g. after `load`.
+        """
+        if fresh:
+            self.reset([stream])
+        for codes in sentences:
+            yield self.hear({stream: self.sllm.sentence(codes)})[stream]
+
+    def batch(self, conversations: Iterable[Iterable[np.ndarray]],
+              donors: Iterable[Iterable[np.ndarray]] | None = None) -> Iterator[tuple[int, Turn]]:
+        """(number of the conversation, its next turn) for all turns of all conversations, B at a time: a stream
+        whose conversation ends takes the next one. The numbers are those of `listen`.
+
+        `donors`: the memory of conversation i is written from donors[i] instead (a control).
+        """
+        waiting = zip(itertools.count(), conversations, itertools.repeat(None) if donors is None else donors)
+        live: dict[int, tuple[int, Iterator, Iterator | None]] = {}
+        while True:
+            now, told = {}, {}
+            for stream in range(self.streams):
+                while stream not in now:
+                    if stream not in live:
+                        if (following := next(waiting, None)) is None:
+                            break
+                        number, own, other = following
+                        live[stream] = number, iter(own), None if other is None else iter(other)
+                        self.reset([stream])
+                    number, own, other = live[stream]
+                    if (codes := next(own, None)) is None:
+                        del live[stream]
+                        continue
+                    now[stream] = self.sllm.sentence(codes)
+                    if other is not None:
+                        codes = next(other, None)
+                        told[stream] = EMPTY if codes is None else self.sllm.sentence(codes)
+            if not now:
+                return
+            for stream, turn in self.hear(now, told).items():
+                yield live[stream][0], turn
+
+    def hear(self, sentences: Mapping[int, Tensor], told: Mapping[int, Tensor] | None = None) -> dict[int, Turn]:
+        """The next sentence (tokens of `EmotionSLLM.sentence`) of some streams: written, the first of a
+        conversation excepted, then its emotion read (before the write with `memory.read = before`).
+
+        `told`: the sentences that a stream's memory is written from, where they are not its own.
+        """
+        told, streams = told or {}, list(sentences)
+        plans = {i: self.histories[i].plan(sentences[i], told.get(i)) for i in streams}
+        losses: dict[int, list[float]] = {i: [] for i in streams}
+        for number, writes, other in itertools.product(range(max(len(p.extra) for p in plans.values())),
+                                                       (True, False), (True, False)):
+            self._extra(plans, number, writes, other, losses)
+        batch = self._prepared([plans[i].main for i in streams], streams, self.states)
+        writers = [n for n, i in enumerate(streams) if plans[i].main.writes]
+        logits = torch.empty(len(streams), len(self.sllm.vocabulary.emotions), device=self.sllm.device)
+        before = self.settings.read == "before"
+        readers = [n for n in range(len(streams)) if not (before and n in set(writers))]
+        if writers:
+            part = batch.select(writers)
+            written, answers = self._write(part, [streams[n] for n in writers])
+            for n, loss in zip(writers, written.tolist(), strict=True):
+                losses[streams[n]].append(loss)
+            if before:
+                logits[writers] = answers
+                self._advance(self.states, [streams[n] for n in writers], part)
+        if readers:
+            part = batch if len(readers) == len(streams) else batch.select(readers)
+            logits[readers] = self._read(part, [streams[n] for n in readers])
+            self._advance(self.states, [streams[n] for n in readers], part)
+        probabilities, norms = logits.softmax(-1).cpu().numpy(), self.lora.norm().tolist()
+        out = {}
+        for n, i in enumerate(streams):
+            said = sentences[i]
+            if self.settings.history_emotions == "predicted":
+                answer = self.sllm.sentence(np.empty(0, dtype=np.int64), int(probabilities[n].argmax()))[1:]
+                said = torch.cat([said, answer])
+            self.histories[i].heard(said, told.get(i), plans[i].unwritten)
+            out[i] = Turn(probabilities[n], float(np.mean(losses[i])) if losses[i] else float("nan"), norms[i],
+                          len(losses[i]), int(self.optimizer.skipped[i]))
+        return out
+
+    # -- on disk ---------------------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Everything that a conversation has left here, as one safetensors file, written atomically."""
+        tensors = {name: getattr(self.optimizer, name) for name in (*StreamOptimizer.STATE, "flat")}
+        for i, history in enumerate(self.histories):
+            tensors |= {f"own.{i}": history.own, f"told.{i}": history.told}
+        for name, states in (("own", self.states), ("told", self.told_states)):
+            if states:
+                tensors |= {f"{name}.{key}": value for key, value in states.tensors().items()}
+        facts = {"version": FORMAT, "backbone": self.sllm.fingerprint(), "settings": asdict(self.settings),
+                 "streams": self.streams, "seed": self.seed,
+                 "histories": [[h.unwritten, h.turns] for h in self.histories]}
+        with runs.atomic(Path(path)) as temporary:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary,
+                      metadata={"dpmkit": json.dumps(facts)})
+
+    @classmethod
+    def load(cls, path: Path, sllm: EmotionSLLM) -> DynamicParameterMemory:
+        """The memory that `save` wrote, over the backbone that it was written with; `listen(…, fresh=False)` goes
+        on with the numbers that it would have had. UserError for another backbone or a file of another kind."""
+        try:
+            with safe_open(path, "pt", device=str(sllm.device)) as file:
+                facts = json.loads(file.metadata()["dpmkit"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            if facts["version"] != FORMAT:
+                raise ValueError(f"format {facts['version']}, not {FORMAT}")
+            memory = cls(sllm, MemorySettings(**facts["settings"]), facts["streams"], facts["seed"])
+            if facts["backbone"] != memory.sllm.fingerprint():
+                raise UserError(f"the memory in {path} was written over the backbone {facts['backbone']}, not over "
+                                f"{memory.sllm.fingerprint()}: load the SLLM that it was saved with")
+            for name in (*StreamOptimizer.STATE, "flat"):
+                getattr(memory.optimizer, name).copy_(tensors[name])
+            for i, history in enumerate(memory.histories):
+                history.own, history.told = (tensors[f"{which}.{i}"].cpu() for which in ("own", "told"))
+                history.unwritten, history.turns = facts["histories"][i]
+            for name, states in (("own", memory.states), ("told", memory.told_states)):
+                if states:
+                    states.restore({k.removeprefix(f"{name}."): v for k, v in tensors.items()
+                                    if k.startswith(f"{name}.")})
+            return memory
+        except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path} is not a memory that this version of dpmkit saved ({error}); hear the "
+                            "conversation again") from error
+
+    # -- the steps -------------------------------------------------------------------------------------------
 
     def write(self, prefixes: Sequence[Tensor], sentences: Sequence[Tensor],
               streams: Sequence[int] | None = None) -> Tensor:
@@ -123,58 +216,84 @@ class DynamicParameterMemory:
         whose loss or gradient is not finite keeps its last memory and counts in `skipped`.
         Raises UserError where n_limit < n_max + n_r.
         """
-        index = self._index(streams)
-        first = None
+        streams = list(range(self.streams) if streams is None else streams)
+        self.sllm.fits(prefixes, sentences)
+        parts = [Part(p, s, True) for p, s in zip(prefixes, sentences, strict=True)]
+        return self._write(self._prepared(parts, streams, self.states), streams)[0]
+
+    def read(self, prefixes: Sequence[Tensor], streams: Sequence[int] | None = None) -> Tensor:
+        """Emotion probabilities, shape (len(streams), emotions), after each prefix (ends in `<audio_end>`)."""
+        streams = list(range(self.streams) if streams is None else streams)
+        batch = self.decoder.lower(Batch(tuple(prefixes), (1,) * len(streams)))
+        return self._read(batch, streams).softmax(-1)
+
+    def _extra(self, plans: Mapping[int, Plan], number: int, writes: bool, other: bool,
+               losses: dict[int, list[float]]) -> None:
+        """Hear the extra parts of this number that are (not) to be written, of the own tokens or others'."""
+        streams = [i for i, p in plans.items() if number < len(p.extra)
+                   and (p.extra[number].writes, p.extra[number].other) == (writes, other)]
+        if not streams:
+            return
+        states = self.told_states if other else self.states
+        batch = self._prepared([plans[i].extra[number] for i in streams], streams, states)
+        if writes:
+            for i, loss in zip(streams, self._write(batch, streams)[0].tolist(), strict=True):
+                losses[i].append(loss)
+        if self.settings.prefix_states == "reuse":
+            if not writes or self.settings.read == "after":
+                self._read(batch, streams)  # its states are those of the memory after the write
+            self._advance(states, streams, batch)
+
+    def _prepared(self, parts: Sequence[Part], streams: Sequence[int], states: PrefixStates | None) -> Batch:
+        """Parts as a batch that has gone through the lower blocks: prefix and tokens in one row, or the tokens
+        after the states of the prefix."""
+        prefixes = [p.prefix for p in parts]
+        anew = self.settings.prefix_states == "detach"
+        if states is None or (anew and not any(map(len, prefixes))):
+            rows = tuple(torch.cat([p.prefix, p.piece]) for p in parts)
+            return self.decoder.lower(Batch(rows, tuple(max(len(p), 1) for p in prefixes)))
+        past = states.past(streams)
+        known = [max(0, min(len(p), self.settings.prefix) - 1) for p in prefixes]
+        if anew or states.length[past.streams].tolist() != known:
+            past = self._heard_anew(prefixes, streams)
+        rows = tuple(torch.cat([p.prefix[-1:], p.piece]) for p in parts)
+        return self.decoder.lower(Batch(rows, (1,) * len(rows), past))
+
+    def _heard_anew(self, prefixes: Sequence[Tensor], streams: Sequence[int]) -> Past:
+        """States of these prefixes under the memory as it is now, without a gradient."""
+        states = PrefixStates(self.sllm, len(streams), self.settings.prefix)
+        if some := [n for n, p in enumerate(prefixes) if len(p)]:
+            batch = self.decoder.lower(Batch(tuple(prefixes[n] for n in some), (1,) * len(some), states.past(some)))
+            self._read(batch, [streams[n] for n in some])
+            states.advance(some, batch.past, [len(r) for r in batch.rows])
+        return states.past(range(len(streams)))
+
+    def _advance(self, states: PrefixStates | None, streams: Sequence[int], batch: Batch) -> None:
+        if self.settings.prefix_states == "reuse":
+            states.advance(streams, batch.past, [len(r) for r in batch.rows])
+
+    def _write(self, batch: Batch, streams: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """The steps on a batch's L_t: the loss before the first of them, (rows,), and the emotion logits of that
+        same forward, (rows, emotions), where they are what is read."""
+        index, first, answers = list(streams), None, None
         for _ in range(max(1, self.settings.steps)):
             with torch.enable_grad():
                 leaf = self.lora.flat[index].requires_grad_()
                 with self.lora.active(leaf):
-                    losses = self.sllm.next_code_loss(prefixes, sentences)
+                    hidden = self.decoder.upper(batch)
+                losses = self.sllm.code_losses(hidden, batch.rows, batch.first, self.settings.loss_vocabulary,
+                                               self.head)
                 # Each stream's loss depends on its own row alone, so the sum's gradient is each one's own.
                 gradient, = torch.autograd.grad(losses.sum(), leaf)
-            first = losses.detach() if first is None else first
+            if first is None:
+                first = losses.detach()
+                if self.settings.read == "before":
+                    answers = self.sllm.emotions_after(hidden.detach(), batch.rows, self.head)
             if self.settings.steps:
-                self._step(index, leaf.detach(), gradient, torch.isfinite(losses.detach()))
-        return first
+                self.optimizer.step(index, gradient, torch.isfinite(losses.detach()))
+        return first, answers
 
     @torch.no_grad()
-    def read(self, prefixes: Sequence[Tensor], streams: Sequence[int] | None = None) -> Tensor:
-        """Emotion probabilities, shape (len(streams), emotions), after each prefix (ends in `<audio_end>`)."""
-        with self.lora.active(self.lora.flat[self._index(streams)]):
-            return self.sllm.emotion_logits(prefixes).softmax(-1)
-
-    def _index(self, streams: Sequence[int] | None) -> Tensor:
-        chosen = range(self.streams) if streams is None else streams
-        return torch.tensor(list(chosen), device=self.lora.flat.device)
-
-    def _step(self, index: Tensor, old: Tensor, gradient: Tensor, finite: Tensor) -> None:
-        """One AdamW or SGD step (torch's equations) of the streams in `index` that are finite."""
-        finite = finite & torch.isfinite(gradient).all(1)
-        self.skipped[index[~finite]] += 1
-        index, old, gradient = index[finite], old[finite], gradient[finite]
-        if self.settings.clip:
-            gradient = gradient * (self.settings.clip / (gradient.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0)
-        self.updates[index] += 1
-        new = old * (1 - self.settings.lr * self.settings.weight_decay)
-        if self.settings.optimizer == "sgd":
-            new = new - self.settings.lr * gradient
-        else:
-            count = self.updates[index].unsqueeze(1)
-            self.moment1[index] = BETA1 * self.moment1[index] + (1 - BETA1) * gradient
-            self.moment2[index] = BETA2 * self.moment2[index] + (1 - BETA2) * gradient.square()
-            denominator = (self.moment2[index] / (1 - BETA2 ** count)).sqrt() + EPSILON
-            new = new - self.settings.lr * (self.moment1[index] / (1 - BETA1 ** count)) / denominator
-        self.lora.flat[index] = new
-
-
-def _chosen(sllm: EmotionSLLM, layers: str) -> dict:
-    """The linear layers that carry a memory: `all`, or those of the `top-k` blocks."""
-    modules = sllm.linear_layers()
-    if layers == "all":
-        return modules
-    blocks = sorted({int(name.split(".")[0]) for name in modules})
-    kind, _, count = layers.partition("-")
-    if kind != "top" or not count.isdigit() or not 1 <= int(count) <= len(blocks):
-        raise UserError(f"setting memory.layers must be 'all' or 'top-k' with k from 1 to {len(blocks)}, "
-                        f"not {layers!r}")
-    return {name: m for name, m in modules.items() if int(name.split(".")[0]) in blocks[-int(count):]}
+    def _read(self, batch: Batch, streams: Sequence[int]) -> Tensor:
+        with self.lora.active(self.lora.flat[list(streams)]):
+            return self.sllm.emotions_after(self.decoder.upper(batch), batch.rows, self.head)

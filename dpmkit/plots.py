@@ -16,7 +16,9 @@ from . import runs, speech
 from .corpora import Corpus, Utterance
 from .settings import Settings
 
-EMOTION_COLOURS = {"neu": "#9aa0a6", "hap": "#e8a33d", "sad": "#3b6fb6", "ang": "#a4262c"}
+EMOTION_COLOURS = {"neu": "#9aa0a6", "hap": "#e8a33d", "sad": "#3b6fb6", "ang": "#a4262c", "exc": "#f2d16b",
+                   "fru": "#d07a5e", "surprise": "#8e5ea2", "fear": "#2a9d9d", "disgust": "#6b7d2a"}
+EMOTION_COLOURS |= {"neutral": "#9aa0a6", "joy": "#e8a33d", "sadness": "#3b6fb6", "anger": "#a4262c"}  # MELD
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vPX*"
 COLOURS = ("#1b4f72", "#c0562f", "#3f8f5f", "#8e5ea2", "#6b6b6b", "#b8860b", "#2a9d9d", "#b03060")

@@ -7,25 +7,27 @@ codes, then its emotion is read. Nothing later and no true label reaches a predi
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import memory, runs, sllm
+from . import history, lora, memory, runs, sllm
+from . import prefix as prefixes
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus
 from .finetune import Finetuned
-from .memory import DynamicParameterMemory
+from .history import EMPTY, tail
+from .memory import DynamicParameterMemory, Turn
 from .settings import MemorySettings, Settings, UserError
 from .sllm import EmotionSLLM
 
-EMPTY = torch.empty(0, dtype=torch.long)
+GROUP = 4  # conversations a stream between two writes of predictions: a kill loses at most these
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
 
     Columns: conversation, session, utterance, speaker, turn, start and end (seconds), emotion (None outside the
     label set), p_<emotion>, loss (L_t; NaN where nothing was written), norm (of the memory's change), pieces
-    (writes of this sentence) and skipped (updates left out so far, as they were not finite). Cached a batch of
+    (writes of this sentence) and skipped (updates left out so far, as they were not finite). Cached a group of
     conversations, so that a killed run goes on; `limit` takes the first conversations of the split (default:
     `settings.evaluation.limit`; 0: all).
     """
@@ -72,107 +74,79 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     donors = _donors(conversations) if how.swapped else {}
     key = runs.key(tuned.key, method, dpm if how.writes else [prefix, dpm.history_emotions], settings.seed,
                    split, [c.id for c in conversations],
-                   runs.code_version(sllm, memory, sys.modules[__name__]))
+                   runs.code_version(sllm, lora, prefixes, history, memory, sys.modules[__name__]))
     folder = runs.folder(settings, "predictions", key)
-    # Alike lengths side by side, so that no stream waits; the order does not depend on the caller's.
-    queue = sorted(conversations, key=lambda c: (len(c.utterances), c.id))
-    parts = []
+    # Longest first, so that no stream is left alone with a long one; the order does not depend on the caller's. In
+    # groups, as a group heard again after a kill has the same company, and so the same bits.
+    queue = sorted(conversations, key=lambda c: (-len(c.utterances), c.id))
+    size, tables = GROUP * settings.evaluation.streams, []
     with tqdm(total=sum(len(c.utterances) for c in queue), desc=f"{method} ({split})", unit="utt") as bar:
-        for start in range(0, len(queue), settings.evaluation.streams):
-            batch = queue[start:start + settings.evaluation.streams]
-            part = folder / f"{start // settings.evaluation.streams:04d}-{runs.key([c.id for c in batch])}.parquet"
+        for group in (queue[start:start + size] for start in range(0, len(queue), size)):
+            part = folder / f"{runs.key([c.id for c in group])}.parquet"
             if not part.is_file():
-                table = listen(tuned.sllm, batch, codes.codes, corpus.emotions, dpm, prefix, how.writes,
-                               [donors.get(c.id, c) for c in batch], settings.seed)
+                heard = listen(tuned.sllm, group, codes.codes, corpus.emotions, dpm, prefix, how.writes,
+                               [donors[c.id] for c in group] if donors else None, settings.seed,
+                               settings.evaluation.streams)
+                made = []
+                for table in heard:
+                    made.append(table)
+                    bar.update(len(table))
                 with runs.atomic(part) as temporary:
-                    table.to_parquet(temporary, index=False)
-            parts.append(_read(part))
-            bar.update(len(parts[-1]))
-    table = pd.concat(parts, ignore_index=True)
+                    pd.concat(made, ignore_index=True).to_parquet(temporary, index=False)
+            else:
+                bar.update(sum(len(c.utterances) for c in group))
+            tables.append(_read(part))
+    table = pd.concat(tables, ignore_index=True)
     order = {c.id: i for i, c in enumerate(conversations)}
     return table.iloc[np.lexsort((table["turn"], table["conversation"].map(order)))].reset_index(drop=True)
 
 
 def listen(model: EmotionSLLM, conversations: Sequence[Conversation], codes: dict[str, np.ndarray],
            emotions: tuple[str, ...], settings: MemorySettings, prefix: int, writes: bool = False,
-           donors: Sequence[Conversation] | None = None, seed: int = 0) -> pd.DataFrame:
-    """Hear these conversations side by side, one sentence a step, and read the emotion of every utterance.
+           donors: Sequence[Conversation] | None = None, seed: int = 0,
+           streams: int = 16) -> Iterator[pd.DataFrame]:
+    """Hear these conversations, `streams` of them side by side, and read the emotion of every utterance: a table a
+    conversation (columns: see `predict`), as they end.
 
     With `writes`, stream i's memory is written from `donors[i]` (default: the conversation itself).
     """
-    heard = [_Stream(model, c, codes, settings.history_emotions == "predicted") for c in conversations]
-    told = heard
-    if writes and donors is not None and any(d is not c for d, c in zip(donors, conversations, strict=True)):
-        told = [_Stream(model, d, codes, False) for d in donors]
-    engine = DynamicParameterMemory(model, settings, len(heard), seed) if writes else None
-    rows = []
-    for turn in range(max(len(s.sentences) for s in heard)):
-        live = [i for i, s in enumerate(heard) if turn < len(s.sentences)]
-        losses, pieces = {}, {}
-        if engine and turn:  # the first sentence gives no update (Algorithm 1)
-            writers = [i for i in live if turn < len(told[i].sentences)]
-            losses, pieces = _write(engine, told, writers, turn)
-        contexts = [torch.cat([heard[i].history(turn, prefix), heard[i].sentences[turn]])[-model.window:]
-                    for i in live]
-        if engine:
-            probabilities = engine.read(contexts, live).cpu().numpy()
-            norms = engine.lora.norm().cpu().numpy()
-        else:
-            with torch.no_grad():
-                probabilities = model.emotion_logits(contexts).softmax(-1).cpu().numpy()
-        for i, p in zip(live, probabilities, strict=True):
-            heard[i].answer(turn, int(p.argmax()))
-            c, u = conversations[i], conversations[i].utterances[turn]
-            rows.append({"conversation": c.id, "session": c.session, "utterance": u.id, "speaker": u.speaker,
-                         "turn": turn, "start": u.start, "end": u.end, "emotion": u.emotion,
-                         **{f"p_{e}": float(v) for e, v in zip(emotions, p, strict=True)},
-                         "loss": losses.get(i, np.nan), "norm": float(norms[i]) if engine else 0.0,
-                         "pieces": pieces.get(i, 0), "skipped": int(engine.skipped[i]) if engine else 0})
-    return pd.DataFrame(rows)
+    heard = [[codes[u.id] for u in c.utterances] for c in conversations]
+    if writes:
+        told = None if donors is None else [[codes[u.id] for u in d.utterances] for d in donors]
+        turns = DynamicParameterMemory(model, settings, min(streams, max(1, len(heard))), seed).batch(heard, told)
+    else:
+        turns = _without_memory(model, heard, prefix, settings.history_emotions == "predicted", streams)
+    said: dict[int, list[Turn]] = defaultdict(list)
+    for number, turn in turns:
+        said[number].append(turn)
+        if len(said[number]) == len(heard[number]):
+            c = conversations[number]
+            yield pd.DataFrame([{
+                "conversation": c.id, "session": c.session, "utterance": u.id, "speaker": u.speaker, "turn": i,
+                "start": u.start, "end": u.end, "emotion": u.emotion,
+                **{f"p_{e}": float(v) for e, v in zip(emotions, t.probabilities, strict=True)},
+                "loss": t.loss, "norm": t.norm, "pieces": t.pieces, "skipped": t.skipped,
+            } for i, (u, t) in enumerate(zip(c.utterances, said.pop(number), strict=True))])
 
 
-class _Stream:
-    """One conversation as tokens: its sentences, and the history before each."""
-
-    def __init__(self, model: EmotionSLLM, conversation: Conversation, codes: dict[str, np.ndarray],
-                 answers_in_history: bool):
-        self.model, self.answers_in_history = model, answers_in_history
-        self.sentences = [model.sentence(codes[u.id]) for u in conversation.utterances]
-        self.said: dict[int, Tensor] = {}
-
-    def answer(self, turn: int, emotion: int) -> None:
-        """Keep the model's own answer for later histories (ablation `history_emotions: predicted`)."""
-        if self.answers_in_history:
-            answered = self.model.sentence(np.empty(0, dtype=np.int64), emotion)[1:]
-            self.said[turn] = torch.cat([self.sentences[turn], answered])
-
-    def history(self, turn: int, tokens: int) -> Tensor:
-        """The last `tokens` tokens before sentence `turn`."""
-        kept, length = [EMPTY], 0
-        for i in range(turn - 1, -1, -1):
-            if length >= tokens:
-                break
-            kept.append(self.said.get(i, self.sentences[i]))
-            length += len(kept[-1])
-        history = torch.cat(kept[::-1])
-        return history[max(0, len(history) - tokens):]
-
-
-def _write(engine: DynamicParameterMemory, told: Sequence[_Stream], writers: Sequence[int],
-           turn: int) -> tuple[dict[int, float], dict[int, int]]:
-    """Write sentence `turn` of these streams; one longer than window - n_r goes in pieces, each after the n_r
-    tokens before it. Returns the mean L_t and the number of pieces a stream."""
-    n_r, room = engine.settings.prefix, engine.sllm.window - engine.settings.prefix
-    losses: dict[int, list[float]] = {i: [] for i in writers}
-    start = 0
-    while now := [i for i in writers if start < len(told[i].sentences[turn])]:
-        before = [torch.cat([told[i].history(turn, n_r), told[i].sentences[turn][:start]]) for i in now]
-        before = [b[max(0, len(b) - n_r):] for b in before]
-        written = engine.write(before, [told[i].sentences[turn][start:start + room] for i in now], now)
-        for i, loss in zip(now, written.tolist(), strict=True):
-            losses[i].append(loss)
-        start += room
-    return {i: float(np.mean(v)) for i, v in losses.items()}, {i: len(v) for i, v in losses.items()}
+@torch.no_grad()
+def _without_memory(model: EmotionSLLM, conversations: Sequence[Sequence[np.ndarray]], prefix: int,
+                    answers: bool, streams: int) -> Iterator[tuple[int, Turn]]:
+    """(number of the conversation, its next turn), each read after its own tokens and the `prefix` before them,
+    of as many as fit the window; `answers`: the model's own emotion tokens stand in the history."""
+    for first in range(0, len(conversations), streams):
+        batch = conversations[first:first + streams]
+        histories = [EMPTY] * len(batch)
+        for turn in range(max(map(len, batch))):
+            live = [i for i, c in enumerate(batch) if turn < len(c)]
+            now = [model.sentence(batch[i][turn]) for i in live]
+            contexts = [torch.cat([tail(histories[i], prefix), s])[-model.window:]
+                        for i, s in zip(live, now, strict=True)]
+            probabilities = model.emotion_logits(contexts).softmax(-1).cpu().numpy()
+            for i, sentence, p in zip(live, now, probabilities, strict=True):
+                said = [model.sentence(np.empty(0, dtype=np.int64), int(p.argmax()))[1:]] if answers else []
+                histories[i] = tail(torch.cat([histories[i], sentence, *said]), min(prefix, model.window))
+                yield first + i, Turn(p, float("nan"), 0.0, 0, 0)
 
 
 def _donors(conversations: Sequence[Conversation]) -> dict[str, Conversation]:

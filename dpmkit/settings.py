@@ -123,6 +123,13 @@ class MemorySettings:
     clip: float = 0.0  # gradient norm a stream; 0: no clipping
     weight_decay: float = 0.0
     history_emotions: str = "none"  # none | predicted: emotion tokens inside the history
+    stepping: str = "sentence"  # a step a sentence, or one every so many tokens: stride-64, stride-1024
+    decay: float = 0.0  # share of the memory that each step forgets
+    # Rungs below the exact method: cheaper, with other answers (`dpmkit bench memory` says by how much).
+    read: str = "after"  # after | before the sentence's own write: before shares one forward with it
+    loss_vocabulary: str = "codes"  # codes | all: what the softmax of L_t is over
+    prefix_states: str = "recompute"  # recompute | detach (no gradient through the prefix) | reuse (earlier steps')
+    precision: str = ""  # float32 | bfloat16: of the frozen weights; empty: the backbone's. The memory is float32.
 
 
 @dataclass(frozen=True)
@@ -222,14 +229,20 @@ class Settings:
                 raise UserError(f"setting {name} must be {words}, not {value}")
         if self.conversation.min_turns > self.conversation.max_turns:
             raise UserError("setting conversation.min_turns must not exceed conversation.max_turns")
-        if self.backbone.dtype not in ("float32", "bfloat16", "float16"):
-            raise UserError("setting backbone.dtype must be float32, bfloat16 or float16, "
-                            f"not {self.backbone.dtype!r}")
-        if self.memory.optimizer not in ("adamw", "sgd"):
-            raise UserError(f"setting memory.optimizer must be adamw or sgd, not {self.memory.optimizer!r}")
-        if self.memory.history_emotions not in ("none", "predicted"):
-            raise UserError("setting memory.history_emotions must be none or predicted, "
-                            f"not {self.memory.history_emotions!r}")
+        for name, choices in CHOICES.items():
+            if self.flat()[name] not in choices.split():
+                raise UserError(f"setting {name} must be one of {', '.join(choices.split())}, "
+                                f"not {self.flat()[name]!r}")
+        if self.memory.precision not in ("", "float32", "bfloat16"):
+            raise UserError("setting memory.precision must be empty, float32 or bfloat16, "
+                            f"not {self.memory.precision!r}")
+        kind, _, tokens = self.memory.stepping.partition("-")
+        if self.memory.stepping != "sentence" and not (kind == "stride" and tokens.isdigit() and int(tokens)):
+            raise UserError("setting memory.stepping must be sentence or stride-N with N tokens, e.g. stride-256, "
+                            f"not {self.memory.stepping!r}")
+        if self.memory.stepping != "sentence" and self.memory.prefix_states == "reuse":
+            raise UserError("setting memory.prefix_states = reuse goes with memory.stepping = sentence: a stride "
+                            "ends inside sentences, whose states are not at hand")
         if self.backbone.hidden % self.backbone.heads:
             raise UserError("setting backbone.hidden must be a multiple of backbone.heads")
         return self
@@ -310,7 +323,7 @@ def _ranges() -> dict[str, tuple[str, Callable[[float], bool]]]:
             "memory.clip memory.weight_decay evaluation.limit ablation.lr ablation.steps ablation.prefix"),
         ("4 or 6", lambda v: v in (4, 6)): "source.classes",
         ("2 or more", lambda v: v >= 2): "conversation.speakers",
-        ("from 0 to 1", lambda v: 0 <= v <= 1): "finetune.warmup",
+        ("from 0 to 1", lambda v: 0 <= v <= 1): "finetune.warmup memory.decay",
         ("0 or more and less than 1", lambda v: 0 <= v < 1): "backbone.dropout finetune.lora_dropout",
         ("between 0 and 1", lambda v: 0 < v < 1): "evaluation.confidence source.validation segments.threshold",
     }
@@ -318,6 +331,9 @@ def _ranges() -> dict[str, tuple[str, Callable[[float], bool]]]:
 
 
 RANGES = _ranges()
+CHOICES = {"backbone.dtype": "float32 bfloat16 float16", "memory.optimizer": "adamw sgd",
+           "memory.history_emotions": "none predicted", "memory.read": "after before",
+           "memory.loss_vocabulary": "codes all", "memory.prefix_states": "recompute detach reuse"}
 
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {

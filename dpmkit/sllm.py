@@ -54,6 +54,18 @@ class Vocabulary:
         return self.base + self.codebook_size + 1 + len(self.emotions)
 
 
+@dataclass(frozen=True)
+class NewRows:
+    """The head's rows of the tokens that the backbone did not know: codes, `<audio_end>`, emotions."""
+
+    weight: Tensor  # (codes + 1 + emotions, hidden)
+    bias: Tensor | None
+
+    def __call__(self, hidden: Tensor, part: slice) -> Tensor:
+        """Logits of some of the rows; hidden: (…, hidden)."""
+        return F.linear(hidden, self.weight[part], None if self.bias is None else self.bias[part])
+
+
 class EmotionSLLM(nn.Module):
     """Backbone plus extended vocabulary. `window` is n_limit, the most tokens of one forward."""
 
@@ -134,52 +146,89 @@ class EmotionSLLM(nn.Module):
 
     def emotion_logits(self, prefixes: Sequence[Tensor]) -> Tensor:
         """Emotion logits, shape (batch, emotions), after each prefix: tokens that end in `<audio_end>`."""
-        hidden = self._hidden(prefixes)
-        last = torch.tensor([len(p) - 1 for p in prefixes], device=hidden.device)
-        logits = self._head(hidden[torch.arange(len(prefixes), device=hidden.device), last])
-        return logits[:, self.vocabulary.emotion].float()
+        return self.emotions_after(self._hidden(prefixes), prefixes)
 
-    def next_code_loss(self, prefixes: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    def next_code_loss(self, prefixes: Sequence[Tensor], targets: Sequence[Tensor],
+                       vocabulary: str = "codes") -> Tensor:
         """L_t of Algorithm 1, shape (batch,): mean next-token cross-entropy over each target's tokens given
         its prefix, teacher forced. With an empty prefix the first token has nothing to be predicted from and
-        drops out of the mean.
+        drops out of the mean. `vocabulary`: see `code_losses`.
 
         Raises UserError where prefix + target exceed the window.
         """
+        rows = [torch.cat([p, t]) for p, t in zip(prefixes, targets, strict=True)]
+        self.fits(prefixes, targets)
+        return self.code_losses(self._hidden(rows), rows, [max(len(p), 1) for p in prefixes], vocabulary)
+
+    def fits(self, prefixes: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+        """UserError where a prefix and its target exceed the window."""
         for prefix, target in zip(prefixes, targets, strict=True):
             if len(prefix) + len(target) > self.window:
                 raise UserError(f"n_limit = {self.window} tokens cannot hold n_max + n_r: a sentence of n_max = "
                                 f"{len(target)} after a prefix of n_r = {len(prefix)}; lower memory.prefix, "
                                 "raise backbone.window, or write the sentence in pieces")
-        rows = [torch.cat([p, t]) for p, t in zip(prefixes, targets, strict=True)]
-        hidden = self._hidden(rows)
-        stream, position, label, weight = [], [], [], []
-        for i, (prefix, target) in enumerate(zip(prefixes, targets, strict=True)):
-            first = max(len(prefix), 1)
-            n = len(prefix) + len(target) - first
-            stream += [i] * n
-            position += range(first - 1, first - 1 + n)
-            label.append(rows[i][first:])
-            weight += [1.0 / max(1, n)] * n
-        if not stream:
-            return hidden.sum(dim=(1, 2)) * 0.0
-        stream = torch.tensor(stream, device=hidden.device)
-        logits = self._head(hidden[stream, torch.tensor(position, device=hidden.device)])
-        loss = F.cross_entropy(logits.float(), torch.cat(label).to(hidden.device), reduction="none")
-        loss = loss * torch.tensor(weight, device=hidden.device)
-        return torch.zeros(len(rows), device=hidden.device).index_add(0, stream, loss)
 
-    def _hidden(self, rows: Sequence[Tensor]) -> Tensor:
-        """Last hidden states, shape (batch, longest, hidden). Padding stands on the right, where a causal
-        model cannot see it from any real position."""
+    def code_losses(self, hidden: Tensor, rows: Sequence[Tensor], first: Sequence[int], vocabulary: str = "codes",
+                    head: NewRows | None = None) -> Tensor:
+        """Mean cross-entropy of each row's tokens from `first[i]` (1 or more) on, shape (batch,), from the last
+        hidden states, shape (batch, longest, hidden). `vocabulary`: the softmax is over `codes` (and
+        `<audio_end>`, where it asks what sound comes next) or over `all` tokens."""
+        counts = [len(row) - f for row, f in zip(rows, first, strict=True)]
+        if not sum(counts):
+            return hidden.sum(dim=(1, 2)) * 0.0
+        stream = [i for i, n in enumerate(counts) for _ in range(n)]
+        position = [t for f, n in zip(first, counts, strict=True) for t in range(f - 1, f - 1 + n)]
+        label = torch.cat([row[f:] for row, f in zip(rows, first, strict=True)]).to(hidden.device)
+        weight = torch.tensor([1.0 / counts[i] for i in stream], device=hidden.device)
+        stream = torch.tensor(stream, device=hidden.device)
+        asked = hidden[stream, torch.tensor(position, device=hidden.device)]
+        if vocabulary == "all":
+            logits = self._head(asked)
+        else:
+            logits = self._new_logits(asked, slice(0, self.vocabulary.codebook_size + 1), head)
+            label = label - self.vocabulary.base
+        # Emotion tokens (ablation `history_emotions`) may stand in a row; they are no sound to be predicted.
+        label = label.masked_fill(label >= logits.shape[1], -100)
+        losses = F.cross_entropy(logits.float(), label, reduction="none")
+        return torch.zeros(len(rows), device=hidden.device).index_add(0, stream, losses * weight)
+
+    def emotions_after(self, hidden: Tensor, rows: Sequence[Tensor], head: NewRows | None = None) -> Tensor:
+        """Emotion logits, shape (batch, emotions), at each row's last token."""
+        last = torch.tensor([len(row) - 1 for row in rows], device=hidden.device)
+        asked = hidden[torch.arange(len(rows), device=hidden.device), last]
+        return self._new_logits(asked, slice(self.vocabulary.codebook_size + 1, None), head).float()
+
+    def _new_logits(self, hidden: Tensor, part: slice, head: NewRows | None) -> Tensor:
+        """Logits of some of the new rows alone, where they can be had without the others."""
+        if head is None and type(self.causal_lm.get_output_embeddings()) is not nn.Linear:
+            return self._head(hidden)[..., self.vocabulary.base:][..., part]
+        return (head or self.new_rows())(self.dropout(hidden), part)
+
+    def new_rows(self) -> NewRows:
+        """The head's rows of codes, `<audio_end>` and emotions, as they stand now: for a frozen SLLM."""
+        head, base = self.causal_lm.get_output_embeddings(), self.vocabulary.base
+        if type(head) is nn.Linear:
+            return NewRows(head.weight[base:], None if head.bias is None else head.bias[base:])
+        with torch.no_grad():  # a PEFT wrapper: what it does to each unit vector is its weight
+            like = next(head.parameters())
+            bias = head(like.new_zeros(1, self.causal_lm.config.hidden_size))[0, base:]
+            units = torch.eye(self.causal_lm.config.hidden_size, dtype=like.dtype, device=like.device)
+            return NewRows((head(units)[:, base:] - bias).T.contiguous(), bias)
+
+    def embedded(self, rows: Sequence[Tensor]) -> Tensor:
+        """Embeddings, shape (batch, longest, hidden). Padding stands on the right, where a causal model cannot see
+        it from any real position."""
         longest = max(len(r) for r in rows)
         if longest > self.window:
             raise UserError(f"{longest} tokens do not fit the window of n_limit = {self.window}; cut the history")
         ids = pad_sequence(list(rows), batch_first=True, padding_value=self.vocabulary.end).to(self.device)
-        return self._decode(ids)
+        return self.dropout(self.causal_lm.get_input_embeddings()(ids))
 
-    def _decode(self, ids: Tensor) -> Tensor:
-        embedded = self.dropout(self.causal_lm.get_input_embeddings()(ids))
+    def _hidden(self, rows: Sequence[Tensor]) -> Tensor:
+        """Last hidden states, shape (batch, longest, hidden)."""
+        return self._decode(self.embedded(rows))
+
+    def _decode(self, embedded: Tensor) -> Tensor:
         return self.causal_lm.get_decoder()(inputs_embeds=embedded, use_cache=False).last_hidden_state
 
     def _head(self, hidden: Tensor) -> Tensor:
@@ -231,7 +280,7 @@ class EmotionSLLM(nn.Module):
         input_ids, code_weight, emotion: shape (batch, tokens). `code_weight[t]` weighs the prediction of token t,
         one in sum a sentence; `emotion[t]` is the label to be read at token t, or -100.
         """
-        hidden = self._decode(input_ids)
+        hidden = self._decode(self.dropout(self.causal_lm.get_input_embeddings()(input_ids)))
         asked = (code_weight[:, 1:] > 0).nonzero(as_tuple=True)
         losses = F.cross_entropy(self._head(hidden[asked[0], asked[1]]).float(),
                                  input_ids[asked[0], asked[1] + 1], reduction="none")

@@ -173,7 +173,7 @@ def test_algorithm_1_by_hand(history, settings, toy, tuned):
         np.testing.assert_allclose(row[P].to_numpy(dtype=float), p, atol=1e-4)
         assert row["norm"] == pytest.approx(float(memory.lora.norm()), abs=1e-4)
         past = torch.cat([past, now if history == "none" else sllm.sentence(codes.codes[u.id], int(p.argmax()))])
-    assert memory.updates.tolist() == [13]  # 14 sentences
+    assert memory.optimizer.updates.tolist() == [13]  # 14 sentences
 
 
 @pytest.mark.parametrize("history", HISTORIES)
@@ -281,7 +281,8 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("method", ["window", "dpm", "dpm-swapped"])
 def test_killed_in_the_second_batch_it_goes_on_there(method, settings, toy, tuned, tmp_path, monkeypatch):
-    settings = settings.replace("evaluation.streams", 5)  # 12 conversations: three batches
+    settings = settings.replace("evaluation.streams", 5)
+    monkeypatch.setattr(protocols, "GROUP", 1)  # 12 conversations: three batches
     whole = predict(settings.replace("home", str(tmp_path / "whole")), *toy, tuned, method, "train")
     plain, batches = protocols.listen, []
 

@@ -13,7 +13,8 @@ __all__ = ["CORPORA", "Clip", "Conversation", "Corpus", "Count", "Fold", "Skippe
 def load(settings: Settings) -> Corpus:
     """The corpus that `settings.corpus` names, read from `settings.root` (the demo corpus makes itself).
 
-    Raises UserError for an unknown corpus, a missing root, a root of another shape, or a fold it lacks.
+    Raises UserError for an unknown corpus, a missing root, a root of another shape, a fold it lacks, or a fold
+    that nothing can be learned from or scored on.
     """
     if settings.corpus not in CORPORA:
         raise UserError(f"corpus {settings.corpus!r} is not known; choose one of {', '.join(CORPORA)}")
@@ -21,4 +22,11 @@ def load(settings: Settings) -> Corpus:
     if not 1 <= settings.fold <= len(corpus.folds):
         raise UserError(f"fold {settings.fold} does not exist: corpus {corpus.name!r} has folds 1 to "
                         f"{len(corpus.folds)}")
+    for split, least in (("train", 2), ("validation", 1), ("test", 1)):
+        chosen = corpus.select(getattr(corpus.folds[settings.fold - 1], split))
+        known = {u.emotion for c in chosen for u in c.utterances} - {None}
+        if len(known) < least:
+            raise UserError(f"the {split} conversations of fold {settings.fold} of corpus {corpus.name!r} have "
+                            f"{len(known)} emotion(s) ({', '.join(sorted(known)) or 'no label'}); {least} or more "
+                            "are needed: label more of them, or choose another fold")
     return corpus

@@ -94,6 +94,11 @@ class Corpus:
         by_id = {c.id: c for c in self.conversations}
         return tuple(by_id[i] for i in ids)
 
+    def counts_table(self) -> pd.DataFrame:
+        """`counts` as rows of group, emotion, published (<NA> where nothing is), found."""
+        rows = pd.DataFrame([vars(c) for c in self.counts], columns=["group", "emotion", "published", "found"])
+        return rows.astype({"published": "Int64", "found": "Int64"})
+
     def table(self, fold: int = 1) -> pd.DataFrame:
         """One row an utterance: split (of fold `fold`, from 1), session, conversation, utterance, speaker,
         emotion (None outside the label set), start, end and seconds."""

@@ -1,0 +1,180 @@
+"""One forward in parts: blocks that no memory changes apart from those above, tokens after what was heard before.
+
+`Batch` is some streams' tokens, padded; `Decoder` runs them through the lower and the upper blocks of the SLLM;
+`PrefixStates` keeps the keys and values of each stream's last n_r tokens, so that a sentence need not hear them
+again (Temp-LoRA's cache reuse, Wang et al. 2024, arXiv 2401.11504).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from .settings import UserError
+from .sllm import EmotionSLLM
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of tokens; `first[i]`: the first token of row i that is to be predicted; `past`: what stands before
+    the rows; `hidden`: the states below the memory's lowest block, once `Decoder.lower` has run."""
+
+    rows: tuple[Tensor, ...]
+    first: tuple[int, ...]
+    past: Past | None = None
+    hidden: Tensor | None = None
+
+    def select(self, index: Sequence[int]) -> Batch:
+        """Some of the rows, in this order."""
+        return replace(self, rows=tuple(self.rows[i] for i in index), first=tuple(self.first[i] for i in index),
+                       past=self.past and self.past.select(index),
+                       hidden=None if self.hidden is None else self.hidden[list(index)])
+
+
+class Decoder:
+    """The SLLM's decoder; blocks below `split` are run without a gradient and once for several passes."""
+
+    def __init__(self, sllm: EmotionSLLM, split: int):
+        self.sllm, self.decoder = sllm, sllm.causal_lm.get_decoder()
+        parts = hasattr(self.decoder, "norm")  # the name of the last normalisation in Llama and its kin
+        self.split = split if parts else 0
+
+    def lower(self, batch: Batch) -> Batch:
+        """The batch with its `hidden`, shape (rows, longest, hidden): embedded, and through the lower blocks."""
+        with torch.no_grad():
+            hidden = self.sllm.embedded(batch.rows)
+            if self.split:
+                with self._only(0, self.split):
+                    hidden = self._run(hidden, batch.past)
+        return replace(batch, hidden=hidden)
+
+    def upper(self, batch: Batch) -> Tensor:
+        """Last hidden states, shape (rows, longest, hidden), from the batch's `hidden` on."""
+        with self._only(self.split, None):
+            return self._run(batch.hidden, batch.past)
+
+    def _run(self, hidden: Tensor, past: Past | None) -> Tensor:
+        if past is None:
+            return self.decoder(inputs_embeds=hidden, use_cache=False).last_hidden_state
+        mask, positions = past.attention(hidden.shape[1], hidden.device)
+        return self.decoder(inputs_embeds=hidden, attention_mask=mask, position_ids=positions,
+                            past_key_values=past, use_cache=True).last_hidden_state
+
+    @contextmanager
+    def _only(self, first: int, stop: int | None) -> Iterator[None]:
+        """The decoder of these blocks alone, normalised at its end where they are the last ones."""
+        layers, norm = self.decoder.layers, getattr(self.decoder, "norm", None)
+        if first == 0 and stop is None:
+            yield
+            return
+        try:
+            self.decoder._modules["layers"] = layers[first:stop]
+            if stop is not None:
+                self.decoder._modules["norm"] = nn.Identity()
+            yield
+        finally:
+            self.decoder._modules["layers"], self.decoder._modules["norm"] = layers, norm
+
+
+class PrefixStates:
+    """Keys and values of the last `size` tokens but one that each stream heard, a block.
+
+    The last token itself is heard anew with what follows it, as it predicts the first of that. Keys stand at
+    rotary positions 0 … size - 1, filled from the right; after every advance they are turned back, as only
+    distances count.
+    """
+
+    def __init__(self, sllm: EmotionSLLM, streams: int, size: int):
+        rotary = getattr(sllm.causal_lm.get_decoder(), "rotary_emb", None)
+        if getattr(rotary, "inv_freq", None) is None:
+            raise UserError("setting memory.prefix_states = reuse or detach needs a backbone with rotary positions "
+                            f"(Llama and its kin), not {type(sllm.causal_lm).__name__}: choose recompute")
+        self.frequencies, self.size, self.streams = rotary.inv_freq, max(0, size - 1), streams
+        self.length = torch.zeros(streams, dtype=torch.long, device=sllm.device)
+        self.blocks: dict[int, tuple[Tensor, Tensor]] = {}  # (streams, heads, size, dimensions) each
+
+    def reset(self, streams: Sequence[int]) -> None:
+        """Nothing heard."""
+        self.length[list(streams)] = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, by name; `restore` takes it back."""
+        named = {f"{block}.{kind}": tensor for block, pair in self.blocks.items()
+                 for kind, tensor in zip(("keys", "values"), pair, strict=True)}
+        return {"length": self.length, **named}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """What `tensors` gave."""
+        self.length.copy_(tensors["length"])
+        names = {name.split(".")[0] for name in tensors if name.endswith(".keys")}
+        self.blocks = {int(b): (tensors[f"{b}.keys"], tensors[f"{b}.values"]) for b in names}
+
+    def past(self, streams: Sequence[int]) -> Past:
+        """What these streams heard, as transformers asks a cache for it."""
+        return Past(self, list(streams), {})
+
+    def advance(self, streams: Sequence[int], past: Past, lengths: Sequence[int]) -> None:
+        """Keep, for these streams, the last of what a pass over rows of these lengths has left in `past`."""
+        index = torch.tensor(list(streams), device=self.length.device)
+        moved = torch.tensor(lengths, device=self.length.device) - 1  # the last token is heard anew
+        window = (moved[:, None] + torch.arange(self.size, device=moved.device))[:, None, :, None]
+        angle = -moved[:, None] * self.frequencies.float()
+        cosine, sine = (torch.cat([f(angle)] * 2, -1)[:, None, None] for f in (torch.cos, torch.sin))
+        for block, (keys, values) in past.new.items():
+            old_keys, old_values = past.old(block, keys)
+            keys, values = torch.cat([old_keys, keys], 2), torch.cat([old_values, values], 2)
+            at = window.expand(-1, keys.shape[1], -1, keys.shape[3])
+            keys, values = keys.gather(2, at).float(), values.gather(2, at)
+            half = keys.shape[3] // 2
+            turned = keys * cosine + torch.cat([-keys[..., half:], keys[..., :half]], -1) * sine
+            if block not in self.blocks:
+                empty = torch.zeros((self.streams, *values.shape[1:]), dtype=values.dtype, device=values.device)
+                self.blocks[block] = empty, empty.clone()
+            self.blocks[block][0][index] = turned.to(values.dtype)
+            self.blocks[block][1][index] = values
+        self.length[index] = (past.states.length[past.streams] + moved).clamp(max=self.size)
+
+
+@dataclass(frozen=True)
+class Past:
+    """A cache of transformers' kind over the states of some streams; `new` holds what the last pass added."""
+
+    states: PrefixStates
+    streams: list[int]
+    new: dict[int, tuple[Tensor, Tensor]]
+
+    def select(self, index: Sequence[int]) -> Past:
+        """Some of the streams, with what is new of them."""
+        return Past(self.states, [self.streams[i] for i in index],
+                    {block: (k[list(index)], v[list(index)]) for block, (k, v) in self.new.items()})
+
+    def old(self, block: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values from before, shape (rows, heads, size, dimensions); `like`: the new keys."""
+        if block in self.states.blocks:
+            keys, values = self.states.blocks[block]
+            return keys[self.streams], values[self.streams]
+        empty = like.new_zeros((len(self.streams), like.shape[1], self.states.size, like.shape[3]))
+        return empty, empty
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_args, **_kwargs) -> tuple[Tensor, Tensor]:
+        """What an attention layer calls: its new keys and values; returns all to attend to."""
+        self.new[layer_idx] = keys.detach(), values.detach()
+        old_keys, old_values = self.old(layer_idx, keys)
+        return torch.cat([old_keys, keys], 2), torch.cat([old_values, values], 2)
+
+    def get_seq_length(self, *_args) -> int:
+        """Tokens before the rows, padding included."""
+        return self.states.size
+
+    def attention(self, longest: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Who may be attended to, (rows, 1, longest, size + longest), and the rows' positions, (rows, longest)."""
+        size, length = self.states.size, self.states.length[self.streams].to(device)
+        before = torch.arange(size, device=device)[None] >= size - length[:, None]
+        among = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
+        rows = len(self.streams)
+        mask = torch.cat([before[:, None].expand(-1, longest, -1), among[None].expand(rows, -1, -1)], 2)[:, None]
+        return mask, (size + torch.arange(longest, device=device)).expand(rows, -1)

@@ -1,0 +1,284 @@
+"""The memory as an engine: queues of conversations, cheaper rungs, one forward a step, saving in the middle."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from test_memory import peft_loop, talk
+
+from dpmkit.memory import DynamicParameterMemory
+from dpmkit.prefix import PrefixStates
+from dpmkit.settings import MemorySettings, Settings, UserError
+
+BASE = MemorySettings(rank=4, alpha=4.0, lr=3e-3, prefix=8)
+
+
+def codes(turns, seed, longest=9):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 16, rng.integers(1, longest)) for _ in range(turns)]
+
+
+def heard(sllm, settings, conversations, streams, donors=None):
+    """{conversation: ([L_t a write], [probabilities a turn])}, by `batch`."""
+    out = {}
+    for number, turn in DynamicParameterMemory(sllm, settings, streams).batch(conversations, donors):
+        losses, probabilities = out.setdefault(number, ([], []))
+        probabilities.append(turn.probabilities)
+        if turn.pieces:
+            losses.append(turn.loss)
+    return out
+
+
+def listened(sllm, settings, conversation):
+    """[turns] of one conversation alone."""
+    return list(DynamicParameterMemory(sllm, settings).listen(conversation))
+
+
+def close(one, other, atol):
+    for mine, theirs in zip(one, other, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=atol, rtol=0)
+
+
+@examples(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(turns=st.lists(st.integers(1, 7), min_size=1, max_size=6), streams=st.integers(1, 4),
+       rank=st.sampled_from([1, 4, 64]), layers=st.sampled_from(["all", "top-1"]),
+       optimizer=st.sampled_from(["adamw", "sgd"]), steps=st.integers(1, 3), clip=st.sampled_from([0.0, 0.3]),
+       weight_decay=st.sampled_from([0.0, 0.1]), vocabulary=st.sampled_from(["codes", "all"]))
+def test_a_queue_equals_the_plain_peft_loop(sllm, turns, streams, rank, layers, optimizer, steps, clip,
+                                            weight_decay, vocabulary):
+    settings = dataclasses.replace(
+        BASE, rank=rank, alpha=float(rank), layers=layers, optimizer=optimizer, steps=steps, clip=clip,
+        weight_decay=weight_decay, loss_vocabulary=vocabulary, lr=3e-3 if optimizer == "adamw" else 0.3)
+    conversations = [codes(n, seed) for seed, n in enumerate(turns)]
+    got = heard(sllm, settings, conversations, streams)
+    for number, conversation in enumerate(conversations):
+        expected = peft_loop(sllm, [sllm.sentence(c) for c in conversation], settings)
+        close(got[number], expected, 1e-4)
+
+
+@pytest.mark.parametrize("change", [{}, {"prefix_states": "reuse"}, {"prefix_states": "detach"}, {"read": "before"},
+                                    {"stepping": "stride-5"}, {"layers": "top-1", "prefix_states": "reuse"},
+                                    {"layers": "top-1", "read": "before", "prefix_states": "reuse"}])
+def test_a_conversation_is_the_same_alone_in_two_and_in_sixteen(sllm, change):
+    settings = dataclasses.replace(BASE, lr=1e-2, **change)
+    conversations = [codes(n, seed, 80 if seed == 3 else 9) for seed, n in enumerate((3, 7, 1, 6, 9, 2, 4))]
+    alone = {i: ([t.loss for t in turns if t.pieces], [t.probabilities for t in turns])
+             for i, c in enumerate(conversations)
+             for turns in [listened(sllm, settings, c)]}
+    for streams in (2, 16):
+        got = heard(sllm, settings, conversations, streams)
+        assert set(got) == set(alone)
+        for i in alone:
+            close(got[i], alone[i], 2e-5)
+
+
+def test_a_memory_on_a_persistent_adapter_equals_the_loop_there(sllm):
+    """The backbone's own LoRA; merged for the loop, where PEFT has room for one adapter a layer."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(sllm.model, LoraConfig(r=2, target_modules="all-linear"))
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    bare, sllm.model = sllm.model, model
+    conversations = [codes(n, seed) for seed, n in enumerate((4, 6))]
+    got = heard(sllm, BASE, conversations, 2)
+    sllm.model = model.merge_and_unload()
+    assert bare is sllm.model
+    for number, conversation in enumerate(conversations):
+        close(got[number], peft_loop(sllm, [sllm.sentence(c) for c in conversation], BASE), 1e-4)
+
+
+def test_without_a_step_every_rung_hears_the_same(sharp):
+    """Keys and values kept from earlier are those that the window would compute anew, as long as nothing moves."""
+    conversation = codes(9, 0)
+    still = dataclasses.replace(BASE, lr=0.0)
+    exact = [t.probabilities for t in DynamicParameterMemory(sharp, still).listen(conversation)]
+    losses = [t.loss for t in DynamicParameterMemory(sharp, still).listen(conversation)]
+    for change in ({"read": "before"}, {"prefix_states": "detach"}, {"layers": "top-1"}):
+        turns = listened(sharp, dataclasses.replace(still, **change), conversation)
+        close(([t.probabilities for t in turns], [t.loss for t in turns]), (exact, losses), 1e-5)
+    # A token that `reuse` kept had heard the n_r before it at its time, not only what the window holds now: equal
+    # with one block, and as long as the window holds everything.
+    wide = dataclasses.replace(still, prefix=50)
+    for change in ({"prefix_states": "reuse"}, {"prefix_states": "reuse", "layers": "top-1"}):
+        one, other = (listened(sharp, s, conversation[:6])
+                      for s in (wide, dataclasses.replace(wide, **change)))
+        assert sum(len(c) + 1 for c in conversation[:6]) <= 50
+        close(([t.probabilities for t in one], [t.loss for t in one]),
+              ([t.probabilities for t in other], [t.loss for t in other]), 1e-5)
+    sharp.model.model.layers = sharp.model.model.layers[:1]
+    sharp.model.config.num_hidden_layers = 1
+    one, other = (listened(sharp, dataclasses.replace(still, prefix_states=s), conversation)
+                  for s in ("recompute", "reuse"))
+    close(([t.probabilities for t in one], [t.loss for t in one]),
+          ([t.probabilities for t in other], [t.loss for t in other]), 1e-5)
+
+
+def test_detach_stops_the_gradient_at_the_prefix_alone(sharp):
+    """The first L_t is the exact one; the step is not."""
+    conversation = codes(6, 1)
+    moved = dataclasses.replace(BASE, lr=1e-2)
+    exact, detached = (listened(sharp, dataclasses.replace(moved, prefix_states=mode), conversation)
+                       for mode in ("recompute", "detach"))
+    assert detached[1].loss == pytest.approx(exact[1].loss, abs=1e-6)
+    assert detached[1].norm > 0 and abs(detached[2].loss - exact[2].loss) > 1e-6
+    top = [listened(sharp, dataclasses.replace(moved, prefix=0, prefix_states=mode), conversation)
+           for mode in ("recompute", "detach")]
+    close([[t.loss for t in top[0]]], [[t.loss for t in top[1]]], 1e-6)  # without a prefix they are one
+
+
+def test_reading_before_the_write_answers_with_the_last_memory(sharp):
+    conversation = codes(5, 2)
+    settings = dataclasses.replace(BASE, lr=1e-2)
+    memory, before = DynamicParameterMemory(sharp, settings), []
+    history = torch.empty(0, dtype=torch.long)
+    for turn, said in enumerate(conversation):
+        sentence = sharp.sentence(said)
+        before.append(memory.read([torch.cat([history[-8:], sentence])])[0].numpy())
+        if turn:
+            memory.write([history[-8:]], [sentence])
+        history = torch.cat([history, sentence])
+    got = DynamicParameterMemory(sharp, dataclasses.replace(settings, read="before")).listen(conversation)
+    close([t.probabilities for t in got], before, 1e-5)
+
+
+def test_one_forward_a_step_and_lower_blocks_once(sllm, monkeypatch):
+    calls = []
+    block = type(sllm.model.model.layers[0])
+    forward = block.forward
+    monkeypatch.setattr(block, "forward", lambda self, *a, **k: calls.append(self) or forward(self, *a, **k))
+    low, top = sllm.model.model.layers
+
+    def count(**change):
+        memory = DynamicParameterMemory(sllm, dataclasses.replace(BASE, **change))
+        turns = memory.listen(codes(4, 0))
+        next(turns)
+        calls.clear()
+        next(turns)
+        return calls.count(low), calls.count(top)
+
+    assert count() == (2, 2) and count(read="before") == (1, 1)
+    assert count(layers="top-1") == (1, 2) and count(layers="top-1", read="before") == (1, 1)
+    assert count(layers="top-1", steps=3) == (1, 4) and count(steps=3) == (4, 4)
+
+
+def test_reuse_costs_its_own_tokens_alone(sllm, monkeypatch):
+    lengths = []
+    block = type(sllm.model.model.layers[0])
+    forward = block.forward
+
+    def watched(self, hidden, *rest, **more):
+        lengths.append(hidden.shape[1])
+        return forward(self, hidden, *rest, **more)
+
+    monkeypatch.setattr(block, "forward", watched)
+    conversation = [np.zeros(4, dtype=int)] * 5
+    for mode, longest in (("recompute", 20 + 5), ("reuse", 1 + 5)):
+        lengths.clear()
+        listened(sllm, dataclasses.replace(BASE, prefix=20, prefix_states=mode), conversation)
+        assert max(lengths) == longest
+
+
+def test_strides_write_every_token_once_after_the_first_sentence(sllm, monkeypatch):
+    written = []
+    original = DynamicParameterMemory._write
+    monkeypatch.setattr(DynamicParameterMemory, "_write", lambda self, batch, streams: written.append(
+        (batch.rows[0], batch.first[0])) or original(self, batch, streams))
+    conversation = codes(8, 4)
+    settings = dataclasses.replace(BASE, stepping="stride-6")
+    turns = listened(sllm, settings, conversation)
+    told = torch.cat([sllm.sentence(c) for c in conversation])
+    start = len(conversation[0]) + 1
+    for row, first in written:
+        assert first == min(8, start) and torch.equal(row, told[start - first:start + 6])
+        start += 6
+    assert len(told) - 6 < start <= len(told) and sum(t.pieces for t in turns) == len(written)
+    with pytest.raises(UserError, match="stride-60"):
+        DynamicParameterMemory(sllm, dataclasses.replace(BASE, stepping="stride-60"))
+
+
+@pytest.mark.parametrize("change", [{}, {"prefix_states": "reuse"}, {"optimizer": "sgd", "lr": 0.2},
+                                    {"stepping": "stride-5"}])
+def test_saved_in_the_middle_it_goes_on_with_the_same_numbers(sllm, change, tmp_path):
+    settings = dataclasses.replace(BASE, lr=1e-2) if not change else dataclasses.replace(BASE, **change)
+    conversation = codes(8, 5)
+    whole = list(DynamicParameterMemory(sllm, settings, seed=3).listen(conversation))
+    memory = DynamicParameterMemory(sllm, settings, seed=3)
+    first = list(memory.listen(conversation[:4]))
+    memory.save(tmp_path / "memory.safetensors")
+    list(memory.listen(conversation))  # the file is a copy
+    loaded = DynamicParameterMemory.load(tmp_path / "memory.safetensors", sllm)
+    rest = list(loaded.listen(conversation[4:], fresh=False))
+    for got, expected in zip(first + rest, whole, strict=True):
+        assert np.array_equal(got.probabilities, expected.probabilities)
+        assert got.loss == expected.loss or (np.isnan(got.loss) and np.isnan(expected.loss))
+
+
+def test_a_wrong_backbone_and_a_broken_file_are_refused(sllm, tmp_path):
+    path = tmp_path / "memory.safetensors"
+    DynamicParameterMemory(sllm, BASE).save(path)
+    with torch.no_grad():
+        sllm.model.lm_head.weight += 1
+    with pytest.raises(UserError, match="was written over the backbone"):
+        DynamicParameterMemory.load(path, sllm)
+    path.write_bytes(path.read_bytes()[:200])
+    for damaged in (path, tmp_path / "none.safetensors"):
+        with pytest.raises(UserError, match=r"is not a memory that this version of dpmkit saved"):
+            DynamicParameterMemory.load(damaged, sllm)
+
+
+def test_bfloat16_backbone_float32_memory(sllm):
+    before = sllm.fingerprint()
+    memory = DynamicParameterMemory(sllm, dataclasses.replace(BASE, precision="bfloat16", lr=1e-2))
+    exact, rounded = (list(m.listen(codes(6, 0))) for m in (
+        DynamicParameterMemory(sllm, dataclasses.replace(BASE, lr=1e-2)), memory))
+    assert memory.lora.flat.dtype == memory.optimizer.moment1.dtype == torch.float32
+    assert next(memory.sllm.parameters()).dtype == torch.bfloat16 and next(sllm.parameters()).dtype == torch.float32
+    close([t.probabilities for t in rounded], [t.probabilities for t in exact], 0.02)
+    assert sllm.fingerprint() == before
+
+
+def test_decay_forgets(sllm):
+    kept, faded = (listened(sllm, dataclasses.replace(BASE, lr=1e-2, decay=d), codes(9, 1))
+                   for d in (0.0, 0.5))
+    assert faded[-1].norm < 0.7 * kept[-1].norm
+    gone = listened(sllm, dataclasses.replace(BASE, lr=1e-2, decay=1.0), codes(9, 1))
+    assert gone[-1].norm == 0
+
+
+def test_memory_written_from_another_conversation(sllm):
+    """The control: own prefixes and read-outs, the other's writes; a donor that ends early is written no more."""
+    own, other = codes(6, 0), codes(4, 1)
+    for change in ({}, {"prefix_states": "reuse"}, {"prefix_states": "detach"}):
+        settings = dataclasses.replace(BASE, lr=1e-2, **change)
+        swapped = heard(sllm, settings, [own], 1, [other])[0]
+        written = heard(sllm, settings, [other], 1)[0]
+        assert len(swapped[0]) == 3 and len(swapped[1]) == 6
+        close([swapped[0]], [written[0]], 1e-5)  # what is written does not depend on who listens
+
+
+def test_reuse_needs_rotary_positions(sllm):
+    sllm.model.model.rotary_emb = torch.nn.Identity()
+    with pytest.raises(UserError, match="rotary"):
+        PrefixStates(sllm, 1, 8)
+
+
+def test_settings_name_what_cannot_be():
+    for name, value, words in (("memory.read", "later", "after, before"), ("memory.stepping", "stride", "stride-N"),
+                               ("memory.prefix_states", "none", "recompute"),
+                               ("memory.precision", "int8", "bfloat16"),
+                               ("memory.loss_vocabulary", "text", "codes")):
+        with pytest.raises(UserError, match=words):
+            Settings.of("smoke", {name: value})
+    with pytest.raises(UserError, match="reuse goes with"):
+        Settings.of("smoke", {"memory.prefix_states": "reuse", "memory.stepping": "stride-8"})
+
+
+def test_talk_is_what_sentence_makes(sllm):
+    assert all(s[-1] == talk(sllm, 2, 0)[0][-1] for s in talk(sllm, 3, 1))
