@@ -7,6 +7,7 @@ import ctypes
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -16,7 +17,8 @@ from .memory import DynamicParameterMemory
 from .settings import MemorySettings
 from .sllm import EmotionSLLM
 
-PATHS = ("dpm", "full context", "window")
+PATHS = ("dpm", "dpm, reuse", "full context", "full context in chunks", "window")
+CHUNK = 512  # tokens of one forward of a full context that is heard in chunks, keys and values kept
 
 
 def label_after(model: EmotionSLLM, codes: np.ndarray, sentence: int, settings: MemorySettings,
@@ -24,10 +26,11 @@ def label_after(model: EmotionSLLM, codes: np.ndarray, sentence: int, settings: 
     """Cost of the emotion of the last sentence of a recording given as `codes`, shape (frames,), cut into
     sentences of `sentence` codes.
 
-    path: `dpm` hears every sentence (a write each) and reads once; `full context` puts everything into one
-    forward, whatever the window (its cost alone is meant: no backbone answers well beyond its window);
-    `window` reads the last sentence and the n_r tokens before it. Returns `seconds` and `peak_bytes`, the most
-    memory that the process (or GPU) held at once beyond what it held before.
+    path: `dpm` hears every sentence (a write each) and reads once; `dpm, reuse` keeps the prefix's keys and values
+    from earlier steps and reads every sentence; `full context` puts everything into one forward, whatever the
+    window (its cost alone is meant: no backbone answers well beyond its window), or into chunks that keep all
+    keys and values; `window` reads the last sentence and the n_r tokens before it. Returns `seconds` and
+    `peak_bytes`, the most memory that the process (or GPU) held at once beyond what it held before.
     """
     tokens = [model.sentence(codes[i:i + sentence]) for i in range(0, len(codes), sentence)]
     wide = EmotionSLLM(model.model, model.vocabulary, window=sum(map(len, tokens)) + 1)
@@ -42,6 +45,15 @@ def label_after(model: EmotionSLLM, codes: np.ndarray, sentence: int, settings: 
             before = context[max(0, len(context) - settings.prefix):]
         memory.read([context])
 
+    def reuse() -> None:
+        kept = DynamicParameterMemory(model, replace(settings, prefix_states="reuse"))
+        for _ in kept.listen(codes[i:i + sentence] for i in range(0, len(codes), sentence)):
+            pass
+
+    def in_chunks() -> None:
+        with torch.no_grad():
+            wide.emotion_logits_in_chunks(torch.cat(tokens), CHUNK)
+
     def full_context() -> None:
         with torch.no_grad():
             wide.emotion_logits([torch.cat(tokens)])
@@ -51,7 +63,8 @@ def label_after(model: EmotionSLLM, codes: np.ndarray, sentence: int, settings: 
         with torch.no_grad():
             model.emotion_logits([torch.cat([before[max(0, len(before) - settings.prefix):], tokens[-1]])])
 
-    return measured({"dpm": dpm, "full context": full_context, "window": window}[path], model.device)
+    ways = dict(zip(PATHS, (dpm, reuse, full_context, in_chunks, window), strict=True))
+    return measured(ways[path], model.device)
 
 
 def measured(work: Callable[[], None], device: torch.device) -> dict[str, float]:

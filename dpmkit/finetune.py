@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +19,13 @@ import torch
 from safetensors import SafetensorError
 from sklearn.metrics import recall_score
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
-from . import runs, sllm
+from . import dialogues, runs, sllm, vocabulary
 from .codes import CorpusCodes
-from .corpora import Conversation, Corpus
+from .corpora import Corpus
+from .dialogues import Dialogues, collate_sequences
 from .runs import device
 from .settings import FinetuneSettings, Settings, UserError
 from .sllm import EmotionSLLM
@@ -45,7 +45,8 @@ class Finetuned:
 def train(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> Finetuned:
     """The SLLM fine-tuned on the training conversations of `settings.fold` (paper, 'Emotion SLLM')."""
     key = runs.key(codes.key, settings.fold, settings.seed, settings.backbone, settings.finetune,
-                   settings.memory.history_emotions, runs.code_version(sllm, sys.modules[__name__]))
+                   settings.memory.history_emotions,
+                   runs.code_version(sllm, vocabulary, dialogues, sys.modules[__name__]))
     folder = runs.folder(settings, "sllm", key)
     done = folder / "sllm"
     log = folder / "history.json"
@@ -64,53 +65,6 @@ def train(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> Finetuned:
     facts = json.loads(log.read_text(encoding="utf-8"))
     loaded = EmotionSLLM.load(done, codes.facts["codebook_size"], corpus.emotions).to(device(settings))
     return Finetuned(loaded, key, done, facts["history"], facts["trained_parameters"])
-
-
-class Dialogues(Dataset):
-    """Training sequences a dialogue. Item i is a list of sequences (see `EmotionSLLM.sequences`).
-
-    A dialogue longer than the window is cut between sentences into pieces that fit it. `moving` draws the first
-    cut anew each epoch, so that histories of every length are trained; validation cuts stay where they are.
-    """
-
-    def __init__(self, model: EmotionSLLM, conversations: Sequence[Conversation], codes: dict[str, np.ndarray],
-                 emotions: tuple[str, ...], settings: Settings, moving: bool):
-        self.model, self.settings, self.moving, self.epoch = model, settings, moving, 0
-        longest = model.window - 1 - (settings.memory.history_emotions == "predicted")
-        self.dialogues = [
-            [(codes[u.id][-longest:], None if u.emotion is None else emotions.index(u.emotion))
-             for u in c.utterances] for c in conversations]
-
-    def __len__(self) -> int:
-        return len(self.dialogues)
-
-    def __getitem__(self, index: int) -> list[dict[str, torch.Tensor]]:
-        tune, history = self.settings.finetune, self.settings.memory.history_emotions == "predicted"
-        rng = np.random.default_rng([self.settings.seed, self.epoch if self.moving else 0, index])
-        room = int(rng.integers(1, self.model.window + 1))  # of the first piece
-        pieces, used = [[]], 0
-        for said, emotion in self.dialogues[index]:
-            tokens = len(said) + 1 + (history and emotion is not None)
-            if used + tokens > room and pieces[-1]:
-                pieces.append([])
-                used, room = 0, self.model.window
-            room = max(room, tokens)
-            pieces[-1].append((said, emotion))
-            used += tokens
-        return [sequence for piece in pieces for sequence in
-                self.model.sequences(*zip(*piece, strict=True), tune.n_o, tune.n_p, tune.n_q, history)]
-
-
-def collate_sequences(padding: int) -> Callable:
-    """Lists of sequences to one padded batch, on the right: `input_ids`, `code_weight`, `emotion`."""
-    fill = {"input_ids": padding, "code_weight": 0.0, "emotion": -100}
-
-    def collate(items: Sequence[list[dict[str, torch.Tensor]]]) -> dict[str, torch.Tensor]:
-        rows = [sequence for item in items for sequence in item]
-        return {name: pad_sequence([r[name] for r in rows], batch_first=True, padding_value=value)
-                for name, value in fill.items()}
-
-    return collate
 
 
 def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate: Callable,

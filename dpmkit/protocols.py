@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from . import history, lora, memory, runs, sllm
+from . import history, lora, memory, optimizer, runs, sllm, vocabulary
 from . import prefix as prefixes
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus
@@ -74,7 +74,8 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     donors = _donors(conversations) if how.swapped else {}
     key = runs.key(tuned.key, method, dpm if how.writes else [prefix, dpm.history_emotions], settings.seed,
                    split, [c.id for c in conversations],
-                   runs.code_version(sllm, lora, prefixes, history, memory, sys.modules[__name__]))
+                   runs.code_version(sllm, vocabulary, lora, prefixes, history, optimizer, memory,
+                                     sys.modules[__name__]))
     folder = runs.folder(settings, "predictions", key)
     # Longest first, so that no stream is left alone with a long one; the order does not depend on the caller's. In
     # groups, as a group heard again after a kill has the same company, and so the same bits.

@@ -51,17 +51,26 @@ def save(settings: Settings, kind: str, results: dict[str, Any], inputs: dict[st
     notebook (short where artefacts were reused). Returns its path."""
     if kind not in KINDS:
         raise ValueError(f"record kind {kind!r} is not known; choose one of {', '.join(KINDS)}")
+    runs.write_json(path(settings, kind), _record(settings, kind, results, seconds) | {"inputs": inputs})
+    return path(settings, kind)
+
+
+def save_bench(settings: Settings, name: str, results: dict[str, Any], seconds: float) -> Path:
+    """Write results/bench/<name>.json, a bench's record; returns its path."""
+    target = settings.home_path / "results" / "bench" / f"{name}.json"
+    runs.write_json(target, _record(settings, f"bench {name}", results, seconds))
+    return target
+
+
+def _record(settings: Settings, kind: str, results: dict[str, Any], seconds: float) -> dict[str, Any]:
     flat = settings.flat()
     flat.pop("home")  # machine paths do not belong in a record: the root keeps its folder's name
     flat["root"] = Path(flat["root"]).name
-    record = {"kind": kind, "profile": settings.profile, "corpus": settings.corpus, "fold": settings.fold,
-              "seed": settings.seed, "results": _plain(results), "inputs": inputs, "settings": _plain(flat),
-              "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-              "machine": machine(), "commit": commit(), "seconds": round(seconds, 1),
-              "made": datetime.now(UTC).isoformat(timespec="seconds")}
-    target = path(settings, kind)
-    runs.write_json(target, record)
-    return target
+    return {"kind": kind, "profile": settings.profile, "corpus": settings.corpus, "fold": settings.fold,
+            "seed": settings.seed, "results": _plain(results), "settings": _plain(flat),
+            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "machine": machine(), "commit": commit(), "seconds": round(seconds, 1),
+            "made": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def load(settings: Settings, kind: str) -> dict[str, Any]:

@@ -13,9 +13,8 @@ import json
 import os
 import shutil
 import uuid
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,46 +23,12 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from .settings import BackboneSettings, FinetuneSettings, UserError
+from .vocabulary import NewRows, Vocabulary
 
 CARD = "dpmkit.json"  # what a transformers folder does not say: vocabulary, window, codes
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """Token ids: `base` of the backbone's own, then K codes, `<audio_end>`, the emotions."""
-
-    codebook_size: int
-    emotions: tuple[str, ...]
-    base: int = 0
-
-    @property
-    def end(self) -> int:
-        """Id of `<audio_end>`."""
-        return self.base + self.codebook_size
-
-    @property
-    def emotion(self) -> slice:
-        """Ids of the emotion tokens, in the order of `emotions`."""
-        return slice(self.end + 1, self.size)
-
-    @property
-    def size(self) -> int:
-        return self.base + self.codebook_size + 1 + len(self.emotions)
-
-
-@dataclass(frozen=True)
-class NewRows:
-    """The head's rows of the tokens that the backbone did not know: codes, `<audio_end>`, emotions."""
-
-    weight: Tensor  # (codes + 1 + emotions, hidden)
-    bias: Tensor | None
-
-    def __call__(self, hidden: Tensor, part: slice) -> Tensor:
-        """Logits of some of the rows; hidden: (…, hidden)."""
-        return F.linear(hidden, self.weight[part], None if self.bias is None else self.bias[part])
 
 
 class EmotionSLLM(nn.Module):
@@ -147,6 +112,14 @@ class EmotionSLLM(nn.Module):
     def emotion_logits(self, prefixes: Sequence[Tensor]) -> Tensor:
         """Emotion logits, shape (batch, emotions), after each prefix: tokens that end in `<audio_end>`."""
         return self.emotions_after(self._hidden(prefixes), prefixes)
+
+    def emotion_logits_in_chunks(self, prefix: Tensor, chunk: int) -> Tensor:
+        """Emotion logits, (emotions,), after a prefix heard `chunk` tokens at a time, keys and values kept."""
+        decoder, past = self.causal_lm.get_decoder(), DynamicCache(config=self.causal_lm.config)
+        for part in prefix.split(chunk):
+            hidden = decoder(inputs_embeds=self.embedded([part]), past_key_values=past,
+                             use_cache=True).last_hidden_state
+        return self.emotions_after(hidden, [part])[0]
 
     def next_code_loss(self, prefixes: Sequence[Tensor], targets: Sequence[Tensor],
                        vocabulary: str = "codes") -> Tensor:
@@ -236,46 +209,8 @@ class EmotionSLLM(nn.Module):
 
     # -- training ------------------------------------------------------------------------------------------
 
-    def sequences(self, codes: Sequence[np.ndarray], emotions: Sequence[int | None], n_o: int, n_p: int,
-                  n_q: int, emotions_in_history: bool = False) -> list[dict[str, Tensor]]:
-        """Training sequences of one dialogue for L_a and L_e (paper, equations 3 to 6).
-
-        For the sentence whose `<audio_end>` is the dialogue's n-th token: L_a is the mean over the last n_o
-        tokens up to it, given the n_p before those; L_e is read at it, given the last n_q tokens. n < n_o: n_p =
-        0 and n_o = n; n_o <= n < n_o + n_p: n_p = n - n_o; n < n_q: n_q = n. The first token of a context
-        follows nothing: where it stands among the n_o, it is not predicted and the mean is over the others.
-
-        Terms whose context starts at the same token share one sequence (and so one forward). Each sequence
-        holds `input_ids`, `code_weight` and `emotion`, shape (tokens,), as `forward` takes them.
-        """
-        sentences = [self.sentence(c, e if emotions_in_history else None)
-                     for c, e in zip(codes, emotions, strict=True)]
-        tokens = torch.cat(sentences)
-        reads: dict[int, list[tuple[int, int]]] = defaultdict(list)  # context start -> (T, label)
-        writes: dict[int, list[tuple[int, int]]] = defaultdict(list)  # context start -> (first of n_o, T)
-        before = 0
-        for sentence, said, emotion in zip(sentences, codes, emotions, strict=True):
-            end = before + len(said)  # T, the position of <audio_end>
-            before += len(sentence)
-            n = end + 1
-            start = max(0, n - n_o - n_p)
-            writes[start].append((max(n - n_o, start + 1), end))
-            if emotion is not None:
-                reads[max(0, n - n_q)].append((end, emotion))
-        out = []
-        for start in sorted({*reads, *writes}):
-            stop = 1 + max(end for end in [e for _, e in writes[start]] + [e for e, _ in reads[start]])
-            weight = torch.zeros(stop - start)
-            label = torch.full((stop - start,), -100)
-            for first, end in writes[start]:
-                weight[first - start:end + 1 - start] += 1.0 / max(1, end + 1 - first)
-            for end, emotion in reads[start]:
-                label[end - start] = emotion
-            out.append({"input_ids": tokens[start:stop], "code_weight": weight, "emotion": label})
-        return out
-
     def forward(self, input_ids: Tensor, code_weight: Tensor, emotion: Tensor) -> dict[str, Tensor]:
-        """L = (L_a + L_e) / 2 over the sentences of a batch of training sequences (see `sequences`).
+        """L = (L_a + L_e) / 2 over the sentences of a batch of training sequences (see `finetune.sequences`).
 
         input_ids, code_weight, emotion: shape (batch, tokens). `code_weight[t]` weighs the prediction of token t,
         one in sum a sentence; `emotion[t]` is the label to be read at token t, or -100.

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from test_memory import peft_loop, talk
+from test_memory import loop
 
 from dpmkit.memory import DynamicParameterMemory
 from dpmkit.prefix import PrefixStates
@@ -56,7 +56,7 @@ def test_a_queue_equals_the_plain_peft_loop(sllm, turns, streams, rank, layers, 
     conversations = [codes(n, seed) for seed, n in enumerate(turns)]
     got = heard(sllm, settings, conversations, streams)
     for number, conversation in enumerate(conversations):
-        expected = peft_loop(sllm, [sllm.sentence(c) for c in conversation], settings)
+        expected = loop(sllm, conversation, settings)
         close(got[number], expected, 1e-4)
 
 
@@ -91,7 +91,7 @@ def test_a_memory_on_a_persistent_adapter_equals_the_loop_there(sllm):
     sllm.model = model.merge_and_unload()
     assert bare is sllm.model
     for number, conversation in enumerate(conversations):
-        close(got[number], peft_loop(sllm, [sllm.sentence(c) for c in conversation], BASE), 1e-4)
+        close(got[number], loop(sllm, conversation, BASE), 1e-4)
 
 
 def test_without_a_step_every_rung_hears_the_same(sharp):
@@ -278,7 +278,3 @@ def test_settings_name_what_cannot_be():
             Settings.of("smoke", {name: value})
     with pytest.raises(UserError, match="reuse goes with"):
         Settings.of("smoke", {"memory.prefix_states": "reuse", "memory.stepping": "stride-8"})
-
-
-def test_talk_is_what_sentence_makes(sllm):
-    assert all(s[-1] == talk(sllm, 2, 0)[0][-1] for s in talk(sllm, 3, 1))

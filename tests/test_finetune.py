@@ -14,8 +14,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 
-from dpmkit import finetune, metrics, protocols, runs
-from dpmkit.finetune import Dialogues, train
+from dpmkit import dialogues, finetune, metrics, protocols, runs
+from dpmkit.dialogues import Dialogues
+from dpmkit.finetune import train
 from dpmkit.settings import Settings, UserError
 from dpmkit.sllm import EmotionSLLM
 
@@ -254,7 +255,7 @@ class Spy:
 
     window = 64
 
-    def sequences(self, codes, emotions, n_o, n_p, n_q, history):
+    def sequences(self, _sllm, codes, emotions, n_o, n_p, n_q, history):
         self.pieces.append([(c.tolist(), e) for c, e in zip(codes, emotions, strict=True)])
         return []
 
@@ -265,7 +266,7 @@ class Spy:
 
 
 @pytest.mark.parametrize("history", ["none", "predicted"])
-def test_long_dialogues_are_cut_into_pieces_that_fit(settings, history):
+def test_long_dialogues_are_cut_into_pieces_that_fit(settings, history, monkeypatch):
     from conftest import make_toy
     corpus, codes = make_toy(turns=(40, 3))
     settings = settings.replace("memory.history_emotions", history)
@@ -273,6 +274,7 @@ def test_long_dialogues_are_cut_into_pieces_that_fit(settings, history):
     endless = conversations[0].utterances[5].id
     said = {**codes.codes, endless: np.arange(200) % 16}  # longer than the window: its tail is trained
     spy = Spy()
+    monkeypatch.setattr(dialogues, "sequences", spy.sequences)
     moving, still = (Dialogues(spy, conversations, said, corpus.emotions, settings, m) for m in (True, False))
     marks = 1 + (history == "predicted")
     cuts = {}

@@ -3,19 +3,27 @@
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import LoraLayer
 
+from dpmkit.bench import peft_loop
 from dpmkit.memory import DynamicParameterMemory
 from dpmkit.settings import MemorySettings, UserError
 
-EMOTIONS = ("neu", "hap", "sad", "ang")
+
+def spoken(turns, seed):
+    """A conversation's sentences as codes."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 16, rng.integers(2, 9)) for _ in range(turns)]
 
 
 def talk(sllm, turns, seed):
-    """A conversation's sentences as tokens."""
-    rng = np.random.default_rng(seed)
-    return [sllm.sentence(rng.integers(0, 16, rng.integers(2, 9))) for _ in range(turns)]
+    """The same as tokens."""
+    return [sllm.sentence(codes) for codes in spoken(turns, seed)]
+
+
+def loop(sllm, conversation, settings):
+    """The plain PEFT loop from the memory's own start."""
+    fresh = DynamicParameterMemory(sllm, settings).lora
+    return peft_loop(sllm, conversation, settings, [a[0] for a, _ in fresh.factors(fresh.flat)])
 
 
 def hear(memory, conversations, prefix=8):
@@ -34,53 +42,17 @@ def hear(memory, conversations, prefix=8):
     return out
 
 
-def peft_loop(sllm, conversation, settings, prefix=8):
-    """Algorithm 1 as a user of PEFT writes it: fresh adapter, AdamW, a step a sentence, read."""
-    fresh = DynamicParameterMemory(sllm, settings).lora
-    names = [f"{p}_proj" for p in ("q", "k", "v", "o", "gate", "up", "down")]
-    blocks = None if settings.layers == "all" else [int(next(iter(fresh.modules)).split(".")[0])]
-    model = get_peft_model(sllm.model, LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=names,
-                                                  layers_to_transform=blocks))
-    layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
-    with torch.no_grad():  # the same start
-        for layer, (a, _) in zip(layers, fresh.factors(fresh.flat), strict=True):
-            layer.lora_A["default"].weight.copy_(a[0])
-    trained = [p for n, p in model.named_parameters() if "lora_" in n]
-    maker = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.SGD
-    optimizer = maker(trained, lr=settings.lr, weight_decay=settings.weight_decay)
-    losses, probabilities = [], []
-    for turn, sentence in enumerate(conversation):
-        before = torch.cat([torch.empty(0, dtype=torch.long), *conversation[:turn]])[-prefix:]
-        for step in range(settings.steps if turn else 0):
-            ids = torch.cat([before, sentence])[None]
-            logits = model(input_ids=ids).logits[0, len(before) - 1:-1]
-            if settings.loss_vocabulary == "codes":  # all but the emotions
-                logits = logits[:, :-len(EMOTIONS)]
-            loss = torch.nn.functional.cross_entropy(logits, sentence)
-            optimizer.zero_grad()
-            loss.backward()
-            if settings.clip:
-                torch.nn.utils.clip_grad_norm_(trained, settings.clip)
-            optimizer.step()
-            if not step:
-                losses.append(loss.item())
-        with torch.no_grad():
-            logits = model(input_ids=torch.cat([before, sentence])[None]).logits[0, -1]
-        probabilities.append(logits[-len(EMOTIONS):].softmax(-1).numpy())
-    sllm.model = model.unload()
-    return losses, probabilities
-
-
 @pytest.mark.parametrize("change", [
     {}, {"rank": 1}, {"rank": 16, "alpha": 4.0}, {"steps": 3}, {"clip": 0.1}, {"optimizer": "sgd", "lr": 0.5},
     {"weight_decay": 0.1, "lr": 1e-2},
 ])
 def test_batched_streams_equal_a_plain_peft_loop(sllm, change):
     settings = MemorySettings(**{"rank": 4, "alpha": 4.0, "lr": 3e-3, "prefix": 8, **change})
-    conversations = [talk(sllm, turns, seed) for seed, turns in enumerate((5, 1, 8))]
+    said = [spoken(turns, seed) for seed, turns in enumerate((5, 1, 8))]
+    conversations = [[sllm.sentence(codes) for codes in conversation] for conversation in said]
     got = hear(DynamicParameterMemory(sllm, settings, streams=3), conversations)
-    for (losses, probabilities), conversation in zip(got, conversations, strict=True):
-        expected = peft_loop(sllm, conversation, settings)
+    for (losses, probabilities), conversation in zip(got, said, strict=True):
+        expected = loop(sllm, conversation, settings)
         np.testing.assert_allclose(losses, expected[0], atol=1e-4)
         np.testing.assert_allclose(probabilities, expected[1], atol=1e-4)
     # the memory did something, or the equality above would be empty

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from dpmkit.finetune import collate_sequences
+from dpmkit.dialogues import collate_sequences, sequences
 from dpmkit.memory import DynamicParameterMemory
 from dpmkit.settings import BackboneSettings, FinetuneSettings, MemorySettings, UserError
 from dpmkit.sllm import CARD, EmotionSLLM
@@ -71,17 +71,17 @@ def by_hand(sllm, ids, ends, spans, starts):
 @pytest.mark.parametrize(("ids", "ends", "told", "sizes", "spans", "starts", "contexts"), CASES)
 def test_equations_3_to_6(sharp, ids, ends, told, sizes, spans, starts, contexts):
     l_a, l_e = by_hand(sharp, ids, ends, spans, starts)
-    sequences = sharp.sequences(DIALOGUE, LABELS, *sizes, emotions_in_history=told)
+    rows = sequences(sharp, DIALOGUE, LABELS, *sizes, emotions_in_history=told)
     with torch.no_grad():
-        out = sharp(**collate_sequences(sharp.vocabulary.end)([sequences]))
+        out = sharp(**collate_sequences(sharp.vocabulary.end)([rows]))
         assert float(out["l_a"]) == pytest.approx(np.mean(l_a), abs=1e-5)
         assert float(out["l_e"]) == pytest.approx(np.mean(l_e), abs=1e-5)
         assert float(out["loss"]) == pytest.approx((np.mean(l_a) + np.mean(l_e)) / 2, abs=1e-5)
         # a sequence at a time: the terms whose context starts where it starts, and no others
         begins = sorted({s for s, _ in spans} | {s for s in starts if s is not None})
-        assert len(sequences) == len(begins) == contexts
+        assert len(rows) == len(begins) == contexts
         labelled = [s for s in starts if s is not None]
-        for begin, sequence in zip(begins, sequences, strict=True):
+        for begin, sequence in zip(begins, rows, strict=True):
             out = sharp(**{name: value[None] for name, value in sequence.items()})
             for name, terms in (("l_a", [v for v, (s, _) in zip(l_a, spans, strict=True) if s == begin]),
                                 ("l_e", [v for v, s in zip(l_e, labelled, strict=True) if s == begin])):
@@ -89,7 +89,7 @@ def test_equations_3_to_6(sharp, ids, ends, told, sizes, spans, starts, contexts
 
 
 def test_emotion_loss_hears_emotion_logits_alone(sharp):
-    batch = collate_sequences(16)([sharp.sequences(DIALOGUE, LABELS, 5, 4, 6)])
+    batch = collate_sequences(16)([sequences(sharp, DIALOGUE, LABELS, 5, 4, 6)])
     head = sharp.model.lm_head.weight
 
     def losses():
@@ -108,14 +108,22 @@ def test_emotion_loss_hears_emotion_logits_alone(sharp):
 
 
 def test_sentences_without_a_label_or_without_codes(sharp):
-    sequences = sharp.sequences([np.array([], dtype=int), np.array([4, 4])], [None, None], 4, 4, 8)
+    rows = sequences(sharp, [np.array([], dtype=int), np.array([4, 4])], [None, None], 4, 4, 8)
     with torch.no_grad():
-        out = sharp(**collate_sequences(16)([sequences]))
+        out = sharp(**collate_sequences(16)([rows]))
     # the empty sentence's one token follows nothing; the other's three follow the first <audio_end>
     log_p = bare_logits(sharp, [16, 4, 4, 16]).log_softmax(-1)
     expected = -float(log_p[0, 4] + log_p[1, 4] + log_p[2, 16]) / 3
     assert float(out["l_a"]) == pytest.approx(expected, abs=1e-5)
     assert float(out["l_e"]) == 0.0 and len(out["truth"]) == 0
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+def test_in_chunks_it_hears_the_same(chunk, sharp):
+    prefix = torch.from_numpy(np.random.default_rng(0).integers(0, 17, 40))
+    with torch.no_grad():
+        whole, parts = sharp.emotion_logits([prefix])[0], sharp.emotion_logits_in_chunks(prefix, chunk)
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("vocabulary", ["codes", "all"])
@@ -259,7 +267,7 @@ def adapted(folder, **change):
 
 
 def train_steps(sllm, steps=3):
-    batch = collate_sequences(sllm.vocabulary.end)([sllm.sequences(DIALOGUE, LABELS, 5, 4, 6)])
+    batch = collate_sequences(sllm.vocabulary.end)([sequences(sllm, DIALOGUE, LABELS, 5, 4, 6)])
     optimizer = torch.optim.AdamW([p for p in sllm.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(steps):

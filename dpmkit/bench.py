@@ -1,0 +1,226 @@
+"""`python -m dpmkit bench memory`: sentences a second of every rung, beside the plain PEFT loop in the same run.
+
+Also what each rung changes in the answers of a trained SLLM on validation conversations, and how time, memory and
+accuracy behave over a stream of hours. Arms take turns; figures are medians with the lowest and highest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+from tqdm.auto import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from . import codes, corpora, finetune, metrics, protocols, records
+from .corpora.dynamics import EMOTIONS
+from .memory import DynamicParameterMemory
+from .settings import MemorySettings, Settings
+from .sllm import EmotionSLLM
+from .vocabulary import Vocabulary
+
+RUNGS: dict[str, dict] = {
+    "exact": {},
+    "exact, read before the write": {"read": "before"},
+    "detach": {"prefix_states": "detach"},
+    "reuse": {"prefix_states": "reuse"},
+    "stride-256": {"stepping": "stride-256"},
+    "top-2": {"layers": "top-2"},
+    "top-2 + reuse": {"layers": "top-2", "prefix_states": "reuse"},
+    "bf16": {"precision": "bfloat16"},
+    "bf16 + top-2 + reuse": {"precision": "bfloat16", "layers": "top-2", "prefix_states": "reuse"},
+    "bf16 + top-2 + reuse, read before": {"precision": "bfloat16", "layers": "top-2", "prefix_states": "reuse",
+                                          "read": "before"},
+}
+LOOP = "PEFT loop"
+STREAM_ROWS = 10  # parts of a long stream, each with a row of its own
+
+
+def peft_loop(sllm: EmotionSLLM, conversation: Sequence[np.ndarray], settings: MemorySettings,
+              start: Sequence[torch.Tensor] | None = None) -> tuple[list[float], list[np.ndarray]]:
+    """Algorithm 1 as a user of PEFT writes it from its documentation: a fresh adapter and AdamW a conversation, a
+    step a sentence, the emotion read out, the adapter gone. The reference of tests and of this bench.
+
+    `conversation`: codes, shape (frames,), a sentence; `start`: the A of each layer, where it is not to be
+    random. Returns L_t a write and probabilities, shape (emotions,), a sentence.
+    """
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
+
+    blocks = len(sllm.causal_lm.get_decoder().layers)
+    top = None if settings.layers == "all" else list(range(blocks))[-int(settings.layers.partition("-")[2]):]
+    model = get_peft_model(sllm.model, LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, layers_to_transform=top,
+        target_modules=[f"{p}_proj" for p in ("q", "k", "v", "o", "gate", "up", "down")]))
+    if start is not None:
+        with torch.no_grad():
+            for layer, a in zip((m for m in model.modules() if isinstance(m, LoraLayer)), start, strict=True):
+                layer.lora_A["default"].weight.copy_(a)
+    trained = [p for n, p in model.named_parameters() if "lora_" in n]
+    maker = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.SGD
+    optimizer = maker(trained, lr=settings.lr, weight_decay=settings.weight_decay)
+    vocabulary, device = sllm.vocabulary, sllm.device
+    before, losses, probabilities = torch.empty(0, dtype=torch.long), [], []
+    for turn, said in enumerate(conversation):
+        sentence = sllm.sentence(said)
+        ids = torch.cat([before[max(0, len(before) - settings.prefix):], sentence]).to(device)
+        for step in range(settings.steps if turn else 0):
+            logits = model(input_ids=ids[None]).logits[0, -len(sentence) - 1:-1]
+            target = ids[-len(sentence):]
+            if settings.loss_vocabulary == "codes":
+                logits, target = logits[:, vocabulary.base:vocabulary.end + 1], target - vocabulary.base
+            loss = torch.nn.functional.cross_entropy(logits, target)
+            optimizer.zero_grad()
+            loss.backward()
+            if settings.clip:
+                torch.nn.utils.clip_grad_norm_(trained, settings.clip)
+            optimizer.step()
+            if not step:
+                losses.append(loss.item())
+        with torch.no_grad():
+            logits = model(input_ids=ids[None]).logits[0, -1, vocabulary.emotion]
+        probabilities.append(logits.softmax(-1).cpu().numpy())
+        before = torch.cat([before, sentence])
+    sllm.model = model.unload()
+    return losses, probabilities
+
+
+def memory(settings: Settings, repeats: int = 3) -> Path:
+    """Run the bench on the trained SLLM of these settings and on a larger shape; returns the record's path."""
+    started = time.perf_counter()
+    corpus = corpora.load(settings)
+    spoken = codes.make(settings, corpus)
+    tuned = finetune.train(settings, corpus, spoken)
+    fold = corpus.folds[settings.fold - 1]
+    real = [[spoken.codes[u.id] for u in c.utterances] for c in corpus.select(fold.validation)]
+    rng = np.random.default_rng(0)
+    made = [[rng.integers(0, 512, 127) for _ in range(4)] for _ in range(8)]
+    shapes = {f"{settings.profile} SLLM": (tuned.sllm, settings.memory, real[:16], 4),
+              "8 layers of a 135 M Llama": (_larger(finetune.device(settings)), settings.memory, made, 2)}
+    results = {"rates": [], "changes": _changes(settings, corpus, spoken, tuned)}
+    for shape, (sllm, base, conversations, few) in shapes.items():
+        results["rates"] += _rates(shape, sllm, base, conversations, few, repeats)
+    print(table(results).to_string(index=False))
+    return records.save_bench(settings, "memory", results, time.perf_counter() - started)
+
+
+def table(results: dict) -> pd.DataFrame:
+    """The rungs as text: sentences a second, ratio to the loop, change in the answers of the trained SLLM."""
+    def words(middle: float, interval: Sequence[float], form: str) -> str:
+        return f"{middle:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
+
+    rows, changes = [], {c["rung"]: c for c in results["changes"]}
+    for row in results["rates"]:
+        line = {"backbone": row["shape"], "rung": row["rung"], "streams": row["streams"],
+                "sentences/s": words(row["rate"], row["rate_range"], ".1f"),
+                "times the PEFT loop": words(row["ratio"], row["ratio_range"], ".2f"),
+                "WA against exact": "", "answers changed": ""}
+        if change := changes.get(row["rung"]):
+            line["WA against exact"] = words(change["WA_gain"], change["WA_gain_interval"], "+.1f")
+            line["answers changed"] = f"{100 * change['changed']:.1f} %"
+        rows.append(line)
+    return pd.DataFrame(rows)
+
+
+def _rates(shape: str, sllm: EmotionSLLM, base: MemorySettings, conversations: list, few: int,
+           repeats: int) -> list[dict]:
+    """Sentences a second of the loop (on the first `few` conversations) and of each rung, in turn."""
+    def timed(work: Callable[[], int]) -> float:
+        start = time.perf_counter()
+        sentences = work()
+        if sllm.device.type == "cuda":
+            torch.cuda.synchronize()
+        return sentences / (time.perf_counter() - start)
+
+    def loop() -> int:
+        return sum(len(peft_loop(sllm, c, base)[1]) for c in conversations[:few])
+
+    engines = {name: DynamicParameterMemory(sllm, dataclasses.replace(base, **rung), len(conversations))
+               for name, rung in RUNGS.items()}
+    arms = {LOOP: loop} | {name: lambda engine=engine: sum(1 for _ in engine.batch(conversations))
+                           for name, engine in engines.items()}
+    rates: dict[str, list[float]] = {name: [] for name in arms}
+    for number in tqdm(range(repeats + 1), desc=f"bench: {shape}", unit="round"):
+        for name, work in arms.items():
+            rate = timed(work)
+            if number:  # the first round warms up
+                rates[name].append(rate)
+    out = []
+    for name, measured in rates.items():
+        ratio = [a / b for a, b in zip(measured, rates[LOOP], strict=True)]
+        out.append({"shape": shape, "rung": name, "streams": 1 if name == LOOP else len(conversations),
+                    "n": repeats, "rate": float(np.median(measured)), "rate_range": [min(measured), max(measured)],
+                    "ratio": float(np.median(ratio)), "ratio_range": [min(ratio), max(ratio)]})
+    return out
+
+
+def _changes(settings: Settings, corpus: corpora.Corpus, spoken: codes.CorpusCodes,
+             tuned: finetune.Finetuned) -> list[dict]:
+    """WA of each rung less that of exact mode, on validation conversations, and the share of other answers."""
+    tables = {name: protocols.predict(_with(settings, rung), corpus, spoken, tuned, "dpm", "validation",
+                                      settings.ablation.conversations) for name, rung in RUNGS.items()}
+    compared = metrics.compare({n: metrics.targets(t, "all-lengths") for n, t in tables.items()}, corpus.emotions,
+                               "exact", settings.evaluation.bootstrap, settings.evaluation.confidence)
+    said = {n: metrics.said(t, corpus.emotions) for n, t in tables.items()}
+    columns = [f"p_{e}" for e in corpus.emotions]
+    exact = tables["exact"][columns].to_numpy()
+    return [{"rung": row["method"], "WA": row["WA"], "WA_gain": row["WA_gain"],
+             "WA_gain_interval": row["WA_gain_interval"], "changed": float((said[n] != said["exact"]).mean()),
+             "largest_change": float(np.abs(tables[n][columns].to_numpy() - exact).max())}
+            for n, row in zip(tables, compared, strict=True)]
+
+
+def stream(settings: Settings, hours: float) -> Path:
+    """One stream of so many hours that is never reset: validation conversations one after the other, over and over.
+    A row an hour: seconds a sentence, peak bytes so far, the memory's norm, mean L_t and accuracy. Returns the
+    record's path."""
+    started = time.perf_counter()
+    corpus = corpora.load(settings)
+    spoken = codes.make(settings, corpus)
+    sllm = finetune.train(settings, corpus, spoken).sllm
+    said = [u for c in corpus.select(corpus.folds[settings.fold - 1].validation) for u in c.utterances]
+    rate, names = spoken.facts["frame_rate"], list(corpus.emotions)
+    lasting = sum(len(spoken.codes[u.id]) for u in said) / rate
+    utterances = list(islice(cycle(said), int(hours * 3600 / lasting * len(said)) + 1))
+    turns = DynamicParameterMemory(sllm, settings.memory).listen(spoken.codes[u.id] for u in utterances)
+    process, rows, heard, since, hits, losses = psutil.Process(), [], 0.0, time.perf_counter(), [], []
+    pairs = zip(utterances, turns, strict=True)
+    for number, (u, turn) in enumerate(tqdm(pairs, total=len(utterances), desc="bench: stream", unit="utt"), 1):
+        heard += len(spoken.codes[u.id]) / rate
+        losses.append(turn.loss)
+        if u.emotion is not None:
+            hits.append(names[int(turn.probabilities.argmax())] == u.emotion)
+        if number >= len(utterances) * (len(rows) + 1) / STREAM_ROWS:
+            now = time.perf_counter()
+            rows.append({"hours": heard / 3600, "codes": round(heard * rate), "sentences": len(losses),
+                         "seconds_a_sentence": (now - since) / len(losses),
+                         "resident_bytes": process.memory_info().rss, "norm": turn.norm,
+                         "L_t": float(np.nanmean(losses)), "WA": 100 * float(np.mean(hits))})
+            since, hits, losses = now, [], []
+    name = f"stream-{hours:g}h" + (f"-decay{settings.memory.decay:g}" if settings.memory.decay else "")
+    print(pd.DataFrame(rows).to_string(index=False))
+    return records.save_bench(settings, name, {"rows": rows, "lr": settings.memory.lr},
+                              time.perf_counter() - started)
+
+
+def _with(settings: Settings, rung: dict) -> Settings:
+    for name, value in rung.items():
+        settings = settings.replace(f"memory.{name}", value)
+    return settings
+
+
+def _larger(device: torch.device) -> EmotionSLLM:
+    """Eight layers of SmolLM2-135M's shape with a head of 517 rows; random weights, which time cannot tell."""
+    torch.manual_seed(0)
+    vocabulary = Vocabulary(512, EMOTIONS)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=vocabulary.size, hidden_size=576, num_hidden_layers=8, num_attention_heads=9,
+        num_key_value_heads=3, intermediate_size=1536, tie_word_embeddings=True))
+    return EmotionSLLM(model, vocabulary, window=2048).to(device)

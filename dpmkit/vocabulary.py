@@ -1,0 +1,43 @@
+"""The tokens of an Emotion SLLM: which ids they have, and the rows of the head that answer with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Token ids: `base` of the backbone's own, then K codes, `<audio_end>`, the emotions."""
+
+    codebook_size: int
+    emotions: tuple[str, ...]
+    base: int = 0
+
+    @property
+    def end(self) -> int:
+        """Id of `<audio_end>`."""
+        return self.base + self.codebook_size
+
+    @property
+    def emotion(self) -> slice:
+        """Ids of the emotion tokens, in the order of `emotions`."""
+        return slice(self.end + 1, self.size)
+
+    @property
+    def size(self) -> int:
+        return self.base + self.codebook_size + 1 + len(self.emotions)
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """The head's rows of the tokens that the backbone did not know: codes, `<audio_end>`, emotions."""
+
+    weight: Tensor  # (codes + 1 + emotions, hidden)
+    bias: Tensor | None
+
+    def __call__(self, hidden: Tensor, part: slice) -> Tensor:
+        """Logits of some of the rows; hidden: (…, hidden)."""
+        return F.linear(hidden, self.weight[part], None if self.bias is None else self.bias[part])
