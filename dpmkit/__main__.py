@@ -1,4 +1,4 @@
-"""`python -m dpmkit`: reproduce, report, settings. Exit code 2 and one line for the user's mistakes."""
+"""`python -m dpmkit`: reproduce, report, settings, segment, bench. Exit 2 and one line for the user's mistakes."""
 
 from __future__ import annotations
 
@@ -18,20 +18,31 @@ def main(arguments: list[str] | None = None) -> int:
     reproduce = commands.add_parser("reproduce", help="run the notebooks headlessly and write results/")
     settings = commands.add_parser("settings", help="print the settings of a profile as JSON")
     report = commands.add_parser("report", help="write results/README.md and the README's table from the records")
-    for command in (reproduce, settings):
+    segment = commands.add_parser("segment", help="find the utterances of recordings: a table to label, for the "
+                                                  "corpus manifest")
+    segment.add_argument("recordings", nargs="+", metavar="RECORDING", help="an audio or video file")
+    segment.add_argument("--out", required=True, metavar="FOLDER", help="where manifest.csv is written")
+    segment.set_defaults(profile="demo", corpus="", root="")
+    bench = commands.add_parser("bench", help="measure the memory: its rungs beside a PEFT loop, or a long stream")
+    bench.add_argument("what", choices=("memory", "stream"))
+    bench.add_argument("--repeats", type=int, default=3, help="memory: rounds of all arms in turn (default 3)")
+    bench.add_argument("--hours", type=float, default=1.0, help="stream: of audio (default 1)")
+    for command in (reproduce, settings, bench):
         command.add_argument("--profile", default="demo", help=f"one of {', '.join(PROFILES)}")
         command.add_argument("--corpus", default="", help="default: the profile's")
         command.add_argument("--root", default="", help="the corpus' folder; relative to the working directory")
+    for command in (reproduce, settings, segment, bench):
         command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
                              help="override a setting, e.g. memory.lr=1e-3 (may be repeated)")
     reproduce.add_argument("--folds", default="1", help="e.g. 1, or 1,3, or all")
     reproduce.add_argument("--seeds", default="0", help="e.g. 0 or 0,1,2")
     reproduce.add_argument("--notebooks", default="", help="e.g. 01,03 (default: all five)")
-    for command in (reproduce, settings, report):
+    for command in (reproduce, settings, report, segment, bench):
         command.add_argument("--home", default="", help="folder of runs/ and results/ (default: the checkout)")
     options = parser.parse_args(arguments)
     try:
-        return {"reproduce": _reproduce, "settings": _settings, "report": _report}[options.command](options)
+        return {"reproduce": _reproduce, "settings": _settings, "report": _report,
+                "segment": _segment, "bench": _bench}[options.command](options)
     except UserError as error:
         print(f"dpmkit: {error}", file=sys.stderr)
         return 2
@@ -93,6 +104,34 @@ def _report(options: argparse.Namespace) -> int:
 
 def _settings(options: argparse.Namespace) -> int:
     print(json.dumps(_of(options)[0].flat(), indent=1))
+    return 0
+
+
+def _segment(options: argparse.Namespace) -> int:
+    """0: every recording gave utterances; 1: some did, the others are listed; 2: none did, nothing is written."""
+    from .corpora import recording
+
+    conversations, skipped = recording.prepare(_of(options)[0], options.recordings, options.out)
+    for left_out in skipped:
+        print(f"dpmkit: {left_out.item}: {left_out.reason}", file=sys.stderr)
+    if conversations:
+        utterances = [u for c in conversations for u in c.utterances]
+        print(f"wrote {os.path.join(options.out, 'manifest.csv')}: {len(conversations)} conversation(s), "
+              f"{len(utterances)} utterances, {sum(u.seconds for u in utterances) / 60:.1f} minutes of speech; "
+              f"fill in emotion and speaker, then use it as --corpus manifest --root {options.out}",
+              file=sys.stderr)
+    return 0 if not skipped else 1 if conversations else 2
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from . import bench
+
+    settings = _of(options)[0]
+    if not (options.repeats > 0 and options.hours > 0):
+        raise UserError("--repeats and --hours must be greater than 0")
+    made = bench.memory(settings, options.repeats) if options.what == "memory" else bench.stream(
+        settings, options.hours)
+    print(f"wrote {made}", file=sys.stderr)
     return 0
 
 

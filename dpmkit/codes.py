@@ -1,121 +1,34 @@
-"""Speech tokenizers: a mono waveform to discrete codes, `frame_rate` of them a second.
+"""A corpus in codes: every utterance through the speech tokenizer that `settings.codes` names, made once and kept.
 
-One protocol: `fit` on waveforms of the training fold, `encode` waveforms to codes, `frame_rate`,
-`codebook_size`, `save`. `KMeansTokenizer` is HuBERT's first iteration (Hsu et al. 2021, arXiv 2106.07447):
-k-means over acoustic frames, here with log energy and voiced log F0 beside the MFCCs, as emotion needs prosody.
-`make` encodes a corpus once and caches it.
+A clip is heard once, whatever number of conversations it stands in. Clips are encoded in parts of CHUNK, each one
+file in `runs/codes/<key>/`, so that a killed run goes on with the parts that are there.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, islice, pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-from sklearn.cluster import MiniBatchKMeans
-from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from . import acoustics, runs, speech
-from .acoustics import PROSODY, frames, pooled
-from .corpora import Corpus, Utterance
-from .settings import CodesSettings, Settings, UserError
+from . import acoustics, runs, speech, tokenizers, video
+from .acoustics import pooled
+from .corpora import Clip, Corpus, Utterance
+from .settings import Settings, UserError
+from .tokenizers import FITTED, TOKENIZERS, Learner, Tokenizer, checkpoint, protocol
 
+__all__ = ["TOKENIZERS", "CorpusCodes", "make"]
 
-class Tokenizer(Protocol):
-    """What every tokenizer does. Waveforms are float32 in [-1, 1] at speech.RATE, shape (samples,); codes are
-    int64, shape (frames,), frames = round(seconds * frame_rate), at least 1."""
-
-    name: str
-    codebook_size: int
-    frame_rate: float
-
-    def fit(self, waveforms: Iterable[np.ndarray]) -> None: ...
-    def encode(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]: ...
-    def save(self, folder: Path) -> None: ...
-
-
-# prosody_weight was chosen by what a logistic regression on an utterance's histogram of codes reaches on the demo
-# corpus' validation speakers (WA, fold 1): 2: 66.1, 3: 66.1, 4: 66.3, 5: 65.5, 6: 65.5, a plateau; with the
-# corpus' first, harder knobs 1: 55.1, 2: 58.5, 4: 60.0.
-class KMeansTokenizer:
-    """Nearest of `codebook_size` centroids of standardised frames, prosody weighted by `prosody_weight`."""
-
-    name = "kmeans"
-
-    def __init__(self, settings: CodesSettings):
-        self.codebook_size, self.frame_rate = settings.codebook_size, settings.frame_rate
-        self.prosody_weight = settings.prosody_weight
-        self.mean = self.scale = self.centroids = None  # (15,), (15,), (codebook_size, 15) once fitted
-
-    def fit(self, waveforms: Iterable[np.ndarray]) -> None:
-        """Mean, scale and centroids from these waveforms, which must be the training fold's alone."""
-        self.fit_frames(np.concatenate([frames(w, self.frame_rate) for w in waveforms]))
-
-    def fit_frames(self, x: np.ndarray) -> None:
-        """`fit` where the frames, shape (frames, 15), are known; UserError where they are too few."""
-        if len(x) < self.codebook_size:
-            raise UserError(f"setting codes.codebook_size is {self.codebook_size}, but the training fold has "
-                            f"only {len(x)} frames; lower it or give more audio")
-        self.mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
-        weights = np.ones(x.shape[1])
-        weights[PROSODY] = self.prosody_weight
-        deviation = x.std(axis=0, dtype=np.float64)
-        # A feature that never moves (all silent) says nothing: weight 0 rather than a division by nothing.
-        self.scale = np.where(deviation > 1e-6, weights / np.maximum(deviation, 1e-6), 0).astype(np.float32)
-        kmeans = MiniBatchKMeans(self.codebook_size, batch_size=4096, n_init=3, max_no_improvement=20,
-                                 random_state=0)
-        with threadpool_limits(1):  # sums in one order, whatever the machine has
-            kmeans.fit((x - self.mean) * self.scale)
-        self.centroids = kmeans.cluster_centers_.astype(np.float32)
-
-    def encode(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Codes of each waveform; a waveform's codes do not depend on its company."""
-        return [self.encode_frames(frames(w, self.frame_rate)) for w in waveforms]
-
-    def encode_frames(self, x: np.ndarray) -> np.ndarray:
-        """`encode` where the frames, shape (frames, 15), are known."""
-        if self.centroids is None:
-            raise RuntimeError("the tokenizer is not fitted: call fit or load")
-        x = (x - self.mean) * self.scale
-        nearest = [np.square(self.centroids - row).sum(axis=1).argmin() for row in x]
-        return np.array(nearest, dtype=np.int64)
-
-    def save(self, folder: Path) -> None:
-        """`tokenizer.safetensors`, atomically: weights, and what they are in its metadata."""
-        facts = {"name": self.name, "codebook_size": self.codebook_size, "frame_rate": self.frame_rate,
-                 "prosody_weight": self.prosody_weight}
-        with runs.atomic(Path(folder) / "tokenizer.safetensors") as temporary:
-            save_file({"mean": self.mean, "scale": self.scale, "centroids": self.centroids}, temporary,
-                      metadata={"dpmkit": json.dumps(facts)})
-
-    @classmethod
-    def load(cls, folder: Path) -> KMeansTokenizer:
-        """What `save` wrote; UserError for a file that is missing or not one of these."""
-        path = Path(folder) / "tokenizer.safetensors"
-        try:
-            with safe_open(path, "np") as file:
-                facts = json.loads(file.metadata()["dpmkit"])
-                weights = {name: file.get_tensor(name) for name in ("mean", "scale", "centroids")}
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is not a tokenizer of this kit ({error}); delete its folder and run "
-                            "again") from error
-        tokenizer = cls(CodesSettings(facts["name"], facts["codebook_size"], facts["frame_rate"],
-                                      facts["prosody_weight"]))
-        tokenizer.mean, tokenizer.scale, tokenizer.centroids = weights.values()
-        return tokenizer
-
-
-TOKENIZERS = {"kmeans": KMeansTokenizer}
+CHUNK = 100  # clips a part: what a kill loses at most
+COLUMNS = ["id", "codes", "features", "seconds", "spent"]  # of a part; seconds of audio, seconds of encoding
 
 
 @dataclass(frozen=True)
@@ -131,57 +44,137 @@ class CorpusCodes:
 def make(settings: Settings, corpus: Corpus) -> CorpusCodes:
     """Codes and pooled features of every utterance, from `runs/codes/<key>/` or made and kept there.
 
-    The tokenizer is fitted on the training conversations of `settings.fold` alone. Raises UserError for an
-    unknown tokenizer and for audio that cannot be heard.
+    A tokenizer that learns its codebook is fitted on the training conversations of `settings.fold` alone; the
+    codes of one that does not are the same for every fold. Raises UserError for a tokenizer, a setting or weights
+    that cannot be used, and for audio that vanished or changed since the corpus was loaded.
     """
-    if settings.codes.tokenizer not in TOKENIZERS:
-        raise UserError(f"setting codes.tokenizer is {settings.codes.tokenizer!r}; known tokenizers: "
-                        f"{', '.join(TOKENIZERS)}")
-    fold = corpus.folds[settings.fold - 1]
-    code = runs.code_version(sys.modules[__name__], acoustics, speech)
-    key = runs.key(settings.codes, corpus.key, fold.train, code)
+    tokenizer = tokenizers.create(settings)
+    train = corpus.folds[settings.fold - 1].train if tokenizer.learns else ()
+    asked = replace(settings.codes, source="", codebook_size=tokenizer.codebook_size,
+                    frame_rate=tokenizer.frame_rate)
+    key = runs.key(asked, sorted(tokenizer.files.values()), corpus.key, train, _code(tokenizer))
     folder = runs.folder(settings, "codes", key)
-    table, facts = folder / "codes.parquet", folder / "facts.json"
-    if not (table.is_file() and facts.is_file()):
-        tokenizer = _fitted(settings, corpus, fold.train, folder)
-        frame, measured = _encoded(tokenizer, [u for c in corpus.conversations for u in c.utterances])
-        weights = hashlib.sha256((folder / "tokenizer.safetensors").read_bytes()).hexdigest()
-        runs.write_json(facts, {"tokenizer": tokenizer.name, "codebook_size": tokenizer.codebook_size,
-                                "frame_rate": tokenizer.frame_rate, "weights_sha256": weights, **measured})
-        with runs.atomic(table) as temporary:
-            frame.to_parquet(temporary, index=False)
-    frame = pd.read_parquet(table)
-    return CorpusCodes(key, {i: c.astype(np.int64) for i, c in zip(frame["id"], frame["codes"], strict=True)},
-                       dict(zip(frame["id"], frame["features"], strict=True)),
-                       json.loads(facts.read_text(encoding="utf-8")))
-
-
-def _fitted(settings: Settings, corpus: Corpus, train: Sequence[str], folder: Path) -> Tokenizer:
-    """The tokenizer of `folder`, fitted first where there is none."""
-    kind = TOKENIZERS[settings.codes.tokenizer]
-    if not (folder / "tokenizer.safetensors").is_file():
-        clips = list(dict.fromkeys(u.audio for c in corpus.select(train) for u in c.utterances))
-        tokenizer = kind(settings.codes)
-        tokenizer.fit(speech.read(clip.path, clip.start, clip.end)
-                      for clip in tqdm(clips, desc="tokenizer: fit", unit="utterance"))
+    utterances = [u for c in corpus.conversations for u in c.utterances]
+    audio = _Audio(utterances)
+    if tokenizer.learns and not (folder / FITTED).is_file():
+        _fit(tokenizer, [u for c in corpus.select(train) for u in c.utterances], audio)
         tokenizer.save(folder)
-    return kind.load(folder)
+    first = _once(utterances)
+    ordered = sorted(first.values(), key=lambda u: (u.audio.path, u.audio.start))
+    heard = _encoded(tokenizer, ordered, audio, folder)
+    rows = {clip: heard[u.id] for clip, u in first.items()}
+    codes = {u.id: rows[u.audio]["codes"].astype(np.int64) for u in utterances}
+    seconds = sum(row["seconds"] for row in rows.values())
+    facts = _described(tokenizer, folder) | {
+        "utterances": len(utterances), "clips": len(rows), "hours": seconds / 3600,
+        "codes": sum(len(c) for c in codes.values()),
+        "real_time_factor": sum(row["spent"] for row in rows.values()) / seconds}
+    return CorpusCodes(key, codes, {u.id: rows[u.audio]["features"] for u in utterances}, facts)
 
 
-def _encoded(tokenizer: Tokenizer, utterances: Sequence[Utterance]) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Rows of id, codes, features; and what encoding took. A clip that stands in several conversations, as in
-    composed corpora, is heard once."""
-    heard: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
-    seconds = spent = 0.0
-    for clip in tqdm(dict.fromkeys(u.audio for u in utterances), desc="tokenizer: encode", unit="utterance"):
-        waveform = speech.read(clip.path, clip.start, clip.end)
+def _code(tokenizer: Tokenizer) -> str:
+    """The version of the code that makes these codes: this module, what it hears with, the tokenizer's own."""
+    names = {c.__module__ for c in type(tokenizer).__mro__ if c.__module__.startswith(tokenizers.__name__)}
+    return runs.code_version(sys.modules[__name__], acoustics, speech, video, checkpoint, protocol,
+                             *(sys.modules[name] for name in sorted(names)))
+
+
+def _described(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
+    """What made the codes of `folder`, kept there: a package's version is that of then."""
+    path = folder / "facts.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        learned = "codebook_sha256" if tokenizer.files else "weights_sha256"
+        codebook = {learned: checkpoint.sha256(folder / FITTED)} if tokenizer.learns else {}
+        runs.write_json(path, {"tokenizer": tokenizer.name, "codebook_size": tokenizer.codebook_size,
+                               "frame_rate": tokenizer.frame_rate, **tokenizer.facts, **codebook})
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _once(utterances: Iterable[Utterance]) -> dict[Clip, Utterance]:
+    """Clip -> the first utterance that it stands in, in their order."""
+    first: dict[Clip, Utterance] = {}
+    for u in utterances:
+        first.setdefault(u.audio, u)
+    return first
+
+
+class _Audio:
+    """The files of these utterances, as they are now."""
+
+    def __init__(self, utterances: Iterable[Utterance]):
+        self.stamps = {path: _stamp(path) for path in {u.audio.path for u in utterances}}
+
+    def waveforms(self, utterances: Iterable[Utterance]) -> Iterator[np.ndarray]:
+        """Of each utterance, a file of successive ones decoded once; UserError for a file that vanished, cannot
+        be heard or is not what it was."""
+        for path, group in groupby((u.audio for u in utterances), key=lambda clip: clip.path):
+            times = [(clip.start, clip.end) for clip in group]
+            ordered = all(a[0] <= b[0] for a, b in pairwise(times))
+            for waveform in speech.cuts(path, times) if ordered else (speech.read(path, *t) for t in times):
+                if _stamp(path) != self.stamps[path]:
+                    raise UserError(f"{path} changed since the corpus was loaded: put the old one back, or load "
+                                    "the corpus again")
+                yield waveform
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Size and time of change; None where there is no such file."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _fit(tokenizer: Learner, utterances: Sequence[Utterance], audio: _Audio) -> None:
+    """On all clips of the utterances; on some, drawn at random, where they last longer than `tokenizer.learns`."""
+    chosen = list(_once(utterances).values())
+    if sum(u.seconds for u in chosen) > tokenizer.learns:
+        order = np.random.default_rng(0).permutation(len(chosen))
+        enough = np.cumsum([chosen[i].seconds for i in order]).searchsorted(tokenizer.learns)
+        chosen = [chosen[i] for i in sorted(order[:enough + 1])]
+    tokenizer.fit(tqdm(audio.waveforms(chosen), desc="tokenizer: fit", unit="clip", total=len(chosen)))
+
+
+def _encoded(tokenizer: Tokenizer, utterances: Sequence[Utterance], audio: _Audio, folder: Path
+             ) -> dict[str, dict[str, Any]]:
+    """Utterance id -> row of COLUMNS; parts that are missing or cannot be read are made."""
+    chunks = [utterances[start:start + CHUNK] for start in range(0, len(utterances), CHUNK)]
+    paths = [folder / f"part-{number:05d}.parquet" for number in range(len(chunks))]
+    parts = [_kept(path, [u.id for u in chunk]) for path, chunk in zip(paths, chunks, strict=True)]
+    todo = [u for part, chunk in zip(parts, chunks, strict=True) if part is None for u in chunk]
+    if todo:
+        tokenizer.load(folder)
+    waveforms = audio.waveforms(todo)  # one for all parts: a recording of hours is decoded once
+    with tqdm(desc="tokenizer: encode", unit="clip", total=len(utterances), initial=len(utterances) - len(todo),
+              disable=not todo) as bar:
+        for number, chunk in enumerate(chunks):
+            if parts[number] is None:
+                parts[number] = _part(tokenizer, chunk, islice(waveforms, len(chunk)), bar)
+                with runs.atomic(paths[number]) as temporary:
+                    parts[number].to_parquet(temporary, index=False)
+    return {row["id"]: row for part in parts for row in part.to_dict("records")}
+
+
+def _part(tokenizer: Tokenizer, utterances: Sequence[Utterance], waveforms: Iterable[np.ndarray],
+          bar: tqdm) -> pd.DataFrame:
+    """Rows of COLUMNS, one an utterance."""
+    rows = []
+    for u, waveform in zip(utterances, waveforms, strict=True):
         began = time.perf_counter()
-        codes = tokenizer.encode([waveform])[0]
-        spent += time.perf_counter() - began
-        seconds += len(waveform) / speech.RATE
-        heard[clip] = codes, pooled(waveform)
-    frame = pd.DataFrame({"id": [u.id for u in utterances],
-                          "codes": [heard[u.audio][0].astype(np.int32) for u in utterances],
-                          "features": [heard[u.audio][1] for u in utterances]})
-    return frame, {"utterances": len(utterances), "clips": len(heard), "hours": seconds / 3600,
-                   "codes": sum(len(c) for c in frame["codes"]), "real_time_factor": spent / seconds}
+        codes, = tokenizer.encode([waveform])
+        spent = time.perf_counter() - began
+        rows.append((u.id, codes.astype(np.int32), pooled(waveform), len(waveform) / speech.RATE, spent))
+        bar.update()
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _kept(path: Path, ids: Sequence[str]) -> pd.DataFrame | None:
+    """The part that an earlier run wrote of these utterances; None where there is none that can be read."""
+    try:
+        part = pd.read_parquet(path)
+    except (OSError, ValueError):  # pyarrow's errors are ValueErrors
+        return None
+    return part if list(part.columns) == COLUMNS and part["id"].tolist() == list(ids) else None

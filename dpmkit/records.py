@@ -7,6 +7,8 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from .settings import Settings, UserError
 
 KINDS = ("data", "backbone", "methods", "ablations", "context")  # notebooks 01 to 05
 PACKAGES = ("dpmkit", "torch", "transformers", "peft", "accelerate", "torchaudio", "numpy", "pandas",
-            "scikit-learn", "papermill", "espeakng-loader", "soundfile")
+            "scikit-learn", "papermill", "espeakng-loader", "soundfile", "av", "silero-vad", "s3tokenizer")
 # What may differ between two equal runs: when, how fast, from which commit.
 TIMED = frozenset({"made", "seconds", "commit", "cost", "real_time_factor", "machine"})
 
@@ -68,7 +70,7 @@ def _record(settings: Settings, kind: str, results: dict[str, Any], seconds: flo
     flat["root"] = Path(flat["root"]).name
     return {"kind": kind, "profile": settings.profile, "corpus": settings.corpus, "fold": settings.fold,
             "seed": settings.seed, "results": _plain(results), "settings": _plain(flat),
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "packages": dict(_versions()),
             "machine": machine(), "commit": commit(), "seconds": round(seconds, 1),
             "made": datetime.now(UTC).isoformat(timespec="seconds")}
 
@@ -176,6 +178,12 @@ def verdict(record: dict[str, Any], protocol: str = "all-lengths") -> str:
         text += (f" At the learning rate that validation chose, DPM {against_window('dpm-tuned')}; its control: "
                  f"{words('dpm-tuned-swapped')}.")
     return text
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):  # an extra that is not installed
+            yield name, importlib.metadata.version(name)
 
 
 def _plain(value: Any) -> Any:

@@ -18,11 +18,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from .settings import Settings, UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def code_version(*modules: ModuleType) -> str:
@@ -74,6 +77,21 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def device(settings: Settings) -> torch.device:
+    """`settings.device`, where "auto" is the GPU if there is one; UserError for one that is not there."""
+    import torch
+
+    name = settings.device
+    try:
+        found = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise UserError(f"setting device {name!r} is not known; use auto, cpu, cuda or cuda:0") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"setting device is {name!r}, but torch sees {torch.cuda.device_count()} GPU(s); use auto "
+                        "or cpu")
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -262,7 +262,8 @@ class Settings:
             raise UserError(f"corpus {self.corpus!r} needs a root: pass root=… (make: ROOT=…), the folder "
                             "that its licence gave you")
         path = Path(os.path.expanduser(self.root))
-        path = path if path.is_absolute() else self.home_path / path
+        # Lexically, as home need not exist yet.
+        path = path if path.is_absolute() else Path(os.path.normpath(self.home_path / path))
         if not path.is_dir():
             raise UserError(f"root {self.root!r} of corpus {self.corpus!r} is not a folder: give the path of "
                             "an existing one (relative paths start at the project folder)")

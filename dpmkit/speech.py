@@ -1,7 +1,9 @@
 """Waveforms: float32 in [-1, 1], mono, shape (samples,), at `RATE` unless told otherwise.
 
-Whatever libsndfile decodes is heard (wav, flac, ogg, mp3; any rate, width and number of channels). A file
-that cannot be heard is named, with why: `fault` returns the reason, `read` raises it as a UserError.
+Whatever libsndfile decodes is heard (wav, flac, ogg, mp3; any rate, width and number of channels), and the
+sound of a video (`video.SUFFIXES`, by PyAV). A file that cannot be heard is named, with why: `fault` returns the
+reason, `read` raises it as a UserError. A recording of hours need not be held: `blocks` and `cuts` hear it in one
+pass, bit by bit as `read` does.
 """
 
 from __future__ import annotations
@@ -9,16 +11,18 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from scipy import signal
 
-from . import runs
+from . import runs, video
 from .settings import UserError
 
 RATE = 16_000  # samples a second of every waveform in this kit
@@ -26,7 +30,7 @@ RATES = (1_000, 768_000)  # samples a second; a header outside is damaged
 ROUNDING = 1e-3  # seconds that `end` may pass the end of the file: annotations are printed in milliseconds
 LOUDEST = 16.0  # full scale is 1; a float file beyond this holds integers' values and would only be clipped
 ZEROS = 16  # zero crossings of the resampling filter on either side
-BLOCK = 1 << 20  # frames decoded at a time by `fault`
+BLOCK = 1 << 20  # frames decoded at a time where no sample is kept
 
 
 class _Unheard(Exception):
@@ -40,24 +44,49 @@ def read(path: Path | str, start: float = 0.0, end: float | None = None, rate: i
     UserError for a file that cannot be heard and for a part that is not inside it.
     """
     with _heard(path) as file:
-        seconds = file.frames / file.samplerate
-        stop = seconds if end is None else end
-        if not (0 <= start < stop <= seconds + ROUNDING):
-            raise UserError(f"cannot hear {path} from {start} to {stop} s: it lasts {seconds:.3f} s; "
-                            "mend the times, or the file is not the one they were made for")
-        up, down = _ratio(file.samplerate, rate)
-        total = -(-file.frames * up // down)
-        first, last = round(start * rate), total if end is None else min(round(end * rate), total)
-        if first >= last:
-            raise UserError(f"cannot hear {path} from {start} to {stop} s: that is less than one sample at "
-                            f"{rate} Hz; mend the times")
-        # Cut at whole periods of the ratio and wide enough for the filter: the same sums as in the whole.
-        margin = ZEROS // min(up, down) + 1
-        block = max(0, first // up - margin)
-        stop_frame = min(file.frames, (-(-last // up) + margin) * down)
-        waveform = _decoded(file, block * down, stop_frame)
-        out = resample(waveform, file.samplerate, rate)[first - block * up:last - block * up]
-    return np.clip(out, -1.0, 1.0)  # mp3, resampling and float files overshoot
+        first, last = _span(path, file, start, end, rate)
+        begin, stop = _needed(file, first, last, rate)
+        return _sampled(_decoded(file, begin, stop), begin, file.samplerate, first, last, rate)
+
+
+def blocks(path: Path | str, samples: int = 1 << 18, begin: int = 0) -> Iterator[np.ndarray]:
+    """The recording from sample `begin` on as successive waveforms of `samples` at `RATE` (the last one shorter).
+
+    Joined they equal `read(path)[begin:]`; it is decoded once, and no more than a block is held. Raises UserError
+    for a file that cannot be heard; for one that is cut off, after the blocks before that place.
+    """
+    with _heard(path) as file:
+        total = _total(file, RATE)
+        frames, at = np.zeros(0, np.float32), _needed(file, begin, begin, RATE)[0]
+        for first in range(begin, total, samples):
+            last = min(first + samples, total)
+            needed, stop = _needed(file, first, last, RATE)
+            frames = np.concatenate([frames[needed - at:], _decoded(file, at + len(frames), stop)])
+            at = needed
+            yield _sampled(frames, at, file.samplerate, first, last, RATE)
+
+
+def cuts(path: Path | str, times: Iterable[tuple[float, float | None]]) -> Iterator[np.ndarray]:
+    """The waveforms of parts (start, end), ordered by start, each as `read(path, start, end)`; in one pass.
+
+    Parts may overlap; what is held are the blocks of the part at hand and of longer ones before it. Raises
+    UserError as `read` does, for the times before anything is decoded; ValueError for parts out of order.
+    """
+    with _heard(path) as file:
+        spans = [_span(path, file, start, end, RATE) for start, end in times]
+    if any(a[0] > b[0] for a, b in pairwise(spans)):
+        raise ValueError("parts must be ordered by their start")
+    position = spans[0][0] if spans else 0
+    held, coming = deque(), blocks(path, begin=position)
+    for first, last in spans:
+        while held and held[0][0] + len(held[0][1]) <= first:
+            held.popleft()
+        while position < last:
+            block = next(coming)
+            if position + len(block) > first:
+                held.append((position, block))
+            position += len(block)
+        yield np.concatenate([block[max(0, first - at):max(0, last - at)] for at, block in held])
 
 
 def write(path: Path | str, waveform: np.ndarray, rate: int = RATE) -> None:
@@ -124,6 +153,43 @@ def _ratio(source: int, target: int) -> tuple[int, int]:
     return target // common, source // common
 
 
+def _total(file: soundfile.SoundFile, rate: int) -> int:
+    """Samples of the whole file at `rate`."""
+    up, down = _ratio(file.samplerate, rate)
+    return -(-file.frames * up // down)
+
+
+def _span(path: Path | str, file: soundfile.SoundFile, start: float, end: float | None, rate: int
+          ) -> tuple[int, int]:
+    """The part's first sample and the one after its last, at `rate`; UserError where it is not in the file."""
+    lasts, total = file.frames / file.samplerate, _total(file, rate)
+    stop = lasts if end is None else end
+    if not (0 <= start < stop <= lasts + ROUNDING):
+        raise UserError(f"cannot hear {path} from {start} to {stop} s: it lasts {lasts:.3f} s; "
+                        "mend the times, or the file is not the one they were made for")
+    first, last = round(start * rate), total if end is None else min(round(end * rate), total)
+    if first >= last:
+        raise UserError(f"cannot hear {path} from {start} to {stop} s: that is less than one sample at "
+                        f"{rate} Hz; mend the times")
+    return first, last
+
+
+def _needed(file: soundfile.SoundFile, first: int, last: int, rate: int) -> tuple[int, int]:
+    """The frames, begin to stop, that samples `first` to `last` at `rate` are made of: cut at whole periods of
+    the ratio and wide enough for the filter, so that the sums are those of the whole."""
+    up, down = _ratio(file.samplerate, rate)
+    margin = ZEROS // min(up, down) + 1
+    return max(0, first // up - margin) * down, min(file.frames, (-(-last // up) + margin) * down)
+
+
+def _sampled(frames: np.ndarray, begin: int, source: int, first: int, last: int, rate: int) -> np.ndarray:
+    """Samples `first` to `last` at `rate` from the frames that they need, which start at frame `begin`."""
+    up, down = _ratio(source, rate)
+    shift = begin // down * up
+    out = resample(frames, source, rate)[first - shift:last - shift]
+    return np.clip(out, -1.0, 1.0)  # mp3, resampling and float files overshoot
+
+
 @contextmanager
 def _heard(path: Path | str) -> Iterator[soundfile.SoundFile]:
     """`_opened`, its faults as UserError."""
@@ -144,11 +210,14 @@ def _opened(path: Path | str) -> Iterator[soundfile.SoundFile]:
     if not path.stat().st_size:
         raise _Unheard("is empty (0 bytes)")
     try:
-        file = soundfile.SoundFile(path)
+        file = (video.AudioTrack if path.suffix.lower() in video.SUFFIXES else soundfile.SoundFile)(path)
     except (soundfile.SoundFileError, TypeError, OSError) as error:  # TypeError: a headerless .raw
         said = str(getattr(error, "error_string", error)).strip().rstrip(".")
         raise _Unheard(f"is not audio that can be decoded ({said})") from None
     with file:
+        # soundfile seeks after every read of a file that it calls seekable, and seeks in ogg and mp3 miss by some
+        # frames: without them, one read after the other gives what one long read gives.
+        file.seekable = lambda: False
         if file.frames <= 0:
             raise _Unheard("holds no samples")
         if not RATES[0] <= file.samplerate <= RATES[1]:
@@ -164,17 +233,18 @@ def _opened(path: Path | str) -> Iterator[soundfile.SoundFile]:
 def _decoded(file: soundfile.SoundFile, start: int, stop: int) -> np.ndarray:
     """Frames start to stop, channels averaged, float32, (stop - start,); _Unheard where they are bad."""
     try:
-        # Seeks in ogg and mp3 miss by some frames, and soundfile seeks after every read: one read, from 0.
-        skipped = start if file.format in ("OGG", "MP3") and start != file.tell() else 0
-        if start - skipped != file.tell():
-            file.seek(start - skipped)
-        frames = file.read(stop - start + skipped, dtype="float32", always_2d=True)[skipped:]
+        if file.format in ("OGG", "MP3"):
+            for at in range(file.tell(), start, BLOCK):
+                file.read(min(BLOCK, start - at), dtype="float32")
+        elif start != file.tell():
+            file.seek(start)
+        frames = file.read(stop - start, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, MemoryError) as error:
         raise _Unheard(f"cannot be decoded to its end ({str(error).strip().rstrip('.')})") from None
     if len(frames) < stop - start:
         raise _Unheard(f"is cut off ({(start + len(frames)) / file.samplerate:.3f} of "
                        f"{file.frames / file.samplerate:.3f} s are there)")
-    peak = np.abs(frames).max()
+    peak = np.abs(frames).max(initial=0.0)  # no frames are left for a block that the filter's margin covered
     if not np.isfinite(peak):
         raise _Unheard("holds samples that are not finite numbers")
     if peak > LOUDEST:

@@ -1,15 +1,23 @@
-"""Codes: frame counts, hard waveforms, company, what fitting may hear, what the cache may keep."""
+"""Codes of a corpus, most by acoustic k-means: counts, hard waveforms, what fitting hears, what is kept."""
 
 import json
+import os
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
+import tiny_models
 
-from dpmkit import acoustics, codes, speech
+from dpmkit import acoustics, codes, speech, tokenizers
 from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance
-from dpmkit.settings import CodesSettings, Settings, UserError
+from dpmkit.settings import Settings, UserError
+from dpmkit.tokenizers import KMeansTokenizer
 
-SMALL = CodesSettings(codebook_size=8)
+
+def kmeans(size=8, **overrides):
+    return KMeansTokenizer(Settings.of("demo", {"codes.codebook_size": size, **overrides}))
+
 
 
 def voice(seconds, hertz=150.0, seed=0, level=0.3):
@@ -21,7 +29,7 @@ def voice(seconds, hertz=150.0, seed=0, level=0.3):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    fitted = codes.KMeansTokenizer(SMALL)
+    fitted = kmeans()
     fitted.fit([voice(1, hertz, seed) for seed, hertz in enumerate((90, 120, 180, 260, 350))])
     return fitted
 
@@ -84,20 +92,22 @@ def test_louder_is_more_energy():
 
 
 def test_same_fit_twice_and_from_disk(tokenizer, tmp_path):
-    again = codes.KMeansTokenizer(SMALL)
+    again = kmeans()
     again.fit([voice(1, hertz, seed) for seed, hertz in enumerate((90, 120, 180, 260, 350))])
     tokenizer.save(tmp_path)
-    loaded = codes.KMeansTokenizer.load(tmp_path)
+    loaded = kmeans()
+    loaded.load(tmp_path)
     for other in (again, loaded):
         np.testing.assert_array_equal(other.centroids, tokenizer.centroids)
         np.testing.assert_array_equal(other.encode([voice(1, 200)])[0], tokenizer.encode([voice(1, 200)])[0])
     assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.safetensors"]
-    assert (loaded.codebook_size, loaded.frame_rate) == (8, 25.0)
+    with pytest.raises(UserError, match="not the tokenizer of these settings"):
+        kmeans(**{"codes.prosody_weight": 1.0}).load(tmp_path)
 
 
 def test_prosody_weight_weighs(tokenizer):
     x = np.concatenate([acoustics.frames(voice(1, hertz)) for hertz in (90, 200, 300)])
-    heavy, light = (codes.KMeansTokenizer(CodesSettings(codebook_size=4, prosody_weight=w)) for w in (4.0, 1.0))
+    heavy, light = (kmeans(4, **{"codes.prosody_weight": w}) for w in (4.0, 1.0))
     heavy.fit_frames(x)
     light.fit_frames(x)
     np.testing.assert_allclose(heavy.scale[acoustics.PROSODY], 4 * light.scale[acoustics.PROSODY], rtol=1e-6)
@@ -105,19 +115,27 @@ def test_prosody_weight_weighs(tokenizer):
 
 
 def test_fit_of_silence_and_of_too_little():
-    silent = codes.KMeansTokenizer(CodesSettings(codebook_size=1))
+    silent = kmeans(1)
     silent.fit([np.zeros(16_000, np.float32)])
     assert (silent.encode([voice(1)])[0] == 0).all()
     with pytest.raises(UserError, match=r"codes\.codebook_size"):
-        codes.KMeansTokenizer(SMALL).fit([voice(0.1)])
+        kmeans().fit([voice(0.1)])
 
 
 def test_damaged_and_missing_tokenizers_are_named(tmp_path):
     with pytest.raises(UserError, match=r"tokenizer\.safetensors"):
-        codes.KMeansTokenizer.load(tmp_path)
+        kmeans().load(tmp_path)
     (tmp_path / "tokenizer.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"tokenizer\.safetensors"):
-        codes.KMeansTokenizer.load(tmp_path)
+        kmeans().load(tmp_path)
+
+
+def test_its_own_size_and_rate_and_what_it_cannot_do():
+    plain = KMeansTokenizer(Settings.of("demo"))
+    assert (plain.codebook_size, plain.frame_rate) == (256, 25.0)
+    assert kmeans(32, **{"codes.frame_rate": 12.5}).frame_rate == 12.5
+    with pytest.raises(UserError, match=r"codes\.frame_rate is 500.*1 to 100"):
+        kmeans(**{"codes.frame_rate": 500.0})
 
 
 def test_make_encodes_every_utterance_and_keeps_it(tmp_path, monkeypatch):
@@ -130,7 +148,8 @@ def test_make_encodes_every_utterance_and_keeps_it(tmp_path, monkeypatch):
     json.dumps(made.facts)
     waveform = speech.read(tmp_path / "c3.wav", 1, 2)
     np.testing.assert_array_equal(made.features["c3u1"], acoustics.pooled(waveform))
-    monkeypatch.setattr(codes, "_encoded", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr(KMeansTokenizer, "encode", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr(KMeansTokenizer, "load", lambda *_: pytest.fail("loaded though nothing is to be encoded"))
     kept = codes.make(settings, corpus)
     assert kept.key == made.key and kept.facts == made.facts
     for i in made.codes:
@@ -152,23 +171,172 @@ def test_fit_hears_only_the_training_fold(tmp_path):
         assert not same or np.array_equal(made[0].codes[i], made[1].codes[i])
 
 
-def test_killed_encoding_goes_on_with_its_tokenizer(tmp_path, monkeypatch):
+class Killed(BaseException):
+    """As a kill is, nothing that a handler takes."""
+
+
+def test_killed_encoding_goes_on_with_what_is_there(tmp_path, monkeypatch):
+    """Killed in the third part of five: two are kept, the tokenizer is not fitted again, the rest is encoded."""
     corpus, settings = small_corpus(tmp_path), settings_at(tmp_path)
-    with monkeypatch.context() as broken:
-        broken.setattr(codes, "pooled", lambda _: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            codes.make(settings, corpus)
-    monkeypatch.setattr(codes.KMeansTokenizer, "fit", lambda *_: pytest.fail("fitted again"))
-    assert len(codes.make(settings, corpus).codes) == 10
+    (tmp_path / "whole").mkdir()
+    whole = codes.make(settings_at(tmp_path / "whole"), corpus)
+    monkeypatch.setattr(codes, "CHUNK", 2)
+    heard = []
+
+    def pooled(waveform):
+        heard.append(waveform)
+        if len(heard) == 6:
+            raise Killed
+        return acoustics.pooled(waveform)
+
+    monkeypatch.setattr(codes, "pooled", pooled)
+    with pytest.raises(Killed):
+        codes.make(settings, corpus)
+    assert len(list((tmp_path / "runs").rglob("part-*.parquet"))) == 2
+    monkeypatch.setattr(KMeansTokenizer, "fit", lambda *_: pytest.fail("fitted again"))
+    made = codes.make(settings, corpus)
+    assert len(heard) == 6 + 6
+    for i in whole.codes:
+        np.testing.assert_array_equal(made.codes[i], whole.codes[i])
+        np.testing.assert_array_equal(made.features[i], whole.features[i])
+    for name in set(whole.facts) - {"real_time_factor"}:
+        assert made.facts[name] == whole.facts[name]
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda path: path.write_bytes(b"PAR1" + b"no table"), lambda path: path.write_bytes(b""),
+    lambda path: path.write_bytes(path.read_bytes()[:-20]), lambda path: path.unlink(),
+    lambda path: pd.read_parquet(path).iloc[::-1].to_parquet(path, index=False),
+    lambda path: pd.read_parquet(path).drop(columns="spent").to_parquet(path, index=False)])
+def test_a_damaged_part_is_made_again(tmp_path, monkeypatch, spoil):
+    monkeypatch.setattr(codes, "CHUNK", 2)
+    corpus, settings = small_corpus(tmp_path), settings_at(tmp_path)
+    made = codes.make(settings, corpus)
+    spoil(next((tmp_path / "runs").rglob("part-00003.parquet")))
+    encoded, encode = [], KMeansTokenizer.encode
+    monkeypatch.setattr(KMeansTokenizer, "encode", lambda self, w: encoded.append(len(w)) or encode(self, w))
+    again = codes.make(settings, corpus)
+    assert sum(encoded) == 2
+    for i in made.codes:
+        np.testing.assert_array_equal(again.codes[i], made.codes[i])
+
+
+def test_the_real_time_factor_counts_all_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(codes, "CHUNK", 2)
+    corpus, settings = small_corpus(tmp_path), settings_at(tmp_path)
+    codes.make(settings, corpus)
+    for number, path in enumerate(sorted((tmp_path / "runs").rglob("part-*.parquet"))):
+        pd.read_parquet(path).assign(spent=float(number)).to_parquet(path, index=False)
+    assert codes.make(settings, corpus).facts["real_time_factor"] == pytest.approx(2 * (0 + 1 + 2 + 3 + 4) / 10)
+
+
+def test_a_clip_is_heard_once_and_a_recording_in_one_pass(tmp_path, monkeypatch):
+    """Three conversations of the same five files, two clips each."""
+    corpus = small_corpus(tmp_path)
+    copies = tuple(Conversation(f"{k}{c.id}", c.session, tuple(replace(u, id=f"{k}{u.id}") for u in c.utterances))
+                   for k in range(2) for c in corpus.conversations)
+    corpus = replace(corpus, conversations=(*corpus.conversations, *copies))
+    settings = settings_at(tmp_path)
+    encoded, passes, encode, cuts = [], [], KMeansTokenizer.encode, speech.cuts
+    monkeypatch.setattr(KMeansTokenizer, "encode", lambda self, w: encoded.append(w) or encode(self, w))
+    monkeypatch.setattr(speech, "cuts", lambda path, times: passes.append(path.name) or cuts(path, times))
+    made = codes.make(settings, corpus)
+    assert len(encoded) == 10 and len(made.codes) == 30
+    assert passes == ["c0.wav", "c1.wav", "c2.wav", *(f"c{i}.wav" for i in range(5))]  # fit, then encode
+    assert (made.facts["clips"], made.facts["utterances"]) == (10, 30)
+    np.testing.assert_array_equal(made.codes["1c2u1"], made.codes["c2u1"])
+
+
+def test_clips_out_of_order_are_heard_as_they_are(tmp_path):
+    """A manifest may give a recording's parts in any order."""
+    corpus, settings = small_corpus(tmp_path), settings_at(tmp_path)
+    swapped = tuple(replace(c, utterances=c.utterances[::-1]) for c in corpus.conversations)
+    first = codes.make(settings, corpus)
+    second = codes.make(settings, replace(corpus, conversations=swapped, key="swapped"))
+    for i in first.features:
+        np.testing.assert_array_equal(first.features[i], second.features[i])
+
+
+def test_only_as_much_as_it_learns_from_is_heard_to_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr(KMeansTokenizer, "learns", 2.5)  # seconds: three of the six clips of the training fold
+    fitted, fit = [], KMeansTokenizer.fit
+
+    def counted(self, waveforms):
+        waveforms = list(waveforms)
+        fitted.extend(waveforms)
+        fit(self, waveforms)
+
+    monkeypatch.setattr(KMeansTokenizer, "fit", counted)
+    codes.make(settings_at(tmp_path), small_corpus(tmp_path))
+    assert len(fitted) == 3
 
 
 def test_unknown_tokenizer_lists_the_known_ones(tmp_path):
-    with pytest.raises(UserError, match="kmeans"):
+    with pytest.raises(UserError, match="kmeans, s3-v2-25hz, mimi, hubert-kmeans, wavlm-kmeans"):
         codes.make(settings_at(tmp_path, **{"codes.tokenizer": "hubert"}), small_corpus(tmp_path))
 
 
-def test_unheard_audio_is_named(tmp_path):
+def test_a_file_that_vanished_is_named_and_the_rest_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(codes, "CHUNK", 2)
     corpus = small_corpus(tmp_path)
-    (tmp_path / "c3.wav").unlink()
+    gone = (tmp_path / "c3.wav").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"c3\.wav"):
         codes.make(settings_at(tmp_path), corpus)
+    gone.rename(tmp_path / "c3.wav")
+    encoded, encode = [], KMeansTokenizer.encode
+    monkeypatch.setattr(KMeansTokenizer, "encode", lambda self, w: encoded.append(w) or encode(self, w))
+    assert len(codes.make(settings_at(tmp_path), corpus).codes) == 10 and len(encoded) == 4
+
+
+@pytest.mark.parametrize("change", [
+    lambda path: speech.write(path, voice(2, 500)), lambda path: speech.write(path, voice(0.5)),
+    lambda path: path.write_bytes(b"x"), lambda path: path.unlink(), lambda path: os.utime(path, (1, 1))])
+def test_a_file_that_changes_while_others_are_heard_is_named(tmp_path, monkeypatch, change):
+    monkeypatch.setattr(codes, "CHUNK", 2)
+    corpus, save = small_corpus(tmp_path), KMeansTokenizer.save
+    monkeypatch.setattr(KMeansTokenizer, "save", lambda *a: (save(*a), change(tmp_path / "c4.wav")))
+    with pytest.raises(UserError, match=r"c4\.wav"):
+        codes.make(settings_at(tmp_path), corpus)
+    assert len(list((tmp_path / "runs").rglob("part-*.parquet"))) == 4
+
+
+def test_the_key_is_of_what_makes_the_codes(tmp_path):
+    """Where weights lie is nothing, what they are is all; folds tell only codebooks that are learned apart."""
+    corpus = small_corpus(tmp_path)
+    corpus = replace(corpus, folds=(*corpus.folds, Fold(("c1", "c2", "c3"), ("c4",), ("c0",))))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        model = tiny_models.s3(tmp_path / name / "speech_tokenizer_v2.safetensors")
+
+    def s3(source="one", **overrides):
+        given = {"codes.tokenizer": "s3-v2-25hz", "codes.source": source, "codes.codebook_size": 0, "device": "cpu"}
+        return codes.make(settings_at(tmp_path, **given, **overrides), corpus)
+
+    first = s3()
+    assert first.facts["source"] == "one" and first.facts["codebook_size"] == 6561
+    assert "codebook_sha256" not in first.facts
+    assert all(c.shape == (25,) for c in first.codes.values())
+    assert s3("two").key == s3(fold=2).key == s3(**{"codes.frame_rate": 25.0}).key == first.key
+    tiny_models.s3_onnx(tmp_path / "two" / "speech_tokenizer_v2.onnx", model)
+    assert s3("two").key != first.key
+    plain = codes.make(settings_at(tmp_path), corpus)
+    assert codes.make(settings_at(tmp_path, fold=2), corpus).key != plain.key
+    assert codes.make(settings_at(tmp_path, **{"codes.frame_rate": 25.0}), corpus).key == plain.key
+    assert codes.make(settings_at(tmp_path, **{"codes.frame_rate": 20.0}), corpus).key != plain.key
+
+
+def test_a_neural_codebook_is_fitted_kept_and_described(tmp_path):
+    corpus = small_corpus(tmp_path)
+    tiny_models.hubert(tmp_path / "hubert")
+    given = {"codes.tokenizer": "hubert-kmeans", "codes.source": "hubert", "codes.layer": 1, "device": "cpu"}
+    made = codes.make(settings_at(tmp_path, **given), corpus)
+    assert all(c.shape == (50,) and c.max() < 8 for c in made.codes.values())
+    assert made.facts["weights_sha256"] == tokenizers.checkpoint.sha256(tmp_path / "hubert" / "model.safetensors")
+    assert len(made.facts["codebook_sha256"]) == 64 and made.facts["layer"] == 1
+    assert str(tmp_path) not in json.dumps(made.facts)
+
+
+def test_the_smoke_profiles_codebook_is_refused_where_it_is_published(tmp_path):
+    settings = Settings.of("smoke", {"codes.tokenizer": "s3-v2-25hz"}, home=str(tmp_path))
+    with pytest.raises(UserError, match=r"codes\.codebook_size is 32.*6561 alone; codes\.codebook_size=0"):
+        codes.make(settings, small_corpus(tmp_path))

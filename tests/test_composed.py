@@ -1,5 +1,7 @@
 """Composed conversations: nothing twice, sessions apart, the chain unbent, the same every time."""
 
+import hashlib
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpmkit.corpora import Clip, Utterance, composed, dynamics
+from dpmkit.corpora import Clip, Utterance, composed, demo, dynamics
 from dpmkit.settings import ConversationSettings, UserError
 
 WANTED = ConversationSettings(conversations=30, min_turns=5, max_turns=20, seed=1)
@@ -104,3 +106,61 @@ def test_folds_keep_sessions_apart_and_test_each_once():
     assert all(sorted(f.train + f.validation + f.test) == sorted(session) for f in folds)
     with pytest.raises(UserError, match=r"2 session\(s\)"):
         composed.leave_one_session_out([c for c in conversations if c.session != "ef"])
+
+
+def digest(value):
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def plain(conversations):
+    return [[c.id, c.session, [[u.id, u.speaker, u.emotion, round(u.start, 6), round(u.end, 6), u.audio.path.name]
+                               for u in c.utterances]] for c in conversations]
+
+
+def test_the_kits_four_emotions_are_composed_as_they_were_before_there_were_others():
+    """Digests of commit b9e3411: the draws for EmoDB and the demo corpus are those of the results beside it."""
+    assert digest(plain(composed.compose(SESSIONS, WANTED))) == "bdb2a596a72753eb"
+    few = {"s": recordings("abc", 2), "t": recordings("de", 3, emotions=("neu", "sad"))}
+    assert digest(plain(composed.compose(few, WANTED))) == "d45fdbe7c0814b49"
+    for wanted, known in ((ConversationSettings(), "d8ecea3fef553503"),
+                          (ConversationSettings(4, 4, 5, 8), "06e3514423117528")):
+        assert digest([[p.id, p.session, [[t.speaker, t.voice, t.emotion, t.text] for t in p.turns]]
+                       for p in demo.plan(wanted)]) == known
+    assert composed.compose(SESSIONS, WANTED, dynamics.EMOTIONS, dynamics.chain(dynamics.EMOTIONS)) == \
+        composed.compose(SESSIONS, WANTED)
+
+
+def test_the_chain_of_any_label_set():
+    order = ("ang", "neu", "sad", "hap")
+    ours = dynamics.chain(order)
+    for i, a in enumerate(order):
+        for j, b in enumerate(order):
+            assert ours[i, j] == dynamics.IEMOCAP_INERTIA[dynamics.EMOTIONS.index(a), dynamics.EMOTIONS.index(b)]
+    np.testing.assert_array_equal(dynamics.chain(dynamics.EMOTIONS), dynamics.IEMOCAP_INERTIA)
+    for emotions in (("a", "b"), ("ang", "hap", "neu"), tuple("abcdefg")):
+        chain = dynamics.chain(emotions)
+        np.testing.assert_allclose(chain.sum(axis=1), 1)
+        np.testing.assert_allclose(chain.diagonal(), np.trace(dynamics.IEMOCAP_INERTIA) / 4)
+        assert np.ptp(chain[~np.eye(len(emotions), dtype=bool)]) == 0
+        np.testing.assert_allclose(dynamics.stationary(chain), 1 / len(emotions))
+        assert dynamics.next_distribution(0, 1, 0.1, chain)[1] == pytest.approx(0.9 * chain[0, 1] + 0.1)
+
+
+def test_other_emotions_follow_the_chain_that_is_given():
+    emotions = ("calm", "fear", "joy")
+    sessions = {"s": recordings("ab", 60, emotions=emotions)}
+    chain = np.array([[0.2, 0.7, 0.1], [0.1, 0.2, 0.7], [0.7, 0.1, 0.2]])
+    wanted = replace(WANTED, conversations=300, min_turns=30, max_turns=40)
+    said = composed.compose(sessions, wanted, emotions, chain)
+    measured = dynamics.transition_matrix(said, emotions)
+    # Contagion takes 5 % off every row; some 3,000 draws a row, three standard errors are 0.03.
+    assert np.abs(measured - (0.95 * chain + 0.05 / 3)).max() < 0.03
+    for u in (u for c in said for u in c.utterances):
+        assert u.audio.path.name.startswith(u.speaker + u.emotion)
+
+
+def test_speakers_are_paired_as_listed():
+    assert composed.pairs("abcdef") == [("a", "b"), ("c", "d"), ("e", "f")]
+    assert composed.pairs("bacde") == [("b", "a"), ("c", "d", "e")]
+    assert composed.pairs("abc") == [("a", "b", "c")] and composed.pairs("a") == [("a",)]
+    assert composed.pairs("") == []

@@ -1,7 +1,10 @@
 """EmoDB's layout is read as it is, every file is used or listed, and folds never share a speaker."""
 
+import hashlib
+import json
 import os
 import shutil
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -10,17 +13,18 @@ import pytest
 import soundfile
 
 from dpmkit import corpora, speech
-from dpmkit.corpora import dynamics, emodb
+from dpmkit.corpora import Count, dynamics, emodb
 from dpmkit.settings import Settings, UserError
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "emodb"
 real = pytest.mark.skipif(not (REAL / "wav").is_dir(), reason=f"REAL DATA ABSENT: EmoDB is not at {REAL}")
+HOME = tempfile.TemporaryDirectory()
 SMALL = {"conversation.conversations": 3, "conversation.min_turns": 4, "conversation.max_turns": 8}
 SPEAKERS = (*emodb.MEN, *emodb.WOMEN)
 
 
 def settings(root, **overrides):
-    return Settings.of("demo", {**SMALL, **overrides}, corpus="emodb", root=str(root))
+    return Settings.of("demo", {**SMALL, **overrides}, corpus="emodb", root=str(root), home=HOME.name)
 
 
 def tree(root, speakers=SPEAKERS, texts=("a01", "a02", "b01"), emotions="WLEAFTN"):
@@ -49,6 +53,7 @@ def test_files_become_utterances_of_their_speaker_and_emotion(pristine):
         name = utterance.audio.path.name
         assert utterance.speaker == name[:2] and utterance.emotion == emodb.LETTERS[name[5]]
         assert utterance.seconds == pytest.approx(0.1)
+    assert corpus.counts == tuple(Count("all", e, emodb.PUBLISHED[e], 30) for e in dynamics.EMOTIONS)
     assert [(s.item, s.reason.split()[0]) for s in corpus.skipped] == \
         [("fear (A)", "30"), ("disgust (E)", "30"), ("boredom (L)", "30")]
 
@@ -161,8 +166,11 @@ def test_the_real_corpus_counts_as_published():
     names = [emodb.NAME.fullmatch(p.name) for p in (REAL / "wav").iterdir()]
     assert len(names) == 535 and None not in names
     assert Counter(n["emotion"] for n in names) == dict(W=127, L=81, N=79, F=71, A=69, T=62, E=46)
-    used, _, skipped = emodb._utterances(REAL / "wav")
+    used, _, skipped = emodb._utterances(settings(REAL), REAL / "wav")
     assert len(used) == 339 and Counter(u.emotion for u in used) == dict(ang=127, neu=79, hap=71, sad=62)
+    assert corpora.load(settings(REAL)).counts == (
+        Count("all", "neu", 79, 79), Count("all", "hap", 71, 71), Count("all", "sad", 62, 62),
+        Count("all", "ang", 127, 127))
     assert Counter(u.speaker for u in used) == {"03": 39, "08": 42, "09": 30, "10": 21, "11": 35,
                                                 "12": 22, "13": 36, "14": 41, "15": 34, "16": 39}
     assert {s.item: s.reason.split()[0] for s in skipped} == \
@@ -171,7 +179,10 @@ def test_the_real_corpus_counts_as_published():
 
 @real
 def test_real_conversations_keep_the_inertia():
-    corpus = corpora.load(Settings.of("demo", corpus="emodb", root=str(REAL)))
+    corpus = corpora.load(Settings.of("demo", corpus="emodb", root=str(REAL), home=HOME.name))
+    said = [[c.id, [(u.speaker, u.emotion, u.audio.path.name) for u in c.utterances]]
+            for c in corpus.conversations]
+    assert hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16] == "eac379debcf08765"  # of b9e3411
     assert len(corpus.conversations) == 300 and {len(f.test) for f in corpus.folds} == {60}
     measured = dynamics.transition_matrix(corpus.conversations, corpus.emotions)
     # Contagion takes up to 0.05 off the diagonal; the rest is sampling error of rows of some 800 draws.

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import tree_iemocap
+import tree_manifest
+import tree_meld
 
 from dpmkit import records, report
 from dpmkit.reproduce import NOTEBOOKS
@@ -118,3 +121,34 @@ def test_real_speech_runs_through_all_five_and_embeds_no_audio(tmp_path):
     assert not any("audio/" in p.read_text(encoding="utf-8") for p in folder.iterdir())
     record = records.load(Settings.of("smoke", corpus="emodb", home=str(tmp_path)), "data")
     assert record["results"]["skipped_count"] == 3 and record["settings"]["root"] == "emodb"
+
+
+@pytest.mark.parametrize("corpus", ["iemocap", "meld", "manifest"])
+def test_every_layout_runs_through_all_five(corpus, tmp_path):
+    """`make notebooks PROFILE=smoke CORPUS=… ROOT=…` on a generated tree of the official layout."""
+    if corpus == "iemocap" and not tree_iemocap.CSV.is_file():
+        pytest.skip(f"REAL DATA ABSENT: {tree_iemocap.CSV}; the IEMOCAP tree cannot be generated")
+    root = {"iemocap": tree_iemocap, "meld": tree_meld, "manifest": tree_manifest}[corpus].make(tmp_path / "a tree")
+    done = reproduce(tmp_path, "--corpus", corpus, "--root", str(root), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = tmp_path / "results" / f"smoke-{corpus}" / "fold1-seed0"
+    assert sorted(p.stem for p in folder.glob("*.html")) == list(NOTEBOOKS)
+    page = (folder / "01_data_prep.html").read_text(encoding="utf-8")
+    assert str(tmp_path) not in page and "audio/" not in page and "Traceback" not in page
+    record = records.load(Settings.of("smoke", corpus=corpus, home=str(tmp_path)), "data")["results"]
+    published = [row for row in record["published"] if row["published"] is not None]
+    assert bool(published) == (corpus != "manifest")
+    if corpus == "iemocap":
+        assert sum(row["found"] for row in published) == sum(row["published"] for row in published) == 5531
+    if corpus == "meld":
+        assert {"corrupt", "missing"} <= {word for row in record["skipped"] for word in row["reason"].split()}
+
+
+def test_make_passes_what_it_is_told():
+    shown = subprocess.run(
+        ["make", "-n", "-o", ".venv/.complete", "notebooks", "PROFILE=smoke", "CORPUS=manifest", "ROOT=my own",
+         "FOLDS=all", "SEEDS=0,1", "SET=memory.lr=1e-3 codes.tokenizer=mimi"],
+        cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    for part in ("--profile smoke", "--corpus manifest", '--root "my own"', "--folds all", "--seeds 0,1",
+                 "--set memory.lr=1e-3", "--set codes.tokenizer=mimi"):
+        assert part in shown

@@ -2,11 +2,14 @@
 
 import errno
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dpmkit import speech
 from dpmkit.settings import UserError
@@ -84,6 +87,123 @@ def test_only_the_part_is_decoded(tmp_path, monkeypatch):
                         lambda file, frames=-1, **kw: decoded.append(frames) or read(file, frames, **kw))
     speech.read(path, 30.0, 31.0)
     assert sum(decoded) < 1.2 * 22_050
+    decoded.clear()
+    assert len(list(speech.cuts(path, [(58.0, 59.0), (58.5, None)]))) == 2
+    assert sum(decoded) < 2.2 * 22_050
+
+
+@pytest.mark.parametrize("suffix", ["ogg", "mp3"])
+def test_what_comes_before_a_part_is_skipped_a_block_at_a_time(tmp_path, suffix, monkeypatch):
+    path = noise(tmp_path, suffix, 22_050)
+    whole = speech.read(path)
+    monkeypatch.setattr(speech, "BLOCK", 1000)
+    np.testing.assert_array_equal(speech.read(path, 1.5, 1.6), whole[24_000:25_600])
+
+
+RATES = (8_000, 11_025, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)  # those of mp3
+
+
+def noise(folder, suffix, rate, seconds=2.37):
+    """Stereo noise, as loud as can be: a frame that slips anywhere changes every sample after it."""
+    path = folder / f"noise-{rate}-{seconds}.{suffix}"
+    if path.exists():
+        return path
+    waveforms = np.random.default_rng(rate).uniform(-1, 1, (round(seconds * rate), 2))
+    if suffix != "m4a":
+        soundfile.write(path, waveforms, rate)
+        return path
+    av = pytest.importorskip("av", reason="PYAV ABSENT: pip install -e '.[meld]'")
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("aac", rate=rate, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(waveforms.T.astype(np.float32, order="C"), "fltp", "stereo")
+        frame.sample_rate = rate
+        file.mux([*stream.encode(frame), *stream.encode(None)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("noise")
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(suffix=st.sampled_from(["wav", "flac", "ogg", "mp3", "m4a"]), rate=st.sampled_from(RATES),
+       samples=st.integers(50, 50_000), begin=st.sampled_from([0, 1, 777, 16_000, 37_900]))
+def test_blocks_joined_are_the_whole(folder, suffix, rate, samples, begin):
+    path = noise(folder, suffix, rate)
+    blocks = list(speech.blocks(path, samples, begin))
+    np.testing.assert_array_equal(np.concatenate(blocks), speech.read(path)[begin:])
+    assert {len(b) for b in blocks[:-1]} <= {samples} and 0 < len(blocks[-1]) <= samples
+
+
+moment = st.integers(0, 2369).map(lambda milliseconds: milliseconds / 1000)
+parts = st.lists(st.tuples(moment, st.one_of(st.none(), moment)).filter(lambda p: p[1] is None or p[0] < p[1]),
+                 max_size=6).map(lambda found: sorted(found, key=lambda p: p[0]))
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(suffix=st.sampled_from(["wav", "flac", "ogg", "mp3", "m4a"]), rate=st.sampled_from(RATES), times=parts,
+       samples=st.integers(1000, 50_000))
+def test_cuts_are_parts_that_are_read(folder, suffix, rate, times, samples):
+    path, blocks = noise(folder, suffix, rate), speech.blocks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speech, "blocks", lambda path, begin: blocks(path, samples, begin))
+        heard = list(speech.cuts(path, times))
+    assert len(heard) == len(times)
+    for waveform, (start, end) in zip(heard, times, strict=True):
+        np.testing.assert_array_equal(waveform, speech.read(path, start, end))
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_a_recording_is_decoded_once(tmp_path, suffix, monkeypatch):
+    path, decoded, read = noise(tmp_path, suffix, 22_050, 60.0), [], soundfile.SoundFile.read
+    monkeypatch.setattr(soundfile.SoundFile, "read",
+                        lambda file, frames=-1, **kw: decoded.append(frames) or read(file, frames, **kw))
+    seek = soundfile.SoundFile.seek
+    monkeypatch.setattr(soundfile.SoundFile, "seek", lambda file, frames, whence=soundfile.SEEK_SET: seek(
+        file, frames, whence) if (frames, whence) == (0, soundfile.SEEK_CUR) else pytest.fail("it seeks"))
+    assert len(list(speech.blocks(path))) > 3 and sum(decoded) == 60 * 22_050
+    decoded.clear()
+    assert len(list(speech.cuts(path, [(second / 2, second / 2 + 3) for second in range(110)]))) == 110
+    assert sum(decoded) <= 60 * 22_050
+
+
+@pytest.mark.parametrize("hear", [
+    lambda path, seconds: sum(len(b) for b in speech.blocks(path)),
+    lambda path, seconds: sum(len(w) for w in speech.cuts(path, [(s, s + 3.5) for s in range(0, seconds - 3, 3)])),
+    lambda path, seconds: sum(len(w) for w in speech.cuts(path, [(0, 3), (seconds - 3, None)])),
+], ids=["blocks", "cuts", "cuts far apart"])
+def test_memory_does_not_grow_with_the_recording(tmp_path, hear):
+    peaks = {}
+    for seconds in (60, 1200):
+        path = tmp_path / f"{seconds}.flac"
+        soundfile.write(path, np.tile(tone(8_000), seconds), 8_000)
+        hear(path, seconds)  # the filter is made once
+        tracemalloc.start()
+        assert hear(path, seconds) >= 6 * speech.RATE
+        peaks[seconds] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peaks[1200] < 1.02 * peaks[60] < 20e6  # held whole, 20 minutes are 77 MB
+
+
+def test_parts_out_of_order_or_outside_are_refused_before_anything_is_heard(wav):
+    with pytest.raises(ValueError, match="ordered"):
+        next(speech.cuts(wav, [(0.5, 0.6), (0.1, 0.2)]))
+    with pytest.raises(UserError, match=r"tone\.wav.*mend the times"):
+        next(speech.cuts(wav, [(0.1, 0.2), (0.5, 1.5)]))
+    assert list(speech.cuts(wav, [])) == []
+
+
+def test_a_recording_that_is_cut_off_is_heard_up_to_there(tmp_path):
+    path = noise(tmp_path, "flac", 16_000, 20.0)
+    whole = speech.read(path)
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    heard = []
+    with pytest.raises(UserError, match="fetch the file again"):
+        heard.extend(speech.blocks(path, 1000))
+    heard = np.concatenate(heard)
+    assert 5 < len(heard) / speech.RATE < 10.5
+    np.testing.assert_array_equal(heard, whole[:len(heard)])
 
 
 @pytest.mark.parametrize("samples", [1, 160])

@@ -1,18 +1,19 @@
 """Conversations composed of single utterances, each kept as it was recorded, and leave-one-session-out folds.
 
-Two speakers of a session take turns; each stays itself, and its emotion follows the measured chain of
-`dynamics`. No utterance is heard twice in a conversation, so a speaker's recordings bound its length. A chain
-that is bent to what is left loses its inertia (EmoDB at 20 to 60 turns: happiness stays .77 of the time, not
-.85). So a conversation ends before a speaker's turn when that speaker has no recording left of the emotion
-it is in: an end that is settled before the draw leaves every drawn transition as the chain has it. That makes
-conversations shorter than `min_turns` where recordings are few, and the turn that ends one stays in its
-emotion somewhat more often than others do.
+Two speakers of a session take turns; each stays itself, and its emotion follows a chain of `dynamics`
+(IEMOCAP's measured one for the kit's four emotions). No utterance is heard twice in a conversation, so a
+speaker's recordings bound its length. A chain that is bent to what is left loses its inertia (EmoDB at 20 to 60
+turns: happiness stays .77 of the time, not .85). So a conversation ends before a speaker's turn when that
+speaker has no recording left of the emotion it is in: an end that is settled before the draw leaves every drawn
+transition as the chain has it. That makes conversations shorter than `min_turns` where recordings are few, and
+the turn that ends one stays in its emotion somewhat more often than others do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -24,12 +25,15 @@ KEEP_TURN = 0.22  # chance that the speaker of the last turn speaks again: 2,009
 PAUSE = (0.1, 1.3)  # seconds between two turns, uniform: the middle half of MELD's
 
 
-def compose(sessions: Mapping[str, Sequence[Utterance]], wanted: ConversationSettings) -> list[Conversation]:
+def compose(sessions: Mapping[str, Sequence[Utterance]], wanted: ConversationSettings,
+            emotions: Sequence[str] = dynamics.EMOTIONS,
+            matrix: np.ndarray = dynamics.IEMOCAP_INERTIA) -> list[Conversation]:
     """`wanted.conversations` conversations of every session, from its utterances (id: the source's own).
 
-    Turns are uniform in [min_turns, max_turns], fewer where the recordings end (see above). The same
-    utterances and settings give the same conversations, in whatever order either is listed. Raises UserError
-    for a session of fewer than two speakers.
+    `matrix`: the chain that each speaker's emotions follow, rows from, columns to, (emotions, emotions). Turns
+    are uniform in [min_turns, max_turns], fewer where the recordings end (see above). The same utterances and
+    settings give the same conversations, in whatever order either is listed. Raises UserError for a session of
+    fewer than two speakers.
     """
     conversations = []
     for index, (session, utterances) in enumerate(sorted(sessions.items())):
@@ -41,9 +45,16 @@ def compose(sessions: Mapping[str, Sequence[Utterance]], wanted: ConversationSet
             rng = np.random.default_rng([wanted.seed, index, number])
             pair = tuple(speakers[i] for i in rng.choice(len(speakers), size=2, replace=False))
             name = f"{session}_{number:03d}"
-            turns = _turns(rng, pair, ordered, int(rng.integers(wanted.min_turns, wanted.max_turns + 1)))
+            most = int(rng.integers(wanted.min_turns, wanted.max_turns + 1))
+            turns = _turns(rng, pair, ordered, most, emotions, matrix)
             conversations.append(Conversation(name, session, _timeline(rng, name, turns)))
     return conversations
+
+
+def pairs(speakers: Sequence[str]) -> list[tuple[str, ...]]:
+    """Speakers two by two, as they are listed; an odd one joins the last pair."""
+    row = [tuple(speakers[i:i + 2]) for i in range(0, len(speakers), 2)]
+    return row if len(row) < 2 or len(row[-1]) == 2 else [*row[:-2], row[-2] + row[-1]]
 
 
 def leave_one_session_out(conversations: Sequence[Conversation]) -> tuple[Fold, ...]:
@@ -62,10 +73,31 @@ def leave_one_session_out(conversations: Sequence[Conversation]) -> tuple[Fold, 
     return tuple(folds)
 
 
-def _turns(rng: np.random.Generator, pair: tuple[str, str], utterances: Sequence[Utterance],
-           most: int) -> list[Utterance]:
+def note(conversations: Sequence[Conversation], recordings: int, kind: str) -> str:
+    """What a reader of results on composed conversations must know."""
+    heard = sum(len(c.utterances) for c in conversations) / recordings
+    return (f"Conversations are composed of {recordings} {kind}, each heard about {heard:.1f} times in the corpus, "
+            "and a test session has two speakers: the true intervals are wider than those over conversations.")
+
+
+def listed(folder: Path) -> list[Path]:
+    """What lies in a folder, by name, without the file system's own (.DS_Store, ._a.wav); UserError where that
+    may not be read."""
+    try:
+        return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
+    except OSError as error:
+        raise UserError(f"cannot list {printable(str(folder))}: {error.strerror}; make it readable") from error
+
+
+def printable(name: str) -> str:
+    """A file's name with what is not UTF-8 in it as '?', fit for a record."""
+    return name.encode("utf-8", "replace").decode()
+
+
+def _turns(rng: np.random.Generator, pair: tuple[str, str], utterances: Sequence[Utterance], most: int,
+           emotions: Sequence[str], matrix: np.ndarray) -> list[Utterance]:
     """At most `most` utterances of a pair of speakers, none twice."""
-    left = {s: [[u for u in utterances if (u.speaker, u.emotion) == (s, e)] for e in dynamics.EMOTIONS]
+    left = {s: [[u for u in utterances if (u.speaker, u.emotion) == (s, e)] for e in emotions]
             for s in pair}
     state: dict[str, int | None] = dict.fromkeys(pair)
     now, turns = 0, []
@@ -76,7 +108,7 @@ def _turns(rng: np.random.Generator, pair: tuple[str, str], utterances: Sequence
         own = state[speaker]
         if own is not None and not left[speaker][own]:
             break
-        chances = dynamics.next_distribution(own, state[partner], dynamics.CONTAGION)
+        chances = dynamics.next_distribution(own, state[partner], dynamics.CONTAGION, matrix)
         # Only an emotion that the speaker was never recorded in can be missing here.
         chances = chances * [bool(recordings) for recordings in left[speaker]]
         if not chances.sum():

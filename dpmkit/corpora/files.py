@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .. import runs, speech
+from .. import runs, speech, video
 from ..settings import Settings, UserError
 
 KEPT_EVERY = 1000  # files, so that a kill loses at most these
@@ -35,7 +35,7 @@ class File:
 def survey(settings: Settings, root: Path, paths: Iterable[Path]) -> Mapping[Path, File]:
     """What became of each of `paths`, which lie below `root`; one that is missing has a fault, too."""
     paths = list(dict.fromkeys(paths))
-    code = runs.code_version(sys.modules[__name__], speech)
+    code = runs.code_version(sys.modules[__name__], speech, video)
     table = runs.folder(settings, "files", runs.key(os.fsencode(root).hex(), code)) / "files.parquet"
     known = _kept(table)
     stamps = {p: _stamp(root, p) for p in paths}

@@ -1,0 +1,260 @@
+"""MELD (Poria et al. 2019): dialogues of the series Friends, one video an utterance, seven emotions.
+
+Layout, as MELD.Raw.tar.gz and the archives in it unpack: `train/train_splits/dia0_utt0.mp4`,
+`dev/dev_splits_complete/…`, `test/output_repeated_splits_test/…`, and `train_sent_emo.csv`, `dev_…`, `test_…`.
+
+- A CSV stands anywhere below the root (twice only where both are equal). Its rows are the utterances, in the order
+  of Utterance_ID; numbers that it leaves out are MELD's own gaps. Speakers are as it has them, but for blanks and
+  the kind of apostrophe.
+- A clip is of the split that its folders name (`train`, `dev` or `test` as a word, so `train_wav` too), at any
+  depth. Of several files of one clip the wav is heard, else the flac, else the video; then the first path.
+- A clip is heard whole, be it 0.06 s or five minutes long, and its utterance lasts as long as it sounds: the CSV's
+  times contradict many clips. They give no more than the pauses between turns, none where they run back.
+- A clip that cannot be heard, a clip without a row and a row without a clip are listed as skipped; so are
+  `final_videos_test…`, second cuts of test clips that MELD's authors say to ignore (declare-lab/MELD, issue 22).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from itertools import groupby
+from pathlib import Path
+
+from .. import runs, speech, video
+from ..settings import Settings, UserError
+from . import conversation, files
+from .conversation import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance
+from .files import File
+
+SPLITS = ("train", "dev", "test")
+PUBLISHED = {  # the README of declare-lab/MELD; train, dev, test
+    "neutral": (4710, 470, 1256), "joy": (1743, 163, 402), "sadness": (683, 111, 208), "anger": (1109, 153, 345),
+    "surprise": (1205, 150, 281), "fear": (268, 40, 50), "disgust": (271, 22, 68)}
+EMOTIONS = tuple(PUBLISHED)
+SUFFIXES = (".wav", ".flac", *video.SUFFIXES)  # the first is preferred
+NAME = re.compile(r"dia([0-9]{1,6})_utt([0-9]{1,6})")
+SECOND_CUT = "final_videos_test"
+TIME = re.compile(r"([0-9]{1,2}):([0-9]{2}):([0-9]{2})[,.]([0-9]{1,3})")  # the last group counts milliseconds
+COLUMNS = {  # what a row must hold, and in words what is wrong with another value
+    "Speaker": (re.compile(r".+"), "no name"),
+    "Emotion": (re.compile("|".join(EMOTIONS), re.IGNORECASE), f"none of {', '.join(EMOTIONS)}"),
+    "Dialogue_ID": (re.compile(r"[0-9]{1,6}"), "no number"),
+    "Utterance_ID": (re.compile(r"[0-9]{1,6}"), "no number"),
+    "StartTime": (TIME, "no time like 00:16:16,059"),
+    "EndTime": (TIME, "no time like 00:16:16,059")}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a CSV; `start` and `end` are its seconds within the episode."""
+
+    split: str
+    dialogue: int
+    number: int
+    speaker: str
+    emotion: str
+    start: float
+    end: float
+
+    @property
+    def id(self) -> str:
+        return f"{self.split}_dia{self.dialogue}_utt{self.number}"
+
+
+def load(settings: Settings) -> Corpus:
+    """The dialogues below `settings.root`; the official split is the one fold, its dev the validation.
+
+    Raises UserError for a root that lacks a split's clips or CSV, a CSV that cannot be read, and a split of which
+    no clip can be heard. Single clips that are missing are skipped: `counts` and a note say how many.
+    """
+    root = settings.root_path
+    found = list(_walk(root))
+    clips, skipped = _clips(root, found)
+    tables = _tables(root, found, {split for split, _, _ in clips})
+    rows = [row for split in SPLITS for row in read_rows(tables[split], split)]
+    paths = {row: clips.pop((row.split, row.dialogue, row.number), None) for row in rows}
+    skipped += [Skipped(_name(root, path), f"has no row in {tables[split].name}")
+                for (split, _, _), path in clips.items()]
+    heard, unheard = _heard(settings, root, paths)
+    skipped += unheard
+    dialogues = [_conversation(list(turns), paths, heard)
+                 for _, turns in groupby(heard, lambda row: (row.split, row.dialogue))]
+    fold = Fold(*(tuple(d.id for d in dialogues if d.session == split) for split in SPLITS))
+    number = Counter((row.split, row.emotion) for row in heard)
+    counts = tuple(Count(split, emotion, PUBLISHED[emotion][i], number[split, emotion])
+                   for i, split in enumerate(SPLITS) for emotion in EMOTIONS)
+    code = runs.code_version(sys.modules[__name__], conversation, files, speech, video)
+    key = runs.key("meld", [[*astuple(row), file.sha256] for row, file in heard.items()],
+                   [astuple(s) for s in skipped], code)
+    return Corpus("meld", tuple(dialogues), EMOTIONS, (fold,), tuple(skipped), key, _notes(heard, counts, skipped),
+                  counts, speaker_independent=False)
+
+
+def read_rows(path: Path, split: str) -> list[Row]:
+    """The rows of a CSV, ordered by dialogue and utterance.
+
+    Raises UserError that names every kind of fault with its line and column: bytes that are not UTF-8, a broken
+    quotation, a column that is missing, values that are none, an utterance that stands twice.
+    """
+    data = _bytes(path)
+    try:
+        table = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        lacking = [column for column in COLUMNS if column not in (table.fieldnames or ())]
+        if lacking:
+            raise UserError(f"{path} has no column {', '.join(lacking)}, only {', '.join(table.fieldnames or ())}; "
+                            "fetch it again from github.com/declare-lab/MELD")
+        records = [(table.line_num, record) for record in table]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, line {1 + data[:error.start].count(10)}, is not UTF-8; save it so, or fetch it "
+                        "again from github.com/declare-lab/MELD") from None
+    except csv.Error as error:
+        raise UserError(f"{path}, line {table.reader.line_num}, is no row of a CSV ({error}); fetch the file again "
+                        "from github.com/declare-lab/MELD") from None
+    rows, faults = {}, [] if records else ["it holds no row"]
+    for line, record in records:
+        values = {column: (record[column] or "").strip() for column in COLUMNS}
+        wrong = [f"{column} {values[column][:40]!r} is {words}" for column, (pattern, words) in COLUMNS.items()
+                 if not pattern.fullmatch(values[column])]
+        if None in record:
+            wrong.append(f"{len(record[None])} field(s) more than columns")
+        if not wrong:
+            row = _row(split, **values)
+            if (row.dialogue, row.number) in rows:
+                wrong.append(f"dialogue {row.dialogue}, utterance {row.number} stands there a second time")
+            rows[row.dialogue, row.number] = row
+        faults += [f"line {line}: {words}" for words in wrong]
+    if faults:
+        raise UserError(f"{path} has {len(faults)} fault(s): {'; '.join(faults[:5])}{'; …' if faults[5:] else ''}; "
+                        "mend them, or fetch the file again from github.com/declare-lab/MELD")
+    return [rows[place] for place in sorted(rows)]
+
+
+def _bytes(path: Path) -> bytes:
+    """A file's content, or a UserError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; make it readable or take it away") from None
+
+
+def _row(split: str, Speaker: str, Emotion: str, Dialogue_ID: str, Utterance_ID: str, StartTime: str, EndTime: str
+         ) -> Row:
+    """Values of the right form as a Row."""
+    start, end = (3600 * int(h) + 60 * int(m) + int(s) + int(ms) / 1000
+                  for h, m, s, ms in (TIME.fullmatch(t).groups() for t in (StartTime, EndTime)))
+    # U+0092 is what Windows' apostrophe becomes in copies that were read as Latin-1.
+    speaker = " ".join(Speaker.split()).translate({0x2019: "'", 0x92: "'"})
+    return Row(split, int(Dialogue_ID), int(Utterance_ID), speaker, Emotion.lower(), start, end)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Every file below the root but the file system's own (._dia0_utt0.mp4, .DS_Store), in a fixed order."""
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot list {error.filename}: {error.strerror}; make it readable")
+
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _clips(root: Path, paths: Sequence[Path]) -> tuple[dict[tuple[str, int, int], Path], list[Skipped]]:
+    """(split, dialogue, utterance) -> the file to hear, and the files that are none."""
+    clips, skipped, others = {}, [], {}
+    audio = [path for path in paths if path.suffix.lower() in SUFFIXES]
+    for path in sorted(audio, key=lambda p: SUFFIXES.index(p.suffix.lower())):  # stable: then by path
+        item, numbers = _name(root, path), NAME.fullmatch(path.stem)
+        splits = set(re.findall("[a-z]+", item.rpartition("/")[0].lower())) & set(SPLITS)
+        if numbers is None:
+            skipped.append(Skipped(item, "is a second cut, which MELD's authors say to ignore" if
+                                   path.stem.startswith(SECOND_CUT) else "is not named like dia0_utt0"))
+        elif len(splits) != 1:
+            skipped.append(Skipped(item, "is in no folder named train, dev or test, or in several"))
+        else:
+            place = (*splits, int(numbers[1]), int(numbers[2]))
+            if clips.setdefault(place, path) != path:
+                others.setdefault(place[0], []).append((item, _name(root, clips[place])))
+    for split, pairs in others.items():
+        skipped.append(Skipped(f"{len(pairs)} file(s) of {split}", "another file of the same clip is heard, a wav "
+                               f"first: {pairs[0][1]} rather than {pairs[0][0]}"))
+    return clips, skipped
+
+
+def _tables(root: Path, paths: Sequence[Path], splits: set[str]) -> dict[str, Path]:
+    """split -> its CSV; UserError where one is missing, or the clips of a split are."""
+    tables, lacking = {}, [f"clips of {split}" for split in SPLITS if split not in splits]
+    for split in SPLITS:
+        found = [path for path in paths if path.name == f"{split}_sent_emo.csv"]
+        if not found:
+            lacking.append(f"{split}_sent_emo.csv")
+            continue
+        tables[split] = min(found, key=lambda path: len(path.parts))
+        for path in found:
+            if _bytes(path) != _bytes(tables[split]):
+                raise UserError(f"{tables[split]} and {path} differ: leave one of them below the root")
+    if lacking:
+        shown = sorted(path.name for path in root.iterdir())
+        raise UserError(f"root {root} is not MELD: it has no {', no '.join(lacking)}; expected train/train_splits/"
+                        "dia0_utt0.mp4, train_sent_emo.csv and their like of dev and test, found "
+                        f"{', '.join(shown[:6]) or 'nothing'}{', …' if shown[6:] else ''}; unpack MELD.Raw.tar.gz "
+                        "and the archives in it there")
+    return tables
+
+
+def _heard(settings: Settings, root: Path, paths: Mapping[Row, Path | None]
+           ) -> tuple[dict[Row, File], list[Skipped]]:
+    """The rows whose clips can be heard, in their order, and the others; UserError where a split has none."""
+    surveyed = files.survey(settings, root, [path for path in paths.values() if path])
+    heard, skipped = {}, []
+    for row, path in paths.items():
+        if path is None:
+            skipped.append(Skipped(row.id, f"has a row in {row.split}_sent_emo.csv, but no clip"))
+        elif fault := surveyed[path].fault:
+            skipped.append(Skipped(_name(root, path), fault))
+        else:
+            heard[row] = surveyed[path]
+    for split in SPLITS:
+        if split not in {row.split for row in heard}:
+            faults = [f"{_name(root, path)} {surveyed[path].fault}" for row, path in paths.items()
+                      if path and row.split == split]
+            raise UserError(f"no {split} clip below {root} has a row and can be heard "
+                            f"({faults[0] if faults else 'none has a row'}); unpack MELD.Raw.tar.gz there again")
+    return heard, skipped
+
+
+def _name(root: Path, path: Path) -> str:
+    """A path below the root as text, whatever bytes it has."""
+    return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "replace")
+
+
+def _conversation(rows: Sequence[Row], paths: Mapping[Row, Path | None], heard: Mapping[Row, File]) -> Conversation:
+    """One dialogue's turns after each other, each as long as its clip, with the pauses that the CSV has."""
+    utterances, clock, ended = [], 0.0, rows[0].start
+    for row in rows:
+        start = clock + max(0.0, row.start - ended)
+        clock, ended = start + heard[row].seconds, row.end
+        utterances.append(Utterance(row.id, row.speaker, start, clock, row.emotion, Clip(paths[row])))
+    return Conversation(f"{rows[0].split}_dia{rows[0].dialogue}", rows[0].split, tuple(utterances))
+
+
+def _notes(heard: Mapping[Row, File], counts: Sequence[Count], skipped: Sequence[Skipped]) -> tuple[str, ...]:
+    """What a reader of results must know."""
+    trained = {row.speaker for row in heard if row.split == "train"}
+    known = [row.speaker in trained for row in heard if row.split == "test"]
+    notes = ["The cast of Friends speaks in all three splits: "
+             f"{100 * sum(known) / len(known):.0f} % of the test utterances are by speakers of the training."]
+    if absent := sum(max(0, c.published - c.found) for c in counts):
+        by_split = ", ".join(f"{split} {sum(max(0, c.published - c.found) for c in counts if c.group == split)}"
+                             for split in SPLITS)
+        notes.append(f"{absent} of the {sum(c.published for c in counts)} published utterances are absent "
+                     f"({by_split}); those with a row are listed among what was left out.")
+    if cuts := sum(Path(s.item).name.startswith(SECOND_CUT) for s in skipped):
+        notes.append(f"The second cuts of {cuts} clip(s) ({SECOND_CUT}…) are not heard, as MELD's authors advise; "
+                     "others report that they fit the labels better.")
+    return tuple(notes)

@@ -1,0 +1,531 @@
+"""A manifest is read as it says, every row is used or listed, and all of its faults are told at once."""
+
+import csv
+import io
+import os
+import random
+import re
+import shutil
+import tempfile
+from contextlib import suppress
+from functools import cache
+
+import numpy as np
+import pytest
+import tree_manifest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as budget
+from hypothesis import strategies as st
+
+from dpmkit import corpora, runs, speech
+from dpmkit.corpora import Fold, Skipped, grouping, manifest, table
+from dpmkit.settings import Settings, UserError
+
+HOME = tempfile.TemporaryDirectory()
+COLUMNS = tree_manifest.COLUMNS
+
+
+def load(root, **overrides):
+    return corpora.load(Settings.of("smoke", overrides, corpus="manifest", root=str(root), home=HOME.name))
+
+
+def refused(root, match):
+    with pytest.raises(UserError, match=match) as caught:
+        load(root)
+    return str(caught.value)
+
+
+def turns(corpus):
+    return [u for c in corpus.conversations for u in c.utterances]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parsed_once():
+    """Hashing the code takes ten times what a small table does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "code_version", cache(runs.code_version))
+        yield
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    root = tmp_path_factory.mktemp("manifest")
+    return root, tree_manifest.make(root)
+
+
+@pytest.fixture
+def tree(pristine, tmp_path):
+    """(root, rows): a copy of the manifest corpus of `tree_manifest`."""
+    return shutil.copytree(pristine[0], tmp_path / "root"), [dict(r) for r in pristine[1]]
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    """A folder of noise: a.wav to d.wav of 2, 1.5, 1 and 0.5 s, and broken.wav, which is none."""
+    root, rng = tmp_path_factory.mktemp("sounds"), np.random.default_rng(0)
+    for name, seconds in (("a", 2.0), ("b", 1.5), ("c", 1.0), ("d", 0.5)):
+        speech.write(root / f"{name}.wav", rng.uniform(-0.5, 0.5, round(seconds * speech.RATE)).astype(np.float32))
+    (root / "broken.wav").write_bytes(b"RIFF")
+    return root
+
+
+# Three conversations of one turn each stand below every small table, so that there is something to train on.
+REST = [{"conversation": c, "utterance": "1", "speaker": c, "emotion": e, "path": "d.wav"}
+        for c, e in (("x", "neu"), ("y", "sad"), ("z", "neu"), ("w", "sad"))]
+
+
+def turn(cells):
+    names = ("utterance", "speaker", "start", "end", "path")
+    return {**dict(zip(names, cells, strict=True)), "conversation": "c", "emotion": "neu"}
+
+
+def one(root, *rows, rest=REST):
+    """The conversation `c` of these (utterance, speaker, start, end, path), among the rest."""
+    tree_manifest.write(root, [*map(turn, rows), *rest])
+    return next(c.utterances for c in load(root).conversations if c.id == "c")
+
+
+def test_rows_become_turns_and_sessions_are_who_speaks_with_whom(pristine):
+    root, rows = pristine
+    corpus = load(root)
+    assert corpus.emotions == ("neu", "hap", "sad", "ang") and corpus.speaker_independent and not corpus.skipped
+    assert len(turns(corpus)) == len(rows) == 72 and not corpus.notes
+    told = {r["utterance"]: r for r in rows}
+    for c in corpus.conversations:
+        assert [u.start for u in c.utterances] == sorted(u.start for u in c.utterances)
+        assert c.session == c.id[:2] + "c0"
+        for u in c.utterances:
+            row = told[u.id]
+            assert (c.id, u.speaker, u.emotion or "") == (row["conversation"], row["speaker"], row["emotion"])
+            assert (f"{u.start:.3f}", f"{u.end:.3f}") == (row["start"], row["end"])
+            assert u.audio.path == root / row["path"]
+            assert len(speech.read(u.audio.path, u.audio.start, u.audio.end)) == round(u.seconds * speech.RATE)
+    assert sum(u.emotion is None for u in turns(corpus)) == 12
+    counts = corpus.counts_table()
+    assert set(counts["group"]) == {f"s{i}c0" for i in range(6)} and counts["found"].sum() == 60
+
+
+def test_five_folds_test_every_session_once_and_share_no_speaker(pristine):
+    corpus = load(pristine[0])
+    speakers = {c.id: {u.speaker for u in c.utterances} for c in corpus.conversations}
+    assert [f.test for f in corpus.folds] == [("s0c0", "s0c1", "s5c0", "s5c1"), *(
+        (f"s{i}c0", f"s{i}c1") for i in range(1, 5))]
+    for fold, following in zip(corpus.folds, (*corpus.folds[1:], corpus.folds[0]), strict=True):
+        assert fold.validation == following.test
+        assert sorted(fold.train + fold.validation + fold.test) == sorted(speakers)
+        sides = [set().union(*(speakers[i] for i in ids)) for ids in (fold.train, fold.validation, fold.test)]
+        assert sum(map(len, sides)) == len(set().union(*sides)) == 12
+
+
+@pytest.mark.parametrize(("start", "end", "heard"), [
+    (0.5, 1.5, (0.5, 1.5)), (0.0, 2.0, (0.0, 2.0)), (5.0, 7.0, "own"), (5.0, 7.05, "own"), (5.0, 6.95, "own"),
+    (0.03, 2.03, "own"), (0.5, 2.0005, (0.5, 2.0)), (0.5, 2.05, (0.5, 2.0)),
+    (0.5, 2.06, None), (5.0, 7.06, None), (5.0, 6.94, None), (2.0, 2.04, None), (1.9, 4.0, None),
+])
+def test_times_cut_the_file_or_place_it(sounds, start, end, heard):
+    row = ("1", "s", start, end, "a.wav")  # of 2 s
+    if heard is None:
+        tree_manifest.write(sounds, [turn(row), *REST])
+        refused(sounds, rf"1 fault.*\n  row 2, end: {end:g} s is beyond the end of 'a.wav', which lasts 2.000 s")
+        return
+    said, = one(sounds, row)
+    assert said.start == start
+    if heard == "own":
+        assert (said.audio.start, said.audio.end) == (0.0, None) and said.seconds == pytest.approx(2.0, abs=1e-9)
+    else:
+        assert (said.audio.start, said.audio.end) == heard and said.end == heard[1]
+
+
+def test_without_times_whole_files_follow_one_another(sounds):
+    said = one(sounds, ("2", "s", "", "", "c.wav"), ("1", "t", "", "", "a.wav"), ("3", "s", "", "", "b.wav"))
+    assert [(u.audio.path.name, u.start, u.end) for u in said] == [
+        ("c.wav", 0.0, 1.0), ("a.wav", 1.0, 3.0), ("b.wav", 3.0, 4.5)]
+    tree_manifest.write(sounds, REST, ("conversation", "utterance", "speaker", "emotion", "path"))
+    assert [u.seconds for u in turns(load(sounds))] == [0.5] * 4
+
+
+def test_start_orders_turns_of_one_clock_and_overlaps_stay(sounds):
+    said = one(sounds, ("3", "t", 0.5, 2, "a.wav"), ("2", "s", 0, 1.5, "a.wav"), ("1", "t", 0, 1.5, "a.wav"))
+    assert [(u.id[-1], u.start, u.end) for u in said] == [("1", 0.0, 1.5), ("2", 0.0, 1.5), ("3", 0.5, 2.0)]
+    placed = one(sounds, ("3", "s", 9, 10.5, "b.wav"), ("1", "s", 0.5, 1.5, "a.wav"), ("2", "t", 1, 2, "c.wav"))
+    assert [(u.id[-1], u.start, u.end) for u in placed] == [("1", 0.5, 1.5), ("2", 1.0, 2.0), ("3", 9.0, 10.5)]
+
+
+def test_microphones_run_together_and_other_recordings_one_after_the_other(sounds):
+    cuts = [("1", 1, 1.5, "b.wav"), ("2", 0.5, 1, "a.wav"), ("3", 0, 0.5, "b.wav"), ("4", 0, 0.5, "a.wav")]
+    together = one(sounds, *((i, p, start, end, p) for i, start, end, p in cuts))
+    assert [(u.id[-1], u.start) for u in together] == [("3", 0.0), ("4", 0.0), ("2", 0.5), ("1", 1.0)]
+    for speakers in ("sstt", "    ", "sts ", "s s "):  # a speaker in two recordings, or one who is unknown
+        apart = one(sounds, *((i, s, start, end, p) for s, (i, start, end, p) in zip(speakers, cuts, strict=True)))
+        assert [(u.id[-1], u.start, u.end) for u in apart] == [
+            ("3", 0.0, 0.5), ("1", 1.0, 1.5), ("4", 1.5, 2.0), ("2", 2.0, 2.5)]
+    # Files of one utterance each, with their own times: the rows' order is all that there is.
+    own = [("1", "s", 0, 2.004, "a.wav"), ("2", "t", 0, 0.5, "d.wav"), ("3", "s", 0, 1, "c.wav")]
+    for rows in (own, own[:2]):
+        assert [(u.id[-1], u.start, u.end) for u in one(sounds, *rows)] == [
+            ("1", 0.0, 2.0), ("2", 2.0, 2.5), ("3", 2.5, 3.5)][:len(rows)]
+
+
+def test_ids_stay_where_all_differ(sounds):
+    assert [u.id for u in one(sounds, ("7", "s", "", "", "a.wav"), rest=[
+        dict(r, utterance=f"u{i}") for i, r in enumerate(REST)])] == ["7"]
+    assert [u.id for u in one(sounds, ("1", "s", "", "", "a.wav"))] == ["c_1"]
+    tree_manifest.write(sounds, [*REST, dict(REST[0], conversation="a", utterance="b_1"),
+                                 dict(REST[0], conversation="a_b", utterance="1")])
+    refused(sounds, r"1 fault.*\n  row 7, utterance: 'a_b_1' is what row 6 is called, too")
+
+
+@pytest.mark.parametrize("encode", [
+    lambda t: t.encode("utf-8-sig"),
+    lambda t: ("\ufeff" + t).encode("utf-8-sig"),
+    lambda t: t.replace("\r\n", "\n").encode(),
+    lambda t: t.replace("\r\n", "\r").encode(),
+    lambda t: t.replace(",", "\t").encode("utf-16"),
+    lambda t: t.replace(",", ";").replace(".", ",").replace(",wav", ".wav").encode(),
+    lambda t: t.replace(",", " , ").encode(),
+    lambda t: (t + "\r\n,,,,,,\r\n\r\n").encode(),
+    lambda t: re.sub("^[a-z,]+|neu|hap|sad|ang", lambda m: m[0].upper(), t).encode(),
+    lambda t: "".join('"' + line.replace(",", '", "') + '"\r\n' for line in t.split("\r\n") if line).encode(),
+], ids=["bom", "two boms", "lf", "cr", "utf-16 tabs", "semicolons", "blanks", "empty rows", "capitals", "quoted"])
+def test_spreadsheets_write_it_in_many_ways(tree, encode):
+    root, path = tree[0], tree[0] / "manifest.csv"
+    expected = load(root)
+    path.write_bytes(encode(path.read_bytes().decode()))
+    assert load(root) == expected
+
+
+def test_other_columns_are_listed_and_those_misspelt_refused(tree):
+    root, rows = tree
+    expected = load(root)
+    for number, row in enumerate(rows):
+        row.update({"": number, "text": 'said "so", and left', "Season": 1, "arousal": 0.5})
+    tree_manifest.write(root, rows, ("", *COLUMNS, "text", "Season", "arousal"))
+    corpus = load(root)
+    assert corpus.conversations == expected.conversations
+    assert [s.item for s in corpus.skipped] == [
+        "column (without a name)", "column arousal", "column season", "column text"]
+    for name, wrong in (("emotion", "emotoin"), ("start", "strat"), ("start", "start_time"), ("end", "offset"),
+                        ("split", "subset"), ("conversation", "Conversation ID"), ("session", "sessions")):
+        tree_manifest.write(root, [{**r, wrong: r.get(name, "")} for r in rows],
+                            (*(c for c in COLUMNS if c != name), wrong))
+        refused(root, rf"1 fault.*\n  row 1, column '{wrong.casefold()}' is not known; is it {name}\?")
+    path = root / "manifest.csv"  # neither column: no row is blamed for what it then seems to lack
+    tree_manifest.write(root, rows)
+    path.write_text(path.read_text().replace("start,end", "start_s,end_s", 1))
+    refused(root, r"2 fault.*\n  row 1, column 'start_s' .*\n  row 1, column 'end_s' is not known; is it end")
+
+
+def test_every_fault_is_told_by_row_and_column(sounds):
+    rows = [{"conversation": "c", "utterance": "1", "speaker": "s", "emotion": "neu", "path": "a.wav", "start": "0",
+             "end": "1", "session": "S", "split": "train"}]
+    wrong = [({"start": "0:01"}, "start: '0:01' is not a number of seconds"),
+             ({"start": "1_0"}, "start: '1_0' is not a number"), ({"end": "inf"}, "end: 'inf' is not a number"),
+             ({"end": "nan"}, "end: 'nan' is not a number"), ({"end": "1e300"}, "end: '1e300' is not a number"),
+             ({"start": "-1"}, "start: '-1' is negative"), ({"start": "1"}, "end: '1' is not after start, '1'"),
+             ({"start": "0.99999"}, "end: '1' is not after start"), ({"end": ""}, "end: is empty, the other time"),
+             ({"end": "9"}, "end: 9 s is beyond the end of 'a.wav', which lasts 2.000 s"),
+             ({"conversation": ""}, "conversation: is empty"), ({"utterance": " "}, "utterance: is empty"),
+             ({"path": ""}, "path: is empty"), ({"emotion": "NaN"}, "emotion: 'NaN' is no name; leave the cell"),
+             ({"speaker": "x" * 1001}, "speaker: 1001 characters"),
+             ({"split": "holdout"}, "split: 'holdout' is none of train, training"),
+             ({"utterance": "1"}, "utterance: 'c_1' is what row 2 is called, too"),
+             ({"split": "dev"}, "split: 'validation', but 'train' in row 2 of the same conversation"),
+             ({"session": "T"}, "session: 'T', but 'S' in row 2 of the same conversation"),
+             ({"start": "", "end": ""}, "start, end: empty, but given in row 2 of the same conversation"),
+             ({"conversation": "d", "split": ""}, "split: is empty, but other conversations have one"),
+             ({"conversation": "e", "path": "c.wav", "start": "", "end": ""}, None),
+             ({"conversation": "e", "path": "c.wav", "start": "", "end": ""}, "path: 'c.wav' is the whole of row"),
+             ({"speaker": "\ufffd"}, "not UTF-8"), ({"speaker": "\0"}, "a NUL byte")]
+    for number, (cells, _) in enumerate(wrong, 3):
+        rows.append({**rows[0], "utterance": str(number), **cells})
+    path = tree_manifest.write(sounds, rows, (*COLUMNS, "session", "split"))
+    text = path.read_text(encoding="utf-8")
+    text += 'c,40,s,0,1,neu,"a.wav,S,train\nc,41,s\nc,42,s,0,1,neu,a.wav,S,train,9\n'
+    path.write_bytes(text.encode() + b"c,43,\xfc,0,1,neu,a.wav,S,train\n")
+    number = len(rows) + 1
+    wanted = [(i, words) for i, (_, words) in enumerate(wrong, 3) if words] + [
+        (number + 1, "not cells (unexpected end of data): a quotation mark must be closed on its line"),
+        (number + 2, "3 cells, where the header has 9"), (number + 3, "10 cells, where the header has 9"),
+        (number + 4, "not UTF-8: save the table as UTF-8")]
+    rows, faults = table.read(path, found := []), sorted(found)
+    manifest._turns(sounds, rows[0], {sounds / "a.wav": manifest.files.File(2.0, "", None)}, faults)
+    told = sorted((line, words) for line, words in faults)
+    for line, words in wanted:
+        assert any(at == line and words in said for at, said in told), (line, words, told)
+    assert {line for line, _ in told} == {line for line, _ in wanted}
+    message = refused(sounds, rf"manifest.csv has {len(told)} fault\(s\); mend them")
+    shown = message.split("\n")[1:]
+    assert [line.split(",")[0] for line in shown[:-1]] == [f"  row {line}" for line, _ in told[:20]]
+    assert shown[-1] == f"  … and {len(told) - 20} more"
+
+
+@pytest.mark.parametrize(("data", "words"), [
+    (b"", "is empty: write a header"), (b"\xef\xbb\xbf\r\n \n", "is empty: write a header"),
+    (b"\xff\xfe", "is empty"), (b"\xff\xfea", "no header that can be read:\n  row 1, not UTF-8"),
+    (b"conversation,utterance,speaker,emotion,path\n", "row 1, the header: no row stands below it"),
+    (b"conversation,utterance,speaker,emotion,path\n\n,,,,\n", "row 1, the header: no row stands below it"),
+    (b"conversation,utterance,emotion,emotion\nc,1,neu,neu\n",
+     r"row 1, column speaker is missing\n  row 1, column path is missing\n  row 1, column emotion stands there tw"),
+    (b"conversation,utterance,speaker,emotion,path,end\nc,1,s,neu,a.wav,1\n", "row 1, column start is missing"),
+    (b"c,1,s,neu,a.wav\n", "5 fault.*\n  row 1, column conversation is missing"),
+    (b"\nconversation,utterance,sp\x00eaker,emotion,path\n", "header that can be read:\n  row 2, a NUL byte"),
+    (b"conversation,utterance,sp\xe9aker,emotion,path\n", "header that can be read:\n  row 1, not UTF-8"),
+    (b'"conversation,utterance,speaker,emotion,path\nc,1,s,neu,a.wav\n', "row 1, not cells"),
+    (b"x" * 1_000_000, "row 1, not cells .field larger"), (b"PK\x03\x04\x14\x00\x08\x00", "row 1, a NUL byte"),
+    (b"conversation,utterance,speaker,emotion,path\nc,1,s,neu," + b"x" * 1_000_000, "row 2, not cells .field"),
+    (b"conversation,utterance,speaker,emotion,path\nc,1,s,neu," + b"x" * 5000, "row 2, path: 5000 characters"),
+])
+def test_a_table_that_is_none_is_refused(tmp_path, data, words):
+    (tmp_path / "manifest.csv").write_bytes(data)
+    assert len(refused(tmp_path, words)) < 3000
+
+
+def test_a_root_without_a_table_is_refused(tmp_path):
+    refused(tmp_path, r"cannot read .*manifest\.csv \(No such file.*columns conversation, utterance")
+    (tmp_path / "manifest.csv").mkdir()
+    refused(tmp_path, r"cannot read .*manifest\.csv \(Is a directory\)")
+    refused(tmp_path / "manifest.csv" / "x", "is not a folder")
+
+
+def test_a_given_split_is_the_one_fold(tree):
+    root, rows = tree
+    names = {"0": "train", "1": "TRAINING", "2": "dev", "3": "val", "4": "Validation", "5": "test"}
+    for row in rows:
+        row["split"] = names[row["conversation"][1]]
+    tree_manifest.write(root, rows, (*COLUMNS, "split"))
+    corpus = load(root)
+    assert corpus.folds == (Fold(("s0c0", "s0c1", "s1c0", "s1c1"), tuple(
+        f"s{i}c{j}" for i in (2, 3, 4) for j in (0, 1)), ("s5c0", "s5c1")),)
+    assert corpus.speaker_independent and not corpus.notes
+    assert set(corpus.counts_table()["group"]) == {"train", "validation", "test"}
+    for row in rows:  # a speaker of the training speaks in the test
+        row["speaker"] = row["speaker"].replace("speaker11", "speaker0")
+    tree_manifest.write(root, rows, (*COLUMNS, "split"))
+    corpus = load(root)
+    assert not corpus.speaker_independent and "1 speaker(s) of a fold's test (speaker0)" in corpus.notes[0]
+    tree_manifest.write(root, [dict(r, split="train" if r["split"] == "test" else r["split"]) for r in rows],
+                        (*COLUMNS, "split"))
+    refused(root, "column split: no conversation that can be heard is of test")
+
+
+def test_a_session_column_decides_the_sessions(tree):
+    root, rows = tree
+    for row in rows:
+        row["session"] = "ABCABC"[int(row["conversation"][1])]
+    tree_manifest.write(root, rows, (*COLUMNS, "session"))
+    corpus = load(root)
+    assert corpus.folds[0].test == ("s0c0", "s0c1", "s3c0", "s3c1") and len(corpus.folds) == 3
+    assert {c.session for c in corpus.conversations} == set("ABC") and corpus.speaker_independent
+    for row in rows:  # sessions that share a speaker
+        row["speaker"] = "everyone" if row["speaker"] in ("speaker0", "speaker2") else row["speaker"]
+    tree_manifest.write(root, rows, (*COLUMNS, "session"))
+    corpus = load(root)
+    assert not corpus.speaker_independent and "(everyone)" in corpus.notes[0]
+
+
+def test_few_sessions_leave_conversations_out_and_say_so(tree):
+    root, rows = tree
+    rows = [r for r in rows if r["conversation"][1] in "01"]
+    tree_manifest.write(root, rows)
+    corpus = load(root)
+    assert [f.test for f in corpus.folds] == [("s0c0",), ("s0c1",), ("s1c0",), ("s1c1",)]
+    assert not corpus.speaker_independent and "Only 2 session(s)" in corpus.notes[0]
+    tree_manifest.write(root, [r for r in rows if r["conversation"] != "s0c0"])
+    assert len(load(root).folds) == 3
+    tree_manifest.write(root, [r for r in rows if r["conversation"] < "s1"])
+    refused(root, r"2 conversation\(s\) with an emotion can be heard; three are needed")
+    strangers = [dict(r, session="1", speaker=r["conversation"] + r["speaker"]) for r in rows]
+    tree_manifest.write(root, strangers, (*COLUMNS, "session"))  # the column has the last word
+    assert not load(root).speaker_independent and "Only 1 session(s)" in load(root).notes[0]
+
+
+def test_unknown_speakers_are_new_ones_in_each_conversation_and_noted(tree):
+    root, rows = tree
+    for row in rows:
+        row["speaker"] = "" if row["speaker"] == "speaker0" else row["speaker"]
+    tree_manifest.write(root, rows)
+    corpus = load(root)
+    said = {u.id: u.speaker for u in turns(corpus)}
+    assert said["s0c0u0"] == said["s0c0u2"] == "unknown (s0c0)" and said["s0c1u0"] == "unknown (s0c1)"
+    assert not corpus.speaker_independent and "2 of 12 conversations have unknown speakers" in corpus.notes[0]
+    assert {c.session for c in corpus.conversations} == {f"s{i}c0" for i in range(6)}  # speaker1 still links
+    tree_manifest.write(root, [dict(r, speaker="") for r in rows])
+    assert len({c.session for c in load(root).conversations}) == 12
+
+
+def test_groups_are_of_about_equal_weight_and_what_has_no_emotion_trains(tree):
+    root, rows = tree
+    rows = [r for r in rows if r["conversation"] not in ("s1c0", "s2c0", "s2c1")]  # s1 lighter, s2 taken out
+    for row in rows:
+        row["emotion"] = "" if row["conversation"][1] == "3" else row["emotion"]
+    tree_manifest.write(root, rows)
+    corpus = load(root)
+    assert [f.test for f in corpus.folds] == [("s0c0", "s0c1"), ("s1c1",), ("s4c0", "s4c1"), ("s5c0", "s5c1")]
+    assert all({"s3c0", "s3c1"} <= set(f.train) for f in corpus.folds)
+    rows = [dict(r, conversation=r["conversation"] + r["utterance"][-1], speaker=r["conversation"] + r["speaker"])
+            for r in rows]
+    tree_manifest.write(root, random.Random(1).sample(rows, len(rows)))
+    labelled = {c.id: sum(u.emotion is not None for u in c.utterances) for c in load(root).conversations}
+    loads = [sum(labelled[i] for i in f.test) for f in load(root).folds]
+    assert sum(loads) == sum(labelled.values()) and max(loads) - min(loads) <= 3  # of the heaviest group
+
+
+def test_heavy_groups_are_dealt_first():
+    weight = dict(a=9, b=1, c=1, d=8, e=1, f=1, g=7, h=7, i=0, j=6)
+    folds = grouping._dealt({name: name.upper() for name in weight}, weight)
+    assert [f.test for f in folds] == [("a",), ("b", "f", "j"), ("c", "g"), ("d",), ("e", "h")]
+    assert all(sorted(f.train + f.validation + f.test) == sorted(weight) and "i" in f.train for f in folds)
+
+
+def test_speakers_link_conversations_directly_or_through_others():
+    speakers = {"c": {"x", "y"}, "b": {"y", "z"}, "a": {"z"}, "d": {""}, "e": {"", "w"}, "f": {"w"}}
+    assert grouping.linked(speakers) == {"a": "a", "b": "a", "c": "a", "d": "d", "e": "e", "f": "e"}
+    assert grouping.linked({"b": {""}, "a": {""}}) == {"a": "a", "b": "b"}
+
+
+def test_an_emotion_that_training_lacks_is_noted(tree):
+    root, rows = tree
+    for row in rows:
+        row["emotion"] = "fear" if row["utterance"] == "s5c0u0" else row["emotion"]
+    tree_manifest.write(root, rows)
+    assert [n for n in load(root).notes if "fear" in n] == ["Fold 1: fear in the test, never in training."]
+
+
+def test_emotions_are_those_that_occur(sounds):
+    def emotions(*labels):
+        tree_manifest.write(sounds, [dict(r, emotion=e) for r, e in zip(REST, labels, strict=True)])
+        return load(sounds).emotions
+
+    assert emotions("ang", " SAD", "Neu", "hap ") == ("neu", "hap", "sad", "ang")
+    assert emotions("very  Glad", "calm", "Very glad", "calm") == ("calm", "very glad")
+    for labels, told in ((("",) * 4, r"0 emotion\(s\) \(none\)"), (("calm",) * 4, r"1 emotion\(s\) \(calm\)")):
+        with pytest.raises(UserError, match=rf"column emotion: {told}.*label turns with two or more"):
+            emotions(*labels)
+
+
+def test_audio_that_cannot_be_heard_is_listed_unless_it_is_most(tree, sounds):
+    root, rows = tree
+    (root / "clips" / "s0c1" / "0.wav").unlink()
+    (root / "clips" / "s0c1" / "1.wav").write_bytes(b"")
+    (root / "folder.wav").mkdir()
+    os.symlink("loop.wav", root / "loop.wav")
+    for utterance, path in (("s1c1u0", "folder.wav"), ("s1c1u1", "x" * 300), ("s1c1u2", "loop.wav"),
+                            ("s1c1u3", "y" * 999), ("s1c1u4", "/dev/null"), ("s1c1u5", str(sounds / "d.wav"))):
+        next(r for r in rows if r["utterance"] == utterance)["path"] = path
+    tree_manifest.write(root, rows)
+    corpus = load(root)
+    assert len(turns(corpus)) + len(corpus.skipped) == len(rows) and len(corpus.skipped) == 7
+    assert Skipped("s0c1, s0c1u0: clips/s0c1/0.wav", "does not exist") in corpus.skipped
+    reasons = {s.item.split(":")[0][-6:]: s.reason for s in corpus.skipped}
+    assert reasons["s0c1u1"] == "is empty (0 bytes)" and reasons["s1c1u0"] == reasons["s1c1u4"] == "is no file"
+    assert "cannot be reached (File name too long)" == reasons["s1c1u1"]
+    assert Skipped("s1c1, s1c1u4: null", "is no file") in corpus.skipped  # no path of a machine in a record
+    assert next(u for u in turns(corpus) if u.id == "s1c1u5").audio.path == sounds / "d.wav"
+    shutil.rmtree(root / "clips")
+    for name in ("s0c0.wav", "s1c0.wav"):
+        (root / name).unlink()
+    refused(root, r"audio of 47 of 72 rows cannot be heard.*\n  row 2, path: 's0c0.wav' does not exist")
+
+
+def test_the_key_follows_what_was_read(tree):
+    root, rows = tree
+    first = load(root)
+    os.utime(root / "s0c0.wav", (0, 0))
+    moved = shutil.copytree(root, root.parent / "elsewhere")
+    assert load(root).key == load(moved).key == first.key
+    keys = {first.key}
+    for name, value in (("emotion", "hap"), ("speaker", "speaker1"), ("start", "0.1"), ("conversation", "s0c00")):
+        tree_manifest.write(root, [{**rows[0], name: value}, *rows[1:]])
+        keys.add(load(root).key)
+    tree_manifest.write(root, rows)
+    speech.write(root / "s0c0.wav", speech.read(root / "s0c0.wav") / 2)
+    keys.add(load(root).key)
+    assert len(keys) == 6
+
+
+@budget(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_neither_the_order_of_rows_nor_of_columns_matters(pristine, data):
+    root, rows = pristine
+    expected = load(root)
+    tree_manifest.write(root, data.draw(st.permutations(rows)), data.draw(st.permutations(COLUMNS)))
+    try:
+        assert load(root) == expected
+    finally:
+        tree_manifest.write(root, rows)
+
+
+NAMES = st.sampled_from(["a", "b", "c", "d", "e", "a_b", "ü", "x,y", 'say "so"', " ", "nan"]) | st.text(max_size=3)
+TIMES = st.sampled_from(["", "0", "0.5", "1", "1.5", "2", "7", "9", "-1", "x", "1e9", "0,5"]) | st.floats().map(str)
+PATHS = st.sampled_from(["a.wav", "b.wav", "c.wav", "d.wav", "a.wav", "b.wav", "broken.wav", "absent.wav"])
+CELLS = {"conversation": NAMES, "utterance": st.integers(0, 30).map(str) | NAMES, "speaker": NAMES,
+         "emotion": st.sampled_from(["neu", "sad", "", "hap", "ang"]) | NAMES,
+         "path": PATHS | st.sampled_from(["../x", "/", "."]) | NAMES, "start": TIMES, "end": TIMES,
+         "session": NAMES, "split": st.sampled_from(["", "train", "dev", "test", "x"])}
+GOOD = st.fixed_dictionaries({
+    "conversation": st.sampled_from("abcdef"), "speaker": st.sampled_from(["s", "t", "", "u"]), "path": PATHS,
+    "emotion": st.sampled_from(["neu", "sad", ""]),
+    "span": st.sampled_from([("0", "0.5"), ("0.1", "0.3"), ("0.2", "0.5"), ("7", "7.5")])})
+
+
+def accounted(root, rows):
+    """Whether it loaded; then every row must be a turn or be listed."""
+    try:
+        corpus = manifest.load(Settings.of("smoke", corpus="manifest", root=str(root), home=HOME.name))
+    except UserError as error:
+        assert len(str(error)) < 8000
+        return False
+    assert len(turns(corpus)) + len([s for s in corpus.skipped if not s.item.startswith("column ")]) == rows
+    assert len({u.id for u in turns(corpus)}) == len(turns(corpus))
+    for c in corpus.conversations:
+        assert [u.start for u in c.utterances] == sorted(u.start for u in c.utterances)
+    for u in turns(corpus):
+        assert len(speech.read(u.audio.path, u.audio.start, u.audio.end)) == pytest.approx(
+            u.seconds * speech.RATE, abs=1)
+    for fold in corpus.folds:
+        assert sorted(fold.train + fold.validation + fold.test) == sorted(c.id for c in corpus.conversations)
+    return True
+
+
+@budget(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(GOOD, min_size=8, max_size=20), timed=st.booleans(), delimiter=st.sampled_from(",;\t"))
+def test_likely_manifests_load_with_every_row_accounted_for(sounds, rows, timed, delimiter):
+    for number, row in enumerate(rows):
+        row["utterance"] = f"u{number}"
+        row["start"], row["end"] = row.pop("span")
+        if not timed:
+            row["conversation"] += str(number // 2)
+        elif row["start"] == "7":
+            row["path"] = "d.wav"
+    tree_manifest.write(sounds, rows, COLUMNS if timed else tuple(c for c in COLUMNS if c not in ("start", "end")),
+                        delimiter=delimiter)
+    accounted(sounds, len(rows))
+
+
+@budget(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(columns=st.lists(st.sampled_from([*CELLS, "text", ""]) | st.text(max_size=5), max_size=10),
+       rows=st.lists(st.fixed_dictionaries(CELLS), max_size=8), spoil=st.none() | st.binary(max_size=4),
+       data=st.data())
+def test_any_manifest_loads_or_is_refused(sounds, columns, rows, spoil, data):
+    text = io.StringIO(newline="")
+    out = csv.writer(text)
+    columns = [*CELLS] if data.draw(st.booleans()) else columns
+    out.writerow(columns)
+    out.writerows([[r.get(c, "x") for c in columns] for r in rows])
+    written = text.getvalue().encode()
+    if spoil is not None:
+        at = data.draw(st.integers(0, len(written)))
+        written = written[:at] + spoil + written[at:]
+    (sounds / "manifest.csv").write_bytes(written)
+    if spoil is None:
+        accounted(sounds, sum(any(r.get(c, "x").strip() for c in columns) for r in rows))
+    else:
+        with suppress(UserError):
+            load(sounds)
+
+
+@budget(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=200))
+def test_any_bytes_are_refused(sounds, data):
+    (sounds / "manifest.csv").write_bytes(data)
+    refused(sounds, "manifest.csv")

@@ -1,0 +1,194 @@
+"""A recording becomes a conversation that can be heard, and a table that a person labels and never loses."""
+
+import os
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dpmkit import corpora, protocols, segments, speech, tokenizers
+from dpmkit.__main__ import main
+from dpmkit.corpora import espeak, recording, texts
+from dpmkit.corpora.dynamics import EMOTIONS
+from dpmkit.settings import MemorySettings, Settings, UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:silero_vad", "ignore:.*torch.jit")
+pytest.importorskip("silero_vad", reason="SILERO-VAD ABSENT: pip install -e '.[vad]'")
+
+
+def say(path, count=3, voice="m1"):
+    """A recording of `count` utterances, a second of silence around each; its path."""
+    pieces = [np.zeros(speech.RATE, np.float32)]
+    for text in texts.TEXTS[:count]:
+        waveform, rate = espeak.speak(text, f"en-us+{voice}", pitch=50, pitch_range=50, rate=170)
+        pieces += [speech.resample(waveform, rate), pieces[0]]
+    speech.write(path, np.concatenate(pieces))
+    return path
+
+
+def silence(path):
+    speech.write(path, np.zeros(2 * speech.RATE))
+    return path
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings.of("smoke", home=str(tmp_path / "home"))
+
+
+@pytest.fixture
+def command(tmp_path):
+    """`dpmkit segment` with these arguments: the exit code."""
+    return lambda *arguments: main(["segment", *map(str, arguments), "--home", str(tmp_path / "home")])
+
+
+def test_a_recording_is_a_conversation_of_one_unknown_speaker(tmp_path, settings):
+    path = say(tmp_path / "talk.wav")
+    talk = recording.conversation(path, settings)
+    found = segments.find(path, settings.segments)
+    assert (talk.id, talk.session, len(talk.utterances)) == ("talk", "talk", 3)
+    for utterance, start, end in zip(talk.utterances, found["start"], found["end"], strict=True):
+        assert (utterance.start, utterance.end, utterance.emotion) == (start, end, None)
+        assert utterance.audio == corpora.Clip(path, start, end)
+    assert {u.speaker for u in talk.utterances} == {"unknown (talk)"}
+    assert [u.id for u in talk.utterances] == ["talk_00000", "talk_00001", "talk_00002"]
+
+
+def test_what_was_found_is_kept_until_the_settings_or_the_recording_change(tmp_path, settings, monkeypatch):
+    path, find, calls = say(tmp_path / "talk.wav"), segments.find, []
+    monkeypatch.setattr(segments, "find", lambda *a: calls.append(a) or find(*a))
+    first = recording.conversation(path, settings)
+    assert recording.conversation(path, settings) == first and len(calls) == 1
+    recording.conversation(path, settings.replace("segments.pad", 0.0))
+    assert len(calls) == 2
+    assert len(recording.conversation(say(path, 2), settings).utterances) == 2 and len(calls) == 3
+
+
+def test_the_memory_hears_a_recording(tmp_path, settings, sllm):
+    path = say(tmp_path / "talk.wav")
+    talk = recording.conversation(path, settings)
+    tokenizer = tokenizers.create(settings.replace("codes.codebook_size", 16))
+    waveforms = list(speech.cuts(path, [(u.audio.start, u.audio.end) for u in talk.utterances]))
+    tokenizer.fit(waveforms)
+    codes = dict(zip([u.id for u in talk.utterances], tokenizer.encode(waveforms), strict=True))
+    heard, = protocols.listen(sllm, [talk], codes, EMOTIONS, MemorySettings(rank=2, prefix=8), 8, writes=True)
+    assert heard["utterance"].tolist() == [u.id for u in talk.utterances]
+    assert heard["emotion"].isna().all() and heard["loss"].notna().any()
+    np.testing.assert_allclose(heard[[f"p_{e}" for e in EMOTIONS]].sum(axis=1), 1, rtol=1e-5)
+
+
+def test_the_table_is_labelled_and_loaded_as_a_corpus(tmp_path, settings, command):
+    paths = [say(tmp_path / "audio" / f"talk{i}.wav", voice=v) for i, v in enumerate(("m1", "f1", "m3"))]
+    out = tmp_path / "project"
+    assert command(*paths, "--out", out) == 0
+    table = pd.read_csv(out / "manifest.csv")
+    assert list(table) == ["conversation", "utterance", "speaker", "start", "end", "emotion", "path"]
+    assert table["emotion"].isna().all() and table["speaker"].isna().all() and len(table) == 9
+    assert table["path"].unique().tolist() == [f"../audio/talk{i}.wav" for i in range(3)]
+    table.assign(emotion=["hap", "sad", "neu"] * 3).to_csv(out / "manifest.csv", index=False)
+    corpus = corpora.load(Settings.of("smoke", corpus="manifest", root=str(out), home=settings.home))
+    assert not corpus.skipped
+    for own, path in zip(corpus.conversations, paths, strict=True):
+        talk = recording.conversation(path, settings)
+        assert own.id == talk.id
+        for a, b in zip(own.utterances, talk.utterances, strict=True):
+            assert (a.id, a.speaker, a.start, a.end) == (b.id, b.speaker, b.start, b.end)
+            np.testing.assert_array_equal(speech.read(a.audio.path, a.audio.start, a.audio.end),
+                                          speech.read(b.audio.path, b.audio.start, b.audio.end))
+
+
+def test_settings_reach_the_search(tmp_path, command):
+    path = say(tmp_path / "talk.wav")
+    assert command(path, "--out", tmp_path / "a", "--set", "segments.max_speech=0.6") == 0
+    table = pd.read_csv(tmp_path / "a" / "manifest.csv")
+    assert (table["end"] - table["start"]).max() <= 0.6 + 1e-9 and len(table) > 6
+
+
+def test_a_table_that_is_there_is_never_touched(tmp_path, command, capsys, monkeypatch):
+    path, out = say(tmp_path / "talk.wav"), tmp_path / "out"
+    assert command(path, "--out", out) == 0
+    (out / "manifest.csv").write_text("my labels")
+    monkeypatch.setattr(segments, "find", lambda *_: pytest.fail("it asks before it works for hours"))
+    assert command(path, "--out", out, "--set", "segments.pad=0.2") == 2
+    assert "manifest.csv is there already and may hold your labels" in capsys.readouterr().err
+    assert (out / "manifest.csv").read_text() == "my labels" and os.listdir(out) == ["manifest.csv"]
+
+
+def test_a_table_that_comes_meanwhile_is_not_touched_either(tmp_path, command, monkeypatch):
+    path, table, find = say(tmp_path / "talk.wav"), tmp_path / "out" / "manifest.csv", segments.find
+    monkeypatch.setattr(segments, "find", lambda *a: table.write_text("theirs") and find(*a))
+    assert command(path, "--out", table.parent) == 2
+    assert table.read_text() == "theirs" and os.listdir(table.parent) == ["manifest.csv"]
+
+
+def test_what_cannot_be_heard_is_listed_and_the_rest_kept(tmp_path, command, capsys):
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(say(tmp_path / "talk.wav").read_bytes()[:9000])
+    assert command(bad, tmp_path / "talk.wav", tmp_path / "gone.wav", silence(tmp_path / "still.wav"), tmp_path,
+                   "--out", tmp_path / "out") == 1
+    said = capsys.readouterr().err.splitlines()
+    assert pd.read_csv(tmp_path / "out" / "manifest.csv")["conversation"].unique().tolist() == ["talk"]
+    for name, reason in (("bad.wav", "is cut off"), ("gone.wav", "does not exist"), (tmp_path.name, "is a folder"),
+                         ("still.wav", "no speech was found in its 2.0 s; lower the setting segments.threshold")):
+        assert sum(name in line and reason in line for line in said) == 1
+
+
+def test_where_nothing_is_found_no_table_is_written(tmp_path, command, settings, capsys):
+    path = silence(tmp_path / "still.wav")
+    assert command(path, "--out", tmp_path / "out") == 2
+    assert "no speech was found" in capsys.readouterr().err and not (tmp_path / "out" / "manifest.csv").exists()
+    with pytest.raises(UserError, match=r"still\.wav: no speech was found.*segments\.threshold \(now 0\.5\)"):
+        recording.conversation(path, settings)
+    with pytest.raises(UserError, match=r"gone\.wav: it cannot be heard: it does not exist"):
+        recording.conversation(tmp_path / "gone.wav", settings)
+
+
+def test_the_users_mistakes_stop_the_work_and_are_no_fault_of_a_recording(tmp_path, command, capsys, monkeypatch):
+    path = say(tmp_path / "talk.wav")
+    assert command(path, "--out", tmp_path / "out", "--set", "segments.max_speech=0.3") == 2
+    assert "setting segments.max_speech" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert command(path, "--out", tmp_path / "file") == 2
+    assert "cannot make" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "silero_vad", None)
+    segments._silero.cache_clear()
+    assert command(path, "--out", tmp_path / "out") == 2
+    assert 'pip install -e ".[vad]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("paths", "names"), [
+    (["a/mic.wav", "b/talk.wav"], ["mic", "talk"]),
+    (["a/mic.wav", "b/mic.wav"], ["a_mic.wav", "b_mic.wav"]),
+    (["a/mic.wav", "a/mic.flac"], ["mic.wav", "mic.flac"]),
+    (["a/mic.wav", "a/../a/mic.wav"], ["mic"]),
+])
+def test_every_recording_has_a_name_of_its_own(tmp_path, settings, paths, names):
+    for path in paths:
+        if not (tmp_path / path).exists():
+            say(tmp_path / path, 1)
+    made, skipped = recording.prepare(settings, [tmp_path / p for p in paths], tmp_path / "out")
+    assert [c.id for c in made] == names and not skipped
+    table = pd.read_csv(tmp_path / "out" / "manifest.csv")
+    assert table["utterance"].is_unique and [(tmp_path / "out" / p).resolve() for p in table["path"]] == \
+        [u.audio.path for c in made for u in c.utterances]
+
+
+def test_a_folder_behind_a_link_has_paths_that_lead_back(tmp_path, settings):
+    path = say(tmp_path / "talk.wav", 1)
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "er")
+    recording.prepare(settings, [path], tmp_path / "link")
+    named = pd.read_csv(tmp_path / "link" / "manifest.csv")["path"][0]
+    assert named == "../../talk.wav" and os.path.samefile(tmp_path / "link" / named, path)
+
+
+@pytest.mark.parametrize("name", [b"\xff.wav", b"two\nlines.wav"])
+def test_a_name_that_a_table_cannot_hold_is_listed(tmp_path, settings, name):
+    try:
+        path = tmp_path / os.fsdecode(name)
+        say(path, 1)
+    except OSError:
+        pytest.skip("this file system refuses the name")
+    made, skipped = recording.prepare(settings, [path, say(tmp_path / "grüße 🙂.wav", 1)], tmp_path / "out")
+    assert [c.id for c in made] == ["grüße 🙂"] and "rename it" in skipped[0].reason

@@ -1,0 +1,470 @@
+"""Every tokenizer by its real loading code: counts, pieces, company, codes as the model's own, mistakes named."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import s3tokenizer
+import tiny_models
+import torch
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from dpmkit import runs, speech, tokenizers
+from dpmkit.settings import Settings, UserError
+from dpmkit.tokenizers import checkpoint, hubert, protocol, s3
+
+NEURAL = {  # settings of each, and what the tiny models make of them: codes, codes a second
+    "s3-v2-25hz": ({}, 6561, 25.0),
+    "mimi": ({}, 64, 12.5),
+    "hubert-kmeans": ({"codes.layer": 2, "codes.codebook_size": 8}, 8, 50.0),
+    "wavlm-kmeans": ({"codes.layer": 2, "codes.codebook_size": 8, "codes.frame_rate": 25.0}, 8, 25.0),
+}
+FOLDERS = {"s3-v2-25hz": "s3", "mimi": "mimi", "hubert-kmeans": "hubert", "wavlm-kmeans": "wavlm"}
+
+
+def noise(seconds, seed=0):
+    """Noise whose loudness moves, float32, (samples,)."""
+    t = np.arange(round(seconds * speech.RATE))
+    wave = np.random.default_rng(seed).normal(size=len(t)) * (0.06 + 0.05 * np.sin(t / 3000))
+    return wave.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """(home, folder name -> model): each saved in a folder of this name."""
+    home = tmp_path_factory.mktemp("models")
+    (home / "s3").mkdir()
+    return home, {"s3": tiny_models.s3(home / "s3" / "speech_tokenizer_v2.safetensors"),
+                  **{name: getattr(tiny_models, name)(home / name) for name in ("mimi", "hubert", "wavlm")}}
+
+
+def asked(home, name, source=None, **overrides):
+    return Settings.of("demo", {**NEURAL[name][0], "codes.tokenizer": name, "device": "cpu", "home": str(home),
+                                "codes.source": FOLDERS[name] if source is None else source, **overrides})
+
+
+def loaded(settings, folder):
+    """A tokenizer that is ready to encode, its codebook fitted on noise where it has none."""
+    made = tokenizers.create(settings)
+    if made.learns and not (folder / tokenizers.FITTED).is_file():
+        made.fit([noise(2, seed) for seed in range(3)])
+        made.save(folder)
+        made = tokenizers.create(settings)
+    made.load(folder)
+    return made
+
+
+@pytest.fixture(scope="module")
+def ready(models, tmp_path_factory):
+    return {name: loaded(asked(models[0], name), tmp_path_factory.mktemp(name)) for name in NEURAL}
+
+
+@pytest.mark.parametrize("name", NEURAL)
+def test_counts_range_and_two_times_the_same(ready, name):
+    _, size, rate = NEURAL[name]
+    assert (ready[name].codebook_size, ready[name].frame_rate) == (size, rate)
+    for seconds in (0.0001, 0.01, 0.0125, 0.02, 0.06, 0.5, 1.23, 7.777, 29.99, 30.02, 61.3):
+        waveform = noise(seconds)
+        codes, = ready[name].encode([waveform])
+        assert codes.dtype == np.int64 and codes.shape == (max(1, round(len(waveform) * rate / speech.RATE)),)
+        assert abs(len(codes) - seconds * rate) <= 1
+        assert codes.min() >= 0 and codes.max() < size
+    np.testing.assert_array_equal(ready[name].encode([waveform])[0], codes)
+    assert len(set(codes.tolist())) >= 8, "codes that tell nothing would pass everything here"
+
+
+@pytest.mark.parametrize("name", NEURAL)
+def test_silence_and_clicks(ready, name):
+    for waveform in (np.zeros(160, np.float32), np.zeros(16_000, np.float32), np.ones(1, np.float32)):
+        codes, = ready[name].encode([waveform])
+        assert len(codes) == max(1, round(len(waveform) * ready[name].frame_rate / speech.RATE))
+        assert codes.min() >= 0 and codes.max() < ready[name].codebook_size
+
+
+@pytest.mark.parametrize("name", NEURAL)
+def test_batch_is_alone_and_loaded_is_saved(models, ready, name, tmp_path):
+    batch = [noise(s, i) for i, s in enumerate((0.01, 1.3, 0.4, 3.0))]
+    together = ready[name].encode(batch)
+    again = loaded(asked(models[0], name), tmp_path)  # another instance; where a codebook is learned, fitted anew
+    for codes, waveform in zip(together, batch, strict=True):
+        np.testing.assert_array_equal(codes, ready[name].encode([waveform])[0])
+        np.testing.assert_array_equal(codes, again.encode([waveform])[0])
+
+
+def test_s3_codes_are_the_models_own(models, ready):
+    waveform = noise(3.3)
+    mel = s3tokenizer.log_mel_spectrogram(torch.from_numpy(waveform))
+    plain, _ = models[1]["s3"].quantize(mel[None], torch.tensor([mel.shape[1]]))
+    codes, = ready["s3-v2-25hz"].encode([waveform])
+    np.testing.assert_array_equal(codes, plain[0, :len(codes)])
+    assert plain.shape[1] - len(codes) <= 1
+
+
+def test_mimi_codes_are_the_models_own_and_codebooks_are_told_apart(models, ready, tmp_path):
+    waveform = noise(3.3)
+    samples = torch.from_numpy(speech.resample(waveform, speech.RATE, 24_000))[None, None]
+    with torch.inference_mode():
+        plain = models[1]["mimi"].encode(samples).audio_codes[0].numpy()  # (4, frames)
+    np.testing.assert_array_equal(ready["mimi"].encode([waveform])[0], plain[0, :41])
+    three = loaded(asked(models[0], "mimi", **{"codes.codebooks": 3}), tmp_path)
+    assert (three.codebook_size, three.frame_rate) == (192, 37.5)
+    codes, = three.encode([waveform])
+    assert len(codes) == round(3.3 * 37.5) == 41 * 3 + 1  # of the 42nd frame the first codebook
+    whole = (plain[:3, :42] + 64 * np.arange(3)[:, None]).T.reshape(-1)
+    np.testing.assert_array_equal(codes, whole[:len(codes)])
+    assert abs(len(three.encode([noise(61.3)])[0]) - 61.3 * 37.5) <= 1
+
+
+@pytest.mark.parametrize("name", ["hubert", "wavlm"])
+def test_hidden_states_are_those_of_the_layer(models, ready, name):
+    """Layer 2 of three: what a model of the first two layers ends with."""
+    model, tokenizer, waveform = models[1][name], ready[f"{name}-kmeans"], noise(1.2)
+    values = (waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7) if name == "hubert" else waveform
+    values = np.pad(values, (0, 80))  # 60 frames of 320 samples, the last one of 400
+    short = type(model)(type(model.config)(**{**tiny_models.HIDDEN, "num_hidden_layers": 2})).eval()
+    short.load_state_dict(model.state_dict(), strict=False)
+    with torch.inference_mode():
+        states = short(torch.from_numpy(values)[None]).last_hidden_state[0].numpy()
+    if name == "wavlm":
+        states = states.reshape(30, 2, -1).mean(axis=1)
+    np.testing.assert_allclose(tokenizer.frames(waveform), states, atol=1e-5)
+    nearest = np.square(states[:, None] - tokenizer.centroids).sum(axis=2).argmin(axis=1)
+    np.testing.assert_array_equal(tokenizer.encode([waveform])[0], nearest)
+
+
+@pytest.mark.parametrize("name", ["hubert", "wavlm"])
+def test_input_is_normalised_as_the_preprocessor_says(ready, name):
+    """As a whole, not piece by piece: the second half is louder."""
+    waveform, heard = np.concatenate([noise(20), 4 * noise(20)]), []
+    tokenizer = ready[f"{name}-kmeans"]
+    hook = tokenizer.model.register_forward_pre_hook(lambda _, args: heard.append(args[0][0].numpy()))
+    tokenizer.frames(waveform)
+    hook.remove()
+    wanted = (waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7) if name == "hubert" else waveform
+    half = 20 * speech.RATE
+    np.testing.assert_array_equal(heard[0], wanted[:half + 80])
+    np.testing.assert_array_equal(heard[1], np.pad(wanted[half:], (0, 80)))
+
+
+@given(samples=st.one_of(st.integers(1, 3_300_000), st.builds(
+    lambda pieces, off: pieces * 30 * speech.RATE - off, st.integers(1, 6), st.integers(-1300, 1300))),
+    hop=st.sampled_from((320, 640, 1280)))
+@examples(max_examples=100, deadline=None)
+def test_pieces_are_equal_whole_and_no_longer_than_30_s(samples, hop):
+    waveform = np.broadcast_to(np.float32(1), samples)
+    frames = protocol.count(samples, speech.RATE / hop)
+    found = list(protocol.pieces(waveform, frames, hop, beyond=80))
+    counts = [n for _, n in found]
+    assert sum(counts) == frames and max(counts) - min(counts) <= 1
+    for piece, n in found[:-1]:
+        assert len(piece) == n * hop + 80 <= 30 * speech.RATE + 80
+    assert counts[-1] * hop + 80 <= len(found[-1][0]) <= max(30 * speech.RATE, counts[-1] * hop + 80)
+
+
+def test_pieces_of_a_long_waveform_are_heard_each_for_itself(ready):
+    waveform = noise(40)
+    for name, hop in (("s3-v2-25hz", 640), ("wavlm-kmeans", 640)):
+        whole, half = ready[name].encode([waveform])[0], 500
+        first, second = (ready[name].encode([part])[0] for part in (waveform[:half * hop], waveform[half * hop:]))
+        # The last frame before the cut hears 80 samples of the next piece, which attention spreads.
+        agree = (np.concatenate([first, second]) == whole)[:half]
+        np.testing.assert_array_equal(second, whole[half:])
+        assert agree.all() if name == "s3-v2-25hz" else agree.mean() > 0.95
+
+
+# -- weights ------------------------------------------------------------------------------------------------
+
+
+def test_facts_name_the_source_and_never_a_path(models, ready):
+    home = models[0]
+    for name, tokenizer in ready.items():
+        assert set(tokenizer.facts) >= {"source", "version", "weights_sha256"}
+        json.dumps(tokenizer.facts)
+        assert tokenizer.facts["source"] == FOLDERS[name] and str(home) not in json.dumps(tokenizer.facts)
+        weights, = (p for p in (home / FOLDERS[name]).iterdir() if p.suffix == ".safetensors")
+        assert tokenizer.facts["weights_sha256"] == checkpoint.sha256(weights) in tokenizer.files.values()
+        package = "s3tokenizer" if name.startswith("s3") else "transformers"
+        assert tokenizer.facts["version"].startswith(f"{package} ")
+
+
+def test_s3_from_onnx_and_by_file(models, ready, tmp_path):
+    (tmp_path / "CosyVoice2-0.5B").mkdir()
+    onnx = tmp_path / "CosyVoice2-0.5B" / "speech_tokenizer_v2.onnx"
+    tiny_models.s3_onnx(onnx, models[1]["s3"])
+    for source in (str(onnx.parent), str(onnx), "CosyVoice2-0.5B"):
+        tokenizer = loaded(asked(tmp_path, "s3-v2-25hz", source), tmp_path)
+        np.testing.assert_array_equal(tokenizer.encode([noise(2)])[0], ready["s3-v2-25hz"].encode([noise(2)])[0])
+        assert tokenizer.facts["source"] in ("CosyVoice2-0.5B", "speech_tokenizer_v2.onnx")
+
+
+def old_bin(folder):
+    """The folder's weights as pytorch_model.bin, weight norm by the names that torch had for it until 2023."""
+    weights = load_file(folder / "model.safetensors")
+    for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
+        weights = {name.replace(f"parametrizations.weight.{new}", old): value for name, value in weights.items()}
+    assert sum(name.endswith(("weight_g", "weight_v")) for name in weights) == 2
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("name", ["hubert", "wavlm"])
+def test_a_published_bin_of_plain_tensors_is_read(models, ready, name, tmp_path):
+    folder = shutil.copytree(models[0] / name, tmp_path / name)
+    old_bin(folder)
+    tokenizer = tokenizers.create(asked(tmp_path, f"{name}-kmeans"))
+    np.testing.assert_array_equal(tokenizer.frames(noise(1)), ready[f"{name}-kmeans"].frames(noise(1)))
+    assert tokenizer.facts["weights_sha256"] == checkpoint.sha256(folder / "pytorch_model.bin")
+
+
+def test_half_precision_weights_are_heard_in_full(models, tmp_path):
+    folder = shutil.copytree(models[0] / "mimi", tmp_path / "mimi")
+    (folder / "model.safetensors").unlink()
+    model = type(models[1]["mimi"]).from_pretrained(models[0] / "mimi").half()
+    model.save_pretrained(folder)
+    tokenizer = loaded(asked(tmp_path, "mimi"), tmp_path)
+    assert tokenizer.model.dtype == torch.float32 and len(tokenizer.encode([noise(1)])[0]) == 12
+
+
+class Trap:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return exec, (f"open({str(self.path)!r}, 'w').close()",)
+
+
+def test_a_pickle_is_never_run(models, tmp_path):
+    folder = shutil.copytree(models[0] / "hubert", tmp_path / "hubert")
+    (folder / "model.safetensors").unlink()
+    torch.save({"weights": Trap(tmp_path / "sprung")}, folder / "pytorch_model.bin")
+    tokenizer = tokenizers.create(asked(tmp_path, "hubert-kmeans"))
+    with pytest.raises(UserError, match=r"hubert/pytorch_model\.bin holds no HubertModel.*more than tensors"):
+        tokenizer.frames(noise(1))
+    torch.save({"weights": Trap(tmp_path / "sprung")}, tmp_path / "s3.pt")
+    with pytest.raises(UserError, match=r"s3\.pt is not \.onnx or \.safetensors"):
+        tokenizers.create(asked(tmp_path, "s3-v2-25hz", "s3.pt"))
+    assert not (tmp_path / "sprung").exists()
+    torch.load(tmp_path / "s3.pt", weights_only=False)
+    assert (tmp_path / "sprung").exists(), "the trap works"
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def reshaped(path):
+    weights = load_file(path)
+    name = sorted(n for n in weights if weights[n].dim() > 1)[0]
+    save_file({**weights, name: weights[name][:-1].contiguous()}, path)
+
+
+def lacking(path):
+    weights = load_file(path)
+    save_file({n: v for n, v in weights.items() if n != sorted(weights)[0]}, path)
+
+
+WRONG = {  # what is done to the folder, and what the error says of it
+    "no config": (lambda f: (f / "config.json").unlink(), r"has no config\.json; put config\.json.*codes\.source"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"no model\.safetensors or pytorch_model\.bin"),
+    "config of another": (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "model_type is bert"),
+    "config cut": (lambda f: cut(f / "config.json"), r"config\.json is not that of"),
+    "config a list": (lambda f: (f / "config.json").write_text("[1]"), r"config\.json is not that of"),
+    "config of nonsense": (lambda f: (f / "config.json").write_text(json.dumps(
+        {**json.loads((f / "config.json").read_text()), "hidden_size": "many"})), "codes.source"),
+    "weights cut": (lambda f: cut(f / "model.safetensors"), r"model\.safetensors holds no"),
+    "weights no safetensors": (lambda f: (f / "model.safetensors").write_bytes(b"PK" * 99), r"model\.safetensors"),
+    "weights of another shape": (lambda f: reshaped(f / "model.safetensors"), r"model\.safetensors holds no"),
+    "a weight missing": (lambda f: lacking(f / "model.safetensors"), "1 weights are missing"),
+}
+
+
+@pytest.mark.parametrize("name", ["mimi", "hubert-kmeans", "wavlm-kmeans"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_folder_is_named(models, name, wrong, tmp_path):
+    folder = shutil.copytree(models[0] / FOLDERS[name], tmp_path / FOLDERS[name])
+    spoil, words = WRONG[wrong]
+    spoil(folder)
+    with pytest.raises(UserError, match=words) as error:
+        loaded(asked(tmp_path, name), tmp_path)
+    assert "\n" not in str(error.value) and FOLDERS[name] in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    (None, r"has no preprocessor_config\.json"), ("{", r"preprocessor_config\.json cannot be used"),
+    ('{"sampling_rate": 8000}', "hears 8000 Hz")])
+def test_a_wrong_preprocessor_is_named(models, text, words, tmp_path):
+    folder = shutil.copytree(models[0] / "hubert", tmp_path / "hubert")
+    (folder / "preprocessor_config.json").unlink()
+    if text is not None:
+        (folder / "preprocessor_config.json").write_text(text)
+    with pytest.raises(UserError, match=words):
+        loaded(asked(tmp_path, "hubert-kmeans"), tmp_path)
+
+
+def v3(folder):
+    tiny_models.s3(folder / "speech_tokenizer_v2.safetensors", layers=7)
+
+
+S3_WRONG = {
+    "nothing": (lambda f: (f / "speech_tokenizer_v2.safetensors").unlink(),
+                r"s3 has no speech_tokenizer_v2\.onnx or speech_tokenizer_v2\.safetensors; put"),
+    "cut": (lambda f: cut(f / "speech_tokenizer_v2.safetensors"), "not CosyVoice 2's"),
+    "another shape": (lambda f: reshaped(f / "speech_tokenizer_v2.safetensors"), "not CosyVoice 2's"),
+    "a weight missing": (lambda f: lacking(f / "speech_tokenizer_v2.safetensors"), "not CosyVoice 2's"),
+    "weights of another model": (lambda f: save_file({"a": torch.ones(3)}, f / "speech_tokenizer_v2.safetensors"),
+                                 r"no 'encoder\.conv1\.weight'"),
+    "v3": (v3, "it has 7 layers"),
+    "no onnx": (lambda f: (f / "speech_tokenizer_v2.onnx").write_bytes(b"PK" * 99), r"v2\.onnx is not CosyV"),
+    "an empty onnx": (lambda f: (f / "speech_tokenizer_v2.onnx").write_bytes(b""), r"v2\.onnx is not CosyV"),
+}
+
+
+@pytest.mark.parametrize("wrong", S3_WRONG)
+def test_wrong_s3_weights_are_named(models, wrong, tmp_path):
+    folder = shutil.copytree(models[0] / "s3", tmp_path / "s3")
+    spoil, words = S3_WRONG[wrong]
+    spoil(folder)
+    with pytest.raises(UserError, match=words) as error:
+        loaded(asked(tmp_path, "s3-v2-25hz"), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_an_onnx_of_other_names_is_refused(models, tmp_path):
+    """CosyVoice 1's, or another export: the converter knows the names of one."""
+    path = tmp_path / "speech_tokenizer_v2.onnx"
+    tiny_models.s3_onnx(path, models[1]["s3"])
+    path.write_bytes(path.read_bytes().replace(b"onnx::MatMul_2536", b"onnx::MatMul_9999"))
+    with pytest.raises(UserError, match=r"speech_tokenizer_v2\.onnx is not CosyVoice 2's"):
+        loaded(asked(tmp_path, "s3-v2-25hz", path.name), tmp_path)
+
+
+@pytest.mark.parametrize("name", NEURAL)
+@pytest.mark.parametrize("source", ["./nowhere", "/no/such/folder", "a hub id with blanks"])
+def test_a_source_that_is_nothing(name, source, tmp_path):
+    with pytest.raises(UserError, match=r"setting codes\.source is '.*; put .* into a folder and give it as codes"):
+        tokenizers.create(asked(tmp_path, name, source))
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No hub, no download, an empty cache."""
+    def refuse(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("hubert-kmeans", r"config\.json, preprocessor_config\.json, model\.safetensors of facebook/hubert-base-ls960"),
+    ("wavlm-kmeans", r"config\.json, preprocessor_config\.json, model\.safetensors of microsoft/wavlm-base-plus"),
+    ("mimi", r"config\.json, model\.safetensors of kyutai/mimi")])
+def test_offline_without_weights_says_what_to_put_where(offline, name, words, tmp_path):
+    with pytest.raises(UserError, match=rf"nobody/nothing-here cannot be had.*put {words}.*codes\.source") as error:
+        tokenizers.create(asked(tmp_path, name, "nobody/nothing-here"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_a_hub_id_is_taken_from_the_hubs_cache(models, ready, offline, weights, tmp_path, monkeypatch):
+    commit = "0123456789" * 4
+    repository = tmp_path / "hub" / "models--facebook--hubert-base-ls960"
+    snapshot = shutil.copytree(models[0] / "hubert", repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    if weights.endswith(".bin"):
+        old_bin(snapshot)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    tokenizer = tokenizers.create(asked(tmp_path, "hubert-kmeans", ""))
+    np.testing.assert_array_equal(tokenizer.frames(noise(1)), ready["hubert-kmeans"].frames(noise(1)))
+    assert tokenizer.facts["source"] == "facebook/hubert-base-ls960"
+
+
+def test_offline_without_s3(offline, tmp_path):
+    with pytest.raises(UserError, match=r"no network.*put speech_tokenizer_v2\.onnx of FunAudioLLM/CosyV"):
+        tokenizers.create(asked(tmp_path, "s3-v2-25hz", ""))
+    with pytest.raises(UserError, match=r"FunAudioLLM/CosyVoice2-0\.5B cannot be had from the hub"):
+        tokenizers.create(asked(tmp_path, "s3-v2-25hz", "FunAudioLLM/CosyVoice2-0.5B"))
+
+
+def test_s3_takes_its_download_where_it_is_whole(models, offline, tmp_path, monkeypatch):
+    path = tmp_path / "cache" / "s3tokenizer" / "speech_tokenizer_v2_25hz.onnx"
+    path.parent.mkdir(parents=True)
+    tiny_models.s3_onnx(path, models[1]["s3"])
+    monkeypatch.setattr(s3, "SHA256", checkpoint.sha256(path))
+    tokenizer = tokenizers.create(asked(tmp_path, "s3-v2-25hz", ""))
+    assert tokenizer.facts["source"] == "speech_tokenizer_v2_25hz"
+    cut(path)
+    with pytest.warns(UserWarning, match="checksum"), pytest.raises(UserError, match="no network"):
+        tokenizers.create(asked(tmp_path, "s3-v2-25hz", ""))
+
+
+def test_the_published_hash_is_the_packages():
+    assert s3tokenizer._SHA256S[s3.PUBLISHED] == s3.SHA256
+
+
+def test_s3_without_its_package(models, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "s3tokenizer", None)
+    with pytest.raises(UserError, match=r"pip install 'dpmkit\[s3\]'"):
+        tokenizers.create(asked(models[0], "s3-v2-25hz"))
+
+
+# -- settings -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "setting", "value", "words"), [
+    ("s3-v2-25hz", "codebook_size", 32, "can do 6561 alone"), ("s3-v2-25hz", "frame_rate", 50.0, "can do 25 alone"),
+    ("mimi", "codebook_size", 2048, "can do 64 alone"), ("mimi", "frame_rate", 25.0, "can do 12.5 alone"),
+    ("mimi", "codebooks", 5, "has 4 codebooks"),
+    ("hubert-kmeans", "frame_rate", 12.5, "can do 50 or 25 alone"),
+    ("wavlm-kmeans", "layer", 4, "has 3 transformer layers"),
+])
+def test_what_a_tokenizer_cannot_do(models, name, setting, value, words):
+    with pytest.raises(UserError, match=rf"setting codes\.{setting} is {value:g}.*{words}"):
+        tokenizers.create(asked(models[0], name, **{f"codes.{setting}": value}))
+
+
+def test_their_own_values_may_be_given(models):
+    given = asked(models[0], "s3-v2-25hz", **{"codes.codebook_size": 6561, "codes.frame_rate": 25.0})
+    assert tokenizers.create(given).codebook_size == 6561
+    plain = tokenizers.create(Settings.of("demo", {"codes.tokenizer": "hubert-kmeans", "codes.layer": 3,
+                                                   "codes.source": "hubert"}, home=str(models[0])))
+    assert (plain.codebook_size, plain.frame_rate) == (500, 50.0)
+
+
+def test_what_is_heard_to_fit_is_bounded(models):
+    for rate in (25.0, 50.0):
+        tokenizer = tokenizers.create(asked(models[0], "hubert-kmeans", **{"codes.frame_rate": rate}))
+        assert tokenizer.learns * rate == hubert.FRAMES
+
+
+def test_a_codebook_of_other_settings_is_refused(models, ready, tmp_path):
+    ready["hubert-kmeans"].save(tmp_path)
+    other = tokenizers.create(asked(models[0], "hubert-kmeans", **{"codes.codebook_size": 16}))
+    with pytest.raises(UserError, match=r"tokenizer\.safetensors is not the tokenizer of these settings"):
+        other.load(tmp_path)
+
+
+def test_models_go_to_the_device_of_the_settings(models, monkeypatch):
+    for name in NEURAL:
+        assert tokenizers.create(asked(models[0], name)).device == torch.device("cpu")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(UserError, match="setting device is 'cuda', but torch sees 0"):
+        tokenizers.create(asked(models[0], "mimi", device="cuda"))
+    assert runs.device(asked(models[0], "mimi")).type == "cpu"
+
+
+def test_nothing_is_said_while_loading(models, tmp_path, capfd):
+    folder = shutil.copytree(models[0] / "hubert", tmp_path / "hubert")
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "lm_head.weight": torch.ones(3, 3)}, folder / "model.safetensors")  # of a fine-tuned one
+    tokenizers.create(asked(tmp_path, "hubert-kmeans")).frames(noise(0.1))
+    loaded(asked(models[0], "mimi"), tmp_path)
+    assert capfd.readouterr() == ("", "")
