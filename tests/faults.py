@@ -96,7 +96,7 @@ AUDIO: dict[str, tuple[bytes, str | None]] = {
     "zero bytes": (b"", "is empty (0 bytes)"),
     **{f"header cut at {n}": (PCM[:n], NONE) for n in (1, 4, 8, 12, 16, 20, 24, 30, 35)},
     "header cut at 36": (PCM[:36], NONE), "header cut at 40": (PCM[:40], NONE),
-    "header alone": (PCM[:44], EMPTY), "header and a byte": (PCM[:45], None),
+    "header alone": (PCM[:44], EMPTY), "header and a byte": (PCM[:45], EMPTY),
     **{f"data cut at {p} %": (PCM[:44 + len(PCM) * p // 100], CUT) for p in (1, 25, 50, 75)},
     "last byte lost": (PCM[:-1], CUT), "last sample lost": (PCM[:-2], CUT),
     "header claims ten times the data": (wav(claimed=len(PCM) * 10), CUT),
@@ -120,15 +120,15 @@ AUDIO: dict[str, tuple[bytes, str | None]] = {
     "samples without a header": (PCM[44:], NONE), "wav without its first byte": (PCM[1:], NONE),
     "wav after a newline": (b"\n" + PCM, NONE), "wav after a byte order mark": (b"\xef\xbb\xbf" + PCM, NONE),
     "wav as utf-16": (PCM.decode("latin-1").encode("utf-16"), NONE), "wav as utf-8": (
-        PCM.decode("latin-1").encode("utf-8"), None),
+        PCM.decode("latin-1").encode("utf-8"), NONE),
     "wav backwards": (PCM[::-1], NONE), "wav with \\n as \\r\\n": (PCM.replace(b"\n", b"\r\n"), None),
-    "avi's riff": (PCM.replace(b"WAVE", b"AVI "), NONE), "two wavs in one": (PCM + PCM, None),
+    "avi's riff": (PCM.replace(b"WAVE", b"AVI "), NONE), "two wavs in one": (PCM + PCM, NONE),
     # headers that lie
     **{f"rate {r}": (wav(rate=r), LOST) for r in (1, 2, 999, 768_001, 2**30)},
     "rate 0": (wav(rate=0), NONE), "rate 2**31": (wav(rate=2**31), NONE), "rate 2**32 - 1": (
         wav(rate=2**32 - 1), NONE),
     "no channels": (wav(channels=0, align=2), NONE), "65535 channels": (wav(channels=65535), NONE),
-    "2000 channels": (wav(channels=2000), NONE), "0 bits": (wav(bits=0), NONE), "7 bits": (wav(bits=7), NONE),
+    "2000 channels": (wav(channels=2000), NONE), "0 bits": (wav(bits=0), NONE), "7 bits": (wav(bits=7), None),
     "64 bits of integers": (wav(bits=64), NONE), "format 0": (wav(tag=0), NONE), "format 0x9999": (
         wav(tag=0x9999), NONE),
     "block of 0 bytes": (wav(align=0), None), "block of 77 bytes": (wav(align=77), None), "no fmt chunk": (
@@ -168,7 +168,7 @@ AUDIO: dict[str, tuple[bytes, str | None]] = {
     "damaged.flac": (middle(FLAC), END), "ogg's header alone.ogg": (OGG[:58], NONE), "half.ogg": (
         OGG[:len(OGG) // 2], NONE), "damaged.ogg": (middle(OGG), NONE), "half opus.ogg": (
         OPUS[:len(OPUS) // 2], NONE), "mp3's first bytes.mp3": (MP3[:20], NONE),
-    "half.mp3": (MP3[:len(MP3) // 2], CUT), "damaged.mp3": (middle(MP3), None),
+    "half.mp3": (MP3[:len(MP3) // 2], CUT), "damaged.mp3": (middle(MP3), CUT),
     "mp3's tag alone.mp3": (b"ID3\x04\0\0\0\0\x0f\x76" + bytes(2038), NONE),
     **{f"wav named.{s}": (PCM, None) for s in ("flac", "ogg", "mp3")},
     **{f"{n} named.{s}": (d, NONE) for s in ("flac", "ogg", "mp3") for n, d in {
@@ -177,12 +177,14 @@ AUDIO: dict[str, tuple[bytes, str | None]] = {
     # video
     "video.mp4": (MP4, None), "video.mkv": (MKV, None), "wav named.mp4": (PCM, None), "flac named.mp4": (FLAC, None),
     "mp3 named.mp4": (MP3, None), "mkv named.mp4": (MKV, None), "mp4 named.mkv": (MP4, None),
-    "index lost.mp4": (MP4.replace(b"moov", b"free"), NONE), "sound lost.mp4": (MP4.replace(b"mdat", b"free"), None),
+    "index lost.mp4": (MP4.replace(b"moov", b"xxxx"), NONE),
+    "index called free.mp4": (MP4.replace(b"moov", b"free"), None),
+    "sound called free.mp4": (MP4.replace(b"mdat", b"free"), None),
     "pictures alone.mp4": (video(silent=True), "it has no sound"), "half.mp4": (MP4[:len(MP4) // 2], NONE),
     "tail lost.mp4": (MP4[:-50], NONE), "head alone.mp4": (MP4[:32], NONE), "damaged.mp4": (
         middle(MP4, 500, 0.8), NONE), "text named.mp4": (b"<html>quota</html>" * 9, NONE), "png named.mp4": (PNG, NONE),
     "zip named.mp4": (archive("dia0_utt1.mp4", MP4), NONE), "half.mkv": (MKV[:len(MKV) // 2], CUT),
-    "surround.mp4": (video(layout="5.1", rate=48_000), None), "truncated wav named.mp4": (PCM[:2000], None),
+    "surround.mp4": (video(layout="5.1", rate=48_000), None), "truncated wav named.mp4": (PCM[:2000], NONE),
 }
 
 

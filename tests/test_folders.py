@@ -242,6 +242,7 @@ def test_the_key_follows_content_names_and_settings(copy):
     assert len(set(keys)) == 6
 
 
+@pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")
 @budget(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pattern=st.text(alphabet="ab_()[]^$.*+?{}\\|1", max_size=6))
 def test_any_pattern_loads_or_is_refused(pristine, pattern):

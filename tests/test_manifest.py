@@ -126,7 +126,7 @@ def test_times_cut_the_file_or_place_it(sounds, start, end, heard):
     row = ("1", "s", start, end, "a.wav")  # of 2 s
     if heard is None:
         tree_manifest.write(sounds, [turn(row), *REST])
-        refused(sounds, rf"1 fault.*\n  row 2, end: {end:g} s is beyond the end of 'a.wav', which lasts 2.000 s")
+        refused(sounds, rf"has 1 fault.*\n  row 2, end: {end:g} s is beyond the end of 'a.wav', which lasts 2\.000")
         return
     said, = one(sounds, row)
     assert said.start == start
@@ -172,7 +172,7 @@ def test_ids_stay_where_all_differ(sounds):
     assert [u.id for u in one(sounds, ("1", "s", "", "", "a.wav"))] == ["c_1"]
     tree_manifest.write(sounds, [*REST, dict(REST[0], conversation="a", utterance="b_1"),
                                  dict(REST[0], conversation="a_b", utterance="1")])
-    refused(sounds, r"1 fault.*\n  row 7, utterance: 'a_b_1' is what row 6 is called, too")
+    refused(sounds, r"has 1 fault.*\n  row 7, utterance: 'a_b_1' is what row 6 is called, too")
 
 
 @pytest.mark.parametrize("encode", [
@@ -208,11 +208,11 @@ def test_other_columns_are_listed_and_those_misspelt_refused(tree):
                         ("split", "subset"), ("conversation", "Conversation ID"), ("session", "sessions")):
         tree_manifest.write(root, [{**r, wrong: r.get(name, "")} for r in rows],
                             (*(c for c in COLUMNS if c != name), wrong))
-        refused(root, rf"1 fault.*\n  row 1, column '{wrong.casefold()}' is not known; is it {name}\?")
+        refused(root, rf"has 1 fault.*\n  row 1, column '{wrong.casefold()}' is not known; is it {name}\?")
     path = root / "manifest.csv"  # neither column: no row is blamed for what it then seems to lack
     tree_manifest.write(root, rows)
     path.write_text(path.read_text().replace("start,end", "start_s,end_s", 1))
-    refused(root, r"2 fault.*\n  row 1, column 'start_s' .*\n  row 1, column 'end_s' is not known; is it end")
+    refused(root, r"has 2 fault.*\n  row 1, column 'start_s' .*\n  row 1, column 'end_s' is not known; is it end")
 
 
 def test_every_fault_is_told_by_row_and_column(sounds):
