@@ -13,7 +13,6 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import psutil
 import torch
 from tqdm.auto import tqdm
@@ -107,26 +106,8 @@ def memory(settings: Settings, repeats: int = 3) -> Path:
     results = {"rates": [], "changes": _changes(settings, corpus, spoken, tuned)}
     for shape, (sllm, base, conversations, few) in shapes.items():
         results["rates"] += _rates(shape, sllm, base, conversations, few, repeats)
-    print(table(results).to_string(index=False))
+    print(records.rungs_table(results).to_string(index=False))
     return records.save_bench(settings, "memory", results, time.perf_counter() - started)
-
-
-def table(results: dict) -> pd.DataFrame:
-    """The rungs as text: sentences a second, ratio to the loop, change in the answers of the trained SLLM."""
-    def words(middle: float, interval: Sequence[float], form: str) -> str:
-        return f"{middle:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
-
-    rows, changes = [], {c["rung"]: c for c in results["changes"]}
-    for row in results["rates"]:
-        line = {"backbone": row["shape"], "rung": row["rung"], "streams": row["streams"],
-                "sentences/s": words(row["rate"], row["rate_range"], ".1f"),
-                "times the PEFT loop": words(row["ratio"], row["ratio_range"], ".2f"),
-                "WA against exact": "", "answers changed": ""}
-        if change := changes.get(row["rung"]):
-            line["WA against exact"] = words(change["WA_gain"], change["WA_gain_interval"], "+.1f")
-            line["answers changed"] = f"{100 * change['changed']:.1f} %"
-        rows.append(line)
-    return pd.DataFrame(rows)
 
 
 def _rates(shape: str, sllm: EmotionSLLM, base: MemorySettings, conversations: list, few: int,
@@ -205,7 +186,7 @@ def stream(settings: Settings, hours: float) -> Path:
                          "L_t": float(np.nanmean(losses)), "WA": 100 * float(np.mean(hits))})
             since, hits, losses = now, [], []
     name = f"stream-{hours:g}h" + (f"-decay{settings.memory.decay:g}" if settings.memory.decay else "")
-    print(pd.DataFrame(rows).to_string(index=False))
+    print(records.stream_table({"rows": rows}).to_string(index=False))
     return records.save_bench(settings, name, {"rows": rows, "lr": settings.memory.lr},
                               time.perf_counter() - started)
 

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -158,6 +158,35 @@ def seeds_table(made: list[dict[str, Any]], protocol: str = "all-lengths") -> pd
         "WA against window, mean": f"{np.mean(v['WA_gain']):+.1f}",
         "lowest to highest gain": f"{min(v['WA_gain']):+.1f} to {max(v['WA_gain']):+.1f}",
     } for method, v in out.items()])
+
+
+def rungs_table(results: dict) -> pd.DataFrame:
+    """A bench's rungs as text: sentences a second, ratio to the loop, change in the answers of the trained SLLM."""
+    def words(middle: float, interval: Sequence[float], form: str) -> str:
+        return f"{middle:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
+
+    rows, changes = [], {c["rung"]: c for c in results["changes"]}
+    for row in results["rates"]:
+        line = {"backbone": row["shape"], "rung": row["rung"], "streams": row["streams"],
+                "sentences/s": words(row["rate"], row["rate_range"], ".1f"),
+                "times the PEFT loop": words(row["ratio"], row["ratio_range"], ".2f"),
+                "WA against exact": "", "answers changed": ""}
+        if change := changes.get(row["rung"]):
+            line["WA against exact"] = words(change["WA_gain"], change["WA_gain_interval"], "+.1f")
+            line["answers changed"] = f"{100 * change['changed']:.1f} %"
+        rows.append(line)
+    return pd.DataFrame(rows)
+
+
+def stream_table(results: dict[str, Any]) -> pd.DataFrame:
+    """A bench's long stream as text, a row a part."""
+    rows = pd.DataFrame(results["rows"])
+    return pd.DataFrame({
+        "hours": rows["hours"].map("{:.2f}".format), "codes": rows["codes"],
+        "ms a sentence": (1000 * rows["seconds_a_sentence"]).map("{:.1f}".format),
+        "resident MB": (rows["resident_bytes"] / 1e6).map("{:.0f}".format),
+        "norm": rows["norm"].map("{:.3f}".format), "L_t": rows["L_t"].map("{:.3f}".format),
+        "WA": rows["WA"].map("{:.1f}".format)})
 
 
 def verdict(record: dict[str, Any], protocol: str = "all-lengths") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,29 @@ def page(made: list[dict[str, Any]], home: Path) -> str:
                  if (home / "results" / folder / run / f"{n}.html").is_file()]
         lines += ["Rendered notebooks: " + " · ".join(pages), ""] if pages else []
         lines += ["Records: " + " · ".join(f"[{k}]({folder}/records/{k}-{run}.json)" for k in kinds), ""]
-    return "\n".join(lines)
+    return "\n".join(lines + _benches(home))
+
+
+def _benches(home: Path) -> list[str]:
+    """Tables of results/bench/*.json."""
+    lines = []
+    for path in sorted((home / "results" / "bench").glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        machine, results = record["machine"], record["results"]
+        if path.stem == "memory":
+            words = ("Sentences a second, one write and one read each: medians of rounds in which the arms take "
+                     "turns, with the lowest and highest. The loop is Algorithm 1 written with PEFT, a fresh "
+                     "adapter and AdamW a conversation. WA and answers: the trained SLLM on validation "
+                     "conversations.")
+            title, table = "the memory's rungs", records.rungs_table(results)
+        else:
+            words = (f"One stream that is never reset, lr {results['lr']:g}: validation conversations one after "
+                     "the other, over and over.")
+            title, table = path.stem, records.stream_table(results)
+        lines += [f"## Bench: {title}", "", words, "", _markdown(table), "",
+                  f"Run on {machine['processor']}, {machine['threads']} threads, {machine['gpu'] or 'no GPU'}; "
+                  f"commit {record['commit']}; {record['made']}. [Record](bench/{path.name})", ""]
+    return lines
 
 
 def _title(record: dict[str, Any]) -> str:

@@ -1,0 +1,64 @@
+"""What a setting may be, and the three profiles: sets of values, never another path through the code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def _ranges() -> dict[str, tuple[str, Callable[[float], bool]]]:
+    """Dotted name -> in words, and the check of one value; a tuple's values are checked one by one."""
+    kinds = {
+        ("greater than 0", lambda v: v > 0): (
+            "fold conversation.conversations conversation.min_turns codes.layer codes.codebooks "
+            "segments.min_speech segments.max_speech backbone.layers backbone.hidden backbone.heads "
+            "backbone.intermediate backbone.window finetune.n_o "
+            "finetune.n_q finetune.epochs finetune.batch classifier.epochs classifier.batch memory.rank "
+            "evaluation.streams evaluation.bootstrap ablation.conversations ablation.rank context.seconds "
+            "context.repeats"),
+        ("0 or more", lambda v: v >= 0): (
+            "seed conversation.seed codes.codebook_size codes.frame_rate codes.prosody_weight segments.min_silence "
+            "segments.pad finetune.n_p finetune.lr classifier.lr "
+            "finetune.weight_decay finetune.patience finetune.lora_rank memory.prefix memory.lr memory.steps "
+            "memory.clip memory.weight_decay evaluation.limit ablation.lr ablation.steps ablation.prefix"),
+        ("4 or 6", lambda v: v in (4, 6)): "source.classes",
+        ("2 or more", lambda v: v >= 2): "conversation.speakers",
+        ("from 0 to 1", lambda v: 0 <= v <= 1): "finetune.warmup memory.decay",
+        ("0 or more and less than 1", lambda v: 0 <= v < 1): "backbone.dropout finetune.lora_dropout",
+        ("between 0 and 1", lambda v: 0 < v < 1): "evaluation.confidence source.validation segments.threshold",
+    }
+    return {name: kind for kind, names in kinds.items() for name in names.split()}
+
+
+RANGES = _ranges()
+CHOICES = {"backbone.dtype": "float32 bfloat16 float16", "memory.optimizer": "adamw sgd",
+           "memory.history_emotions": "none predicted", "memory.read": "after before",
+           "memory.loss_vocabulary": "codes all", "memory.prefix_states": "recompute detach reuse"}
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "conversation.speakers": 4, "conversation.conversations": 4,
+        "conversation.min_turns": 5, "conversation.max_turns": 8,
+        "codes.codebook_size": 32,
+        "backbone.layers": 2, "backbone.hidden": 32, "backbone.intermediate": 64, "backbone.heads": 2,
+        "backbone.window": 256, "finetune.n_p": 192, "finetune.n_q": 256,
+        "finetune.epochs": 2, "finetune.batch": 4, "classifier.epochs": 1,
+        "memory.rank": 4, "memory.alpha": 4.0, "memory.lr": 1e-3, "memory.prefix": 32,
+        "evaluation.streams": 2, "evaluation.bootstrap": 200,
+        "ablation.conversations": 2, "ablation.lr": (0.0, 1e-3), "ablation.steps": (1, 2),
+        "ablation.rank": (4,), "ablation.prefix": (0, 32),
+        "context.seconds": (4, 8),
+    },
+    "demo": {},
+    "paper": {
+        "corpus": "iemocap",
+        "codes.tokenizer": "s3-v2-25hz",
+        "backbone.source": "togethercomputer/LLaMA-2-7B-32K", "backbone.window": 32768,
+        "backbone.dtype": "bfloat16",
+        "finetune.n_o": 1024, "finetune.n_p": 1024, "finetune.n_q": 2048,
+        "finetune.lr": 5e-5, "finetune.epochs": 20, "finetune.batch": 1,
+        "finetune.lora_rank": 64, "classifier.lr": 1e-4,
+        "memory.rank": 64, "memory.alpha": 64.0, "memory.prefix": 1024,
+        "evaluation.streams": 1,
+    },
+}

@@ -1,0 +1,52 @@
+"""The bench measures what it says, and its tables come from its records."""
+
+import json
+
+import pytest
+from conftest import make_settings, make_toy
+
+from dpmkit import bench, codes, corpora, finetune, records, report
+from dpmkit.sllm import EmotionSLLM
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch, sllm):
+    """Settings whose corpus, codes and SLLM are toys."""
+    corpus, spoken = make_toy()
+    settings = make_settings(tmp_path)
+    tuned = finetune.Finetuned(sllm, "toy", tmp_path, [], 0)
+    monkeypatch.setattr(corpora, "load", lambda _: corpus)
+    monkeypatch.setattr(codes, "make", lambda *_: spoken)
+    monkeypatch.setattr(finetune, "train", lambda *_: tuned)
+    wide = settings.replace("backbone.window", 200)
+    monkeypatch.setattr(bench, "_larger", lambda _: EmotionSLLM.create(
+        wide.backbone, settings.finetune, 512, corpus.emotions, 0).eval())
+    monkeypatch.setitem(bench.RUNGS, "stride-256", {"stepping": "stride-16"})  # the toy's window is 64
+    return settings
+
+
+def test_every_rung_is_timed_beside_the_loop_and_compared_with_exact(prepared, sllm):
+    before = sllm.fingerprint()
+    path = bench.memory(prepared.replace("memory.prefix", 8), repeats=2)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    rates, changes = record["results"]["rates"], {c["rung"]: c for c in record["results"]["changes"]}
+    assert len(rates) == 2 * (1 + len(bench.RUNGS)) and all(r["rate"] > 0 and r["n"] == 2 for r in rates)
+    loops = [r for r in rates if r["rung"] == bench.LOOP]
+    assert all(r["ratio"] == 1 for r in loops) and len(loops) == 2
+    assert changes["exact"]["changed"] == changes["exact"]["WA_gain"] == 0
+    assert set(changes) == set(bench.RUNGS) and changes["top-2"]["largest_change"] < 1e-4  # it has no more layers
+    assert changes["exact, read before the write"]["largest_change"] > 0
+    assert sllm.fingerprint() == before
+    table = records.rungs_table(record["results"])
+    assert len(table) == len(rates)
+    page = report.page([], prepared.home_path)
+    assert "the memory's rungs" in page and page.count("| PEFT loop |") == 2
+
+
+def test_a_stream_of_minutes_is_heard_in_ten_parts(prepared):
+    path = bench.stream(prepared.replace("memory.prefix", 8), hours=0.02)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    rows = record["results"]["rows"]
+    assert len(rows) == bench.STREAM_ROWS and rows[-1]["hours"] == pytest.approx(0.02, rel=0.05)
+    assert all(0 <= row["WA"] <= 100 and row["norm"] > 0 for row in rows)
+    assert "stream-0.02h" in report.page([], prepared.home_path)
