@@ -373,10 +373,10 @@ def test_another_case_of_names_is_read(copy, load):
 
 
 def test_overlapping_turns_are_kept_in_order_of_their_start(copy, load):
-    replace(text(copy), b"[0.3000 - 0.4000]", b"[0.0100 - 0.1100]")  # F001 begins inside F000, before M000
+    replace(text(copy), b"[0.3000 - 0.4000]", b"[0.0100 - 0.0700]")  # F001 lies inside F000, before M000
     heard = load().conversations[0].utterances
     assert [u.id[-4:] for u in heard[:3]] == ["F000", "F001", "M000"]
-    assert (heard[1].start, heard[1].end) == (0.01, 0.11)
+    assert (heard[1].start, heard[1].end) == (0.01, 0.07)
 
 
 def test_a_wav_of_another_length_is_heard_whole_and_said(copy, load):
@@ -484,6 +484,15 @@ def test_a_small_tree_validates_as_evenly_as_it_can(load, share, held):
             assert len({(i[:5], "impro" in i) for i in fold.validation}) == 4
 
 
+def test_a_kind_of_one_dialogue_falls_back_on_sessions():
+    kinds = {"Ses01": ("impro01", "impro02", "impro03", "script01_1"), "Ses02": ("impro01", "impro02", "script01_1",
+             "script01_2"), "Ses03": ("impro01", "impro02", "script01_1", "script01_2")}
+    conversations = [corpora.Conversation(f"{s}F_{kind}", s, ()) for s, row in kinds.items() for kind in row]
+    folds = iemocap._folds(Path(), conversations, 0.5, seed=0)
+    assert [Counter(i[:5] for i in f.validation) for f in folds] == [
+        {"Ses02": 2, "Ses03": 2}, {"Ses01": 2, "Ses03": 2}, {"Ses01": 2, "Ses02": 2}]
+
+
 # ---- the lines ----
 
 def test_the_lines_of_a_file_as_the_release_has_them():
@@ -494,6 +503,13 @@ def test_the_lines_of_a_file_as_the_release_has_them():
     assert turns == [iemocap.Turn("Ses01F_impro01_F000", "Ses01_F", 6.2901, 8.2357, "neu"),
                      iemocap.Turn("Ses01F_impro01_M012", "Ses01_M", 10.01, 11.3925, "xxx")]
     assert not skipped
+
+
+@pytest.mark.parametrize("name", ["Ses01F_impro01b_F000", "Ses01F_impro02_F000", "Ses01F_impro01_F000_2",
+                                  "Ses01F_impro01_000", "xSes01F_impro01_F000", "Ses01F_impro01"])
+def test_a_turn_is_named_after_its_dialogue(name):
+    turns, skipped = iemocap._turns("Ses01F_impro01", f"[1.0 - 2.0]\t{name}\tneu\t[1, 1, 1]".encode())
+    assert not turns and "no turn of dialogue Ses01F_impro01" in skipped[0].reason
 
 
 PIECES = st.sampled_from([b"[", b"]", b" - ", b"\t", b"\n", b"\r", b"1.5", b"0", b"9" * 400, b"Ses01F_impro01_F000",
