@@ -23,8 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     segment.add_argument("recordings", nargs="+", metavar="RECORDING", help="an audio or video file")
     segment.add_argument("--out", required=True, metavar="FOLDER", help="where manifest.csv is written")
     segment.set_defaults(profile="demo", corpus="", root="")
-    bench = commands.add_parser("bench", help="measure the memory: its rungs beside a PEFT loop, or a long stream")
-    bench.add_argument("what", choices=("memory", "stream"))
+    bench = commands.add_parser("bench", help="measure the memory: rungs beside a PEFT loop, cost, long streams")
+    bench.add_argument("what", choices=("memory", "context", "stream"))
     bench.add_argument("--repeats", type=int, default=3, help="memory: rounds of all arms in turn (default 3)")
     bench.add_argument("--hours", type=float, default=1.0, help="stream: of audio (default 1)")
     for command in (reproduce, settings, bench):
@@ -129,8 +129,8 @@ def _bench(options: argparse.Namespace) -> int:
     settings = _of(options)[0]
     if not (options.repeats > 0 and options.hours > 0):
         raise UserError("--repeats and --hours must be greater than 0")
-    made = bench.memory(settings, options.repeats) if options.what == "memory" else bench.stream(
-        settings, options.hours)
+    made = {"memory": lambda: bench.memory(settings, options.repeats), "context": lambda: bench.context(settings),
+            "stream": lambda: bench.stream(settings, options.hours)}[options.what]()
     print(f"wrote {made}", file=sys.stderr)
     return 0
 

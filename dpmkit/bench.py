@@ -7,9 +7,9 @@ accuracy behave over a stream of hours. Arms take turns; figures are medians wit
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Sequence
-from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from . import codes, corpora, finetune, metrics, protocols, records
+from . import codes, corpora, cost, finetune, metrics, protocols, records
 from .corpora.dynamics import EMOTIONS
 from .memory import DynamicParameterMemory
 from .settings import MemorySettings, Settings
@@ -169,7 +169,7 @@ def stream(settings: Settings, hours: float) -> Path:
     said = [u for c in corpus.select(corpus.folds[settings.fold - 1].validation) for u in c.utterances]
     rate, names = spoken.facts["frame_rate"], list(corpus.emotions)
     lasting = sum(len(spoken.codes[u.id]) for u in said) / rate
-    utterances = list(islice(cycle(said), int(hours * 3600 / lasting * len(said)) + 1))
+    utterances = list(itertools.islice(itertools.cycle(said), int(hours * 3600 / lasting * len(said)) + 1))
     turns = DynamicParameterMemory(sllm, settings.memory).listen(spoken.codes[u.id] for u in utterances)
     process, rows, heard, since, hits, losses = psutil.Process(), [], 0.0, time.perf_counter(), [], []
     pairs = zip(utterances, turns, strict=True)
@@ -188,6 +188,26 @@ def stream(settings: Settings, hours: float) -> Path:
     name = f"stream-{hours:g}h" + (f"-decay{settings.memory.decay:g}" if settings.memory.decay else "")
     print(records.stream_table({"rows": rows}).to_string(index=False))
     return records.save_bench(settings, name, {"rows": rows, "lr": settings.memory.lr},
+                              time.perf_counter() - started)
+
+
+def context(settings: Settings) -> Path:
+    """Seconds and peak bytes until a recording's last sentence has its label, after 1k to 128k codes, by every path
+    of `cost`: real validation codes end to end, one measurement each. Returns the record's path."""
+    started = time.perf_counter()
+    corpus = corpora.load(settings)
+    spoken = codes.make(settings, corpus)
+    sllm = finetune.train(settings, corpus, spoken).sllm
+    said = [spoken.codes[u.id] for c in corpus.select(corpus.folds[settings.fold - 1].validation)
+            for u in c.utterances]
+    joined, sentence, rows = np.concatenate(said), round(np.mean([len(c) for c in said])), []
+    for path in cost.PATHS:
+        cost.label_after(sllm, joined[:4 * sentence], sentence, settings.memory, path)  # warms up
+    for length, path in tqdm(list(itertools.product(settings.context.codes, cost.PATHS)), desc="bench: context"):
+        measured = cost.label_after(sllm, np.resize(joined, length), sentence, settings.memory, path)
+        rows.append({"codes": length, "path": path, **measured})
+    print(records.context_table({"rows": rows}).to_string(index=False))
+    return records.save_bench(settings, "context", {"rows": rows, "sentence": sentence},
                               time.perf_counter() - started)
 
 

@@ -15,7 +15,7 @@ def _ranges() -> dict[str, tuple[str, Callable[[float], bool]]]:
             "backbone.intermediate backbone.window finetune.n_o "
             "finetune.n_q finetune.epochs finetune.batch classifier.epochs classifier.batch memory.rank "
             "evaluation.streams evaluation.bootstrap ablation.conversations ablation.rank context.seconds "
-            "context.repeats"),
+            "context.codes context.repeats"),
         ("0 or more", lambda v: v >= 0): (
             "seed conversation.seed codes.codebook_size codes.frame_rate codes.prosody_weight segments.min_silence "
             "segments.pad finetune.n_p finetune.lr classifier.lr "
@@ -47,7 +47,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "evaluation.streams": 2, "evaluation.bootstrap": 200,
         "ablation.conversations": 2, "ablation.lr": (0.0, 1e-3), "ablation.steps": (1, 2),
         "ablation.rank": (4,), "ablation.prefix": (0, 32),
-        "context.seconds": (4, 8),
+        "context.seconds": (4, 8), "context.codes": (100, 200),
     },
     "demo": {},
     "paper": {

@@ -189,6 +189,13 @@ def stream_table(results: dict[str, Any]) -> pd.DataFrame:
         "WA": rows["WA"].map("{:.1f}".format)})
 
 
+def context_table(results: dict[str, Any]) -> pd.DataFrame:
+    """A bench's cost against history as text, a row a length: seconds / MB of each path."""
+    rows = pd.DataFrame(results["rows"])
+    rows["cost"] = (rows["seconds"].map("{:.2f} s / ".format) + (rows["peak_bytes"] / 1e6).map("{:.0f} MB".format))
+    return rows.pivot(index="codes", columns="path", values="cost")[list(dict.fromkeys(rows["path"]))].reset_index()
+
+
 def verdict(record: dict[str, Any], protocol: str = "all-lengths") -> str:
     """What the intervals say of DPM, at the paper's rate and at the one that validation chose, and its controls."""
     rows = {r["method"]: r for r in record["results"]["protocols"][protocol]["methods"]}

@@ -104,6 +104,10 @@ def _benches(home: Path) -> list[str]:
                      "adapter and AdamW a conversation. WA and answers: the trained SLLM on validation "
                      "conversations.")
             title, table = "the memory's rungs", records.rungs_table(results)
+        elif path.stem == "context":
+            words = ("Until the last sentence of a recording has its label, after so many codes of history: "
+                     "seconds, and peak memory beyond the model.")
+            title, table = "cost against history", records.context_table(results)
         else:
             words = (f"One stream that is never reset, lr {results['lr']:g}: validation conversations one after "
                      "the other, over and over.")

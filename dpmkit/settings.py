@@ -158,6 +158,7 @@ class ContextSettings:
 
     seconds: tuple[int, ...] = (20, 40, 80, 160, 320, 640, 1800)
     repeats: int = 3  # of every length but the longest, which is measured once
+    codes: tuple[int, ...] = (1_000, 4_000, 16_000, 64_000, 128_000)  # `dpmkit bench context`
 
 
 @dataclass(frozen=True)

@@ -205,10 +205,13 @@ def _heard(path: Path | str) -> Iterator[soundfile.SoundFile]:
 def _opened(path: Path | str) -> Iterator[soundfile.SoundFile]:
     """The open file; _Unheard where its header already tells that it cannot be heard."""
     path = Path(path)
-    if not path.is_file():
-        raise _Unheard("is a folder" if path.is_dir() else "does not exist")
-    if not path.stat().st_size:
-        raise _Unheard("is empty (0 bytes)")
+    try:
+        if not path.is_file():
+            raise _Unheard("is a folder" if path.is_dir() else "does not exist")
+        if not path.stat().st_size:
+            raise _Unheard("is empty (0 bytes)")
+    except OSError as error:  # a folder that may not be entered, a name too long, a ring of links
+        raise _Unheard(f"cannot be read ({error.strerror})") from None
     try:
         file = (video.AudioTrack if path.suffix.lower() in video.SUFFIXES else soundfile.SoundFile)(path)
     except (soundfile.SoundFileError, TypeError, OSError) as error:  # TypeError: a headerless .raw

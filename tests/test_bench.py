@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import make_settings, make_toy
 
-from dpmkit import bench, codes, corpora, finetune, records, report
+from dpmkit import bench, codes, corpora, cost, finetune, records, report
 from dpmkit.sllm import EmotionSLLM
 
 
@@ -50,3 +50,10 @@ def test_a_stream_of_minutes_is_heard_in_ten_parts(prepared):
     assert len(rows) == bench.STREAM_ROWS and rows[-1]["hours"] == pytest.approx(0.02, rel=0.05)
     assert all(0 <= row["WA"] <= 100 and row["norm"] > 0 for row in rows)
     assert "stream-0.02h" in report.page([], prepared.home_path)
+
+
+def test_cost_against_history_has_every_path_at_every_length(prepared):
+    path = bench.context(prepared.replace("memory.prefix", 8))
+    rows = json.loads(path.read_text(encoding="utf-8"))["results"]["rows"]
+    assert {(r["codes"], r["path"]) for r in rows} == {(n, p) for n in (100, 200) for p in cost.PATHS}
+    assert all(r["seconds"] > 0 for r in rows) and "cost against history" in report.page([], prepared.home_path)

@@ -1,6 +1,8 @@
 """The memory as an engine: queues of conversations, cheaper rungs, one forward a step, saving in the middle."""
 
 import dataclasses
+import gc
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from test_memory import loop
+from torch.utils.flop_counter import FlopCounterMode
 
 from dpmkit.memory import DynamicParameterMemory
 from dpmkit.prefix import PrefixStates
@@ -278,3 +281,47 @@ def test_settings_name_what_cannot_be():
             Settings.of("smoke", {name: value})
     with pytest.raises(UserError, match="reuse goes with"):
         Settings.of("smoke", {"memory.prefix_states": "reuse", "memory.stepping": "stride-8"})
+
+
+def test_a_reused_prefix_costs_three_forwards_of_the_sentence_whatever_its_length(sllm):
+    def flops(work):
+        with FlopCounterMode(display=False) as counter:
+            work()
+        return counter.get_total_flops()
+
+    def a_sentence(prefix):
+        memory = DynamicParameterMemory(sllm, dataclasses.replace(BASE, rank=1, prefix=prefix,
+                                                                  prefix_states="reuse"))
+        turns = memory.listen([np.zeros(9, dtype=int)] * 6)
+        for _ in range(5):
+            next(turns)
+        return flops(lambda: next(turns))
+
+    with torch.no_grad():
+        forward = flops(lambda: sllm.emotion_logits([sllm.sentence(np.zeros(10, dtype=int))]))
+    # Forward, activation gradients, read-out; beside them the rank-1 factors, the code rows and the prefix's keys.
+    assert 2.5 * forward < a_sentence(2) < 4.2 * forward
+    exact = DynamicParameterMemory(sllm, dataclasses.replace(BASE, rank=1, prefix=40)).listen(
+        [np.zeros(9, dtype=int)] * 6)
+    for _ in range(5):
+        next(exact)
+    assert a_sentence(40) < 1.25 * a_sentence(2) < 0.5 * flops(lambda: next(exact))
+
+
+def test_a_thousand_conversations_leave_nothing_behind(sllm):
+    memory = DynamicParameterMemory(sllm, BASE, streams=4)
+    conversations = [codes(2, seed) for seed in range(100)]
+    for _ in memory.batch(conversations):
+        pass
+    gc.collect()
+    tracemalloc.start()
+    try:
+        held = []
+        for _ in range(3):
+            for _ in memory.batch(conversations * 3):
+                pass
+            gc.collect()
+            held.append((tracemalloc.get_traced_memory()[0], len(gc.get_objects())))
+    finally:
+        tracemalloc.stop()
+    assert held[2][0] - held[0][0] < 30_000 and held[2][1] - held[0][1] < 100

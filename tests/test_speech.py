@@ -1,6 +1,7 @@
 """Waveforms come out as they were recorded, or the file is named with what is wrong with it."""
 
 import errno
+import re
 import struct
 import tracemalloc
 from pathlib import Path
@@ -333,3 +334,12 @@ def test_no_waveform_is_not_written(tmp_path, waveform):
     with pytest.raises(ValueError, match="waveform"):
         speech.write(tmp_path / "out.wav", waveform)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_the_file_system_refuses_is_a_reason(tmp_path):
+    ring = tmp_path / "ring.wav"
+    ring.symlink_to(ring)
+    for path in (ring, tmp_path / ("x" * 300 + ".wav")):
+        assert re.search("cannot be read|does not exist", speech.fault(path))
+        with pytest.raises(UserError, match="cannot hear"):
+            speech.read(path)
