@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from . import acoustics, runs, speech, tokenizers, video
 from .acoustics import pooled
-from .corpora import Clip, Corpus, Utterance
+from .corpora import Clip, Corpus, Utterance, files
 from .settings import Settings, UserError
 from .tokenizers import FITTED, TOKENIZERS, Learner, Tokenizer, checkpoint, protocol
 
@@ -104,7 +104,7 @@ class _Audio:
     """The files of these utterances, as they are now."""
 
     def __init__(self, utterances: Iterable[Utterance]):
-        self.stamps = {path: _stamp(path) for path in {u.audio.path for u in utterances}}
+        self.stamps = {path: files.SEEN.get(path) or _stamp(path) for path in {u.audio.path for u in utterances}}
 
     def waveforms(self, utterances: Iterable[Utterance]) -> Iterator[np.ndarray]:
         """Of each utterance, a file of successive ones decoded once; UserError for a file that vanished, cannot

@@ -207,7 +207,7 @@ def _opened(path: Path | str) -> Iterator[soundfile.SoundFile]:
     path = Path(path)
     try:
         if not path.is_file():
-            raise _Unheard("is a folder" if path.is_dir() else "does not exist")
+            raise _Unheard("is a folder" if path.is_dir() else "is no file" if path.exists() else "does not exist")
         if not path.stat().st_size:
             raise _Unheard("is empty (0 bytes)")
     except OSError as error:  # a folder that may not be entered, a name too long, a ring of links
@@ -220,6 +220,8 @@ def _opened(path: Path | str) -> Iterator[soundfile.SoundFile]:
     with file:
         # soundfile seeks after every read of a file that it calls seekable, and seeks in ogg and mp3 miss by some
         # frames: without them, one read after the other gives what one long read gives.
+        file.through = file.format in ("OGG", "MP3") or not getattr(file, "seekable", lambda: True)()  # GSM 6.10
+        file.at = 0
         file.seekable = lambda: False
         if file.frames <= 0:
             raise _Unheard("holds no samples")
@@ -236,12 +238,13 @@ def _opened(path: Path | str) -> Iterator[soundfile.SoundFile]:
 def _decoded(file: soundfile.SoundFile, start: int, stop: int) -> np.ndarray:
     """Frames start to stop, channels averaged, float32, (stop - start,); _Unheard where they are bad."""
     try:
-        if file.format in ("OGG", "MP3"):
-            for at in range(file.tell(), start, BLOCK):
+        if file.through:
+            for at in range(file.at, start, BLOCK):
                 file.read(min(BLOCK, start - at), dtype="float32")
-        elif start != file.tell():
+        elif start != file.at:
             file.seek(start)
         frames = file.read(stop - start, dtype="float32", always_2d=True)
+        file.at = start + len(frames)
     except (soundfile.SoundFileError, MemoryError) as error:
         raise _Unheard(f"cannot be decoded to its end ({str(error).strip().rstrip('.')})") from None
     if len(frames) < stop - start:

@@ -1,8 +1,8 @@
 """Faulty, odd and healthy audio as bytes by name, each with what must become of it: heard, or a fault in words.
 
-`AUDIO`: name -> (bytes, words): the words are part of the fault that is told; None: it is heard. `PLACED`: things of
-the file system that stand where a wav should. All are made for a file called .wav unless the name ends in another
-suffix. The sound is an eighth of a second of noise, so that nothing compresses to less than a header.
+`AUDIO`: name -> (bytes, words): the words are part of the fault that is told; None: it is heard. `PLACED`: things
+of the file system that stand where a wav should. All are made for a file called .wav unless the name ends in
+another suffix. The sound is an eighth of a second of noise, so that nothing compresses to less than a header.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import base64
 import gzip
 import io
 import os
-import shutil
 import socket
 import struct
 import tempfile
 import zipfile
+from contextlib import chdir
 from pathlib import Path
 
 import av
@@ -91,6 +91,8 @@ PNG = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + bytes(90)
 NONE, CUT, EMPTY, LOST = "is not audio that can be decoded", "is cut off", "holds no samples", "claims"
 FINITE, LOUD, END = "not finite numbers", "where full scale is 1", "cannot be decoded to its end"
 
+UNSEEKABLE = ("GSM610", "G721_32")  # libsndfile reads them from the start alone
+
 AUDIO: dict[str, tuple[bytes, str | None]] = {
     # the header of a wav, cut
     "zero bytes": (b"", "is empty (0 bytes)"),
@@ -107,7 +109,8 @@ AUDIO: dict[str, tuple[bytes, str | None]] = {
     # other things under its name
     "text": (b"no sound here\n" * 99, NONE), "one newline": (b"\n", NONE),
     "html": (b"<!DOCTYPE html><html><body>404 Not Found</body></html>\n" * 9, NONE),
-    "json": (b'{"error": "quota exceeded"}', NONE), "xml": (b"<?xml version='1.0'?><Error>AccessDenied</Error>", NONE),
+    "json": (b'{"error": "quota exceeded"}', NONE), "xml": (b"<?xml version='1.0'?><Error>AccessDenied</Error>",
+        NONE),
     "lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", NONE),
     "playlist": (b"#EXTM3U\n#EXTINF:3,\nhttp://localhost/a.aac\n", NONE),
     "png": (PNG, NONE), "jpeg": (b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(400), NONE), "pdf": (
@@ -138,8 +141,10 @@ AUDIO: dict[str, tuple[bytes, str | None]] = {
     # odd and fine
     **{f"{r} Hz": (wav(rate=r), None) for r in (1000, 8000, 11_025, 12_000, 22_050, 24_000, 32_000, 44_100, 48_000,
                                                  88_200, 96_000, 192_000, 768_000)},
-    **{f"{t}": (by("WAV", t), None) for t in ("PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW",
-                                               "IMA_ADPCM", "MS_ADPCM", "GSM610", "G721_32")},
+    **{t: (by("WAV", t), None) for t in ("PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW",
+        "IMA_ADPCM",
+                                         "MS_ADPCM")},
+    **{t: (by("WAV", t), None) for t in UNSEEKABLE},
     **{f"{n} channels": (by("WAV", samples=many(n)), None) for n in (2, 3, 4, 6, 8, 16)},
     **{f"{n} named wav": (d, None) for n, d in {
         "flac": FLAC, "ogg": OGG, "opus": OPUS, "aiff": by("AIFF"), "au": by("AU"), "caf": by("CAF"),
@@ -148,7 +153,8 @@ AUDIO: dict[str, tuple[bytes, str | None]] = {
     "mp4 named wav": (MP4, NONE), "mkv named wav": (MKV, NONE),
     "a list of comments first": (wav(before=b"LIST" + struct.pack("<I", 4) + b"INFO"), None),
     "a chunk of odd length": (wav(before=b"junk" + struct.pack("<I", 3) + b"abc\0"), None),
-    "a tail of junk": (PCM + b"junk" * 99, None), "a tail of an ID3 tag": (PCM + b"id3 \x08\0\0\0ID3\x04\0\0\0\0", None),
+    "a tail of junk": (PCM + b"junk" * 99, None), "a tail of an ID3 tag": (PCM + b"id3 \x08\0\0\0ID3\x04\0\0\0\0",
+        None),
     "one sample": (wav(NOISE[:1]), None), "two samples": (wav(NOISE[:2]), None), "silence": (
         wav(np.zeros(2000)), None), "direct current": (wav(np.full(2000, 0.9)), None),
     "offset": (wav(NOISE + 0.5), None), "clipped": (wav(np.sign(NOISE)), None), "lowest value throughout": (
@@ -158,7 +164,8 @@ AUDIO: dict[str, tuple[bytes, str | None]] = {
     # samples that are none
     "one NaN": (spoilt(np.nan), FINITE), "NaN throughout": (spoilt(np.nan, slice(None)), FINITE), "infinity": (
         spoilt(np.inf), FINITE), "minus infinity": (spoilt(-np.inf), FINITE), "NaN in doubles": (
-        spoilt(np.nan, subtype="DOUBLE"), FINITE), "NaN in the last sample": (spoilt(np.nan, slice(-1, None)), FINITE),
+        spoilt(np.nan, subtype="DOUBLE"), FINITE), "NaN in the last sample": (spoilt(np.nan, slice(-1, None)),
+            FINITE),
     "NaN in one of six channels": (spoilt(np.nan, (900, 4), samples=many(6)), FINITE),
     "1e300 in doubles": (spoilt(1e300, subtype="DOUBLE"), FINITE),
     "1e30": (spoilt(1e30), LOUD), "integers as floats": (by("WAV", "FLOAT", NOISE * 32768), LOUD),
@@ -175,14 +182,16 @@ AUDIO: dict[str, tuple[bytes, str | None]] = {
         "text": b"no sound\n" * 50, "png": PNG, "zip": archive("a", b"b")}.items()},
     **{f"zero bytes.{s}": (b"", "is empty (0 bytes)") for s in ("flac", "ogg", "mp3", "mp4")},
     # video
-    "video.mp4": (MP4, None), "video.mkv": (MKV, None), "wav named.mp4": (PCM, None), "flac named.mp4": (FLAC, None),
+    "video.mp4": (MP4, None), "video.mkv": (MKV, None), "wav named.mp4": (PCM, None), "flac named.mp4": (FLAC,
+        None),
     "mp3 named.mp4": (MP3, None), "mkv named.mp4": (MKV, None), "mp4 named.mkv": (MP4, None),
     "index lost.mp4": (MP4.replace(b"moov", b"xxxx"), NONE),
     "index called free.mp4": (MP4.replace(b"moov", b"free"), None),
     "sound called free.mp4": (MP4.replace(b"mdat", b"free"), None),
     "pictures alone.mp4": (video(silent=True), "it has no sound"), "half.mp4": (MP4[:len(MP4) // 2], NONE),
     "tail lost.mp4": (MP4[:-50], NONE), "head alone.mp4": (MP4[:32], NONE), "damaged.mp4": (
-        middle(MP4, 500, 0.8), NONE), "text named.mp4": (b"<html>quota</html>" * 9, NONE), "png named.mp4": (PNG, NONE),
+        middle(MP4, 500, 0.8), NONE), "text named.mp4": (b"<html>quota</html>" * 9, NONE), "png named.mp4": (PNG,
+            NONE),
     "zip named.mp4": (archive("dia0_utt1.mp4", MP4), NONE), "half.mkv": (MKV[:len(MKV) // 2], CUT),
     "surround.mp4": (video(layout="5.1", rate=48_000), None), "truncated wav named.mp4": (PCM[:2000], NONE),
 }
@@ -193,13 +202,12 @@ def fifo(path):
 
 
 def bound(path):
-    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as made:  # its path has 107 bytes
-        made.bind(f"{folder}/s")
-        shutil.move(f"{folder}/s", path)
+    with chdir(path.parent), socket.socket(socket.AF_UNIX) as made:  # its path has 107 bytes
+        made.bind(path.name)
 
 
 def loop(path):
-    other = path.with_name("other link")
+    other = path.with_name(".other link")
     path.symlink_to(other)
     other.symlink_to(path)
 
@@ -216,5 +224,4 @@ PLACED = {
     "link to no end, /dev/zero": (lambda path: path.symlink_to("/dev/zero"), ""),
     "pipe": (fifo, ""),
     "socket": (bound, ""),
-    "unreadable": (lambda path: (path.write_bytes(PCM), path.chmod(0)), "is not audio"),
 }

@@ -1,10 +1,421 @@
+"""Faults of tables, annotations, names and roots: rows of (reader, group, name, what is done to the root, Want)."""
+
+from __future__ import annotations
+
+import os
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
+
+WAVS = "Session1/sentences/wav"
+DIALOGUE, TURN = "Ses01F_impro01", "Ses01F_impro01_F000"
+SOUND = f"{WAVS}/{DIALOGUE}/{TURN}.wav"
+TEXT = f"Session1/dialog/EmoEvaluation/{DIALOGUE}.txt"
+TABLE, MELD = "manifest.csv", "dev_sent_emo.csv"
+
+
 @dataclass(frozen=True)
 class Want:
+    """`kind`: heard, skip or error; `words`: one of each listed item, or all of an error; `lost`: utterances."""
+
     kind: str
-    words: tuple = ()
+    words: tuple[str, ...] = ()
     lost: tuple = ()
-def heard(): return Want("heard")
-def skip(*words, lost=()): return Want("skip", words, tuple(lost))
-def error(*words): return Want("error", words)
-TEXTS=[]
+
+
+def heard(*listed):
+    """Nothing is lost; what is not read may be listed."""
+    return Want("heard", listed)
+
+
+def skip(*words, lost=()):
+    return Want("skip", words, tuple(lost))
+
+
+def error(*words):
+    return Want("error", words)
+
+
+def edit(path, change):
+    """A file's bytes through `change`; the file is made anew, as it is a link to the pristine tree's."""
+    def act(root):
+        data = (root / path).read_bytes()
+        new = change(data)
+        assert new != data, "the fault changes nothing"
+        (root / path).unlink()
+        (root / path).write_bytes(new)
+    return act
+
+
+def sub(path, old, new):
+    return edit(path, lambda data: data.replace(old, new, 1))
+
+
+def add(path, data):
+    return edit(path, lambda before: before + data)
+
+
+def drop(path):
+    return lambda root: shutil.rmtree(root / path) if (root / path).is_dir() else (root / path).unlink()
+
+
+def make(path, data=b"", of=None):
+    def act(root):
+        name = Path(os.fsdecode(os.fsencode(root) + b"/" + (path if isinstance(path,
+            bytes) else os.fsencode(path))))
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.write_bytes((root / of).read_bytes() + b"\0" if of else data)  # a tail: no copy of another recording
+    return act
+
+
+def move(old, new):
+    def act(root):
+        (root / new).parent.mkdir(parents=True, exist_ok=True)
+        (root / old).rename(root / new)
+    return act
+
+
+def empty(root):
+    for path in root.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def both(*acts):
+    return lambda root: [act(root) for act in acts]
+
+
+def timed(start, end):
+    """Columns start and end, of which the row of c0u1 has these."""
+    def change(data):
+        lines = data.decode().split()
+        cells = {f"c0u{i}": f",{i},{i}.1" for i in range(4)} | {"c0u1": f",{start},{end}"}
+        rows = [line + (cells.get(line.split(",")[1], ",,")) for line in lines[1:]]
+        return "\n".join([lines[0] + ",start,end", *rows, ""]).encode()
+    return edit(TABLE, change)
+
+
+def cell(column, value):
+    """The row of c0u1 with another cell."""
+    at = ("conversation", "utterance", "speaker", "emotion", "path").index(column)
+
+    def change(data):
+        lines = data.split(b"\n")
+        cells = lines[2].split(b",")
+        cells[at] = value if isinstance(value, bytes) else value.encode()
+        return b"\n".join([*lines[:2], b",".join(cells), *lines[3:]])
+    return edit(TABLE, change)
+
+
+def utf16(data):
+    return data.decode().encode("utf-16")
+
+
+MANIFEST = {
+    "byte order mark": (edit(TABLE, lambda d: b"\xef\xbb\xbf" + d), heard()),
+    "utf-16": (edit(TABLE, utf16), heard()), "CRLF": (edit(TABLE, lambda d: d.replace(b"\n", b"\r\n")), heard()),
+    "CR": (edit(TABLE, lambda d: d.replace(b"\n", b"\r")), heard()),
+    "semicolons": (edit(TABLE, lambda d: d.replace(b",", b";")), heard()),
+    "tabs": (edit(TABLE, lambda d: d.replace(b",", b"\t")), heard()),
+    "bars": (edit(TABLE, lambda d: d.replace(b",", b"|")), error(TABLE, "row 1", "missing")),
+    "utf-16 without a mark": (edit(TABLE, lambda d: d.decode().encode("utf-16-le")), error(TABLE, "row 1", "NUL")),
+    "utf-32": (edit(TABLE, lambda d: d.decode().encode("utf-32")), error(TABLE, "row 1")),
+    "blank lines": (edit(TABLE, lambda d: d.replace(b"\n", b"\n\n") + b",,,,\n"), heard()),
+    "blanks around cells": (edit(TABLE, lambda d: d.replace(b",", b" , ")), heard()),
+    "capital headers": (edit(TABLE, lambda d: d.replace(b"conversation,utterance", b"Conversation,UTTERANCE")),
+        heard()),
+    "extra column": (edit(TABLE, lambda d: d.replace(b"path\n", b"path,mood\n").replace(b".wav\n", b".wav,3\n")),
+                     heard("column mood")),
+    "no file": (drop(TABLE), error("cannot read", TABLE)),
+    "a folder": (both(drop(TABLE), lambda r: (r / TABLE).mkdir()), error("cannot read", TABLE)),
+    "empty": (edit(TABLE, lambda d: b""), error(TABLE, "is empty")),
+    "blanks alone": (edit(TABLE, lambda d: b" \r\n\t\n"), error(TABLE, "is empty")),
+    "header alone": (edit(TABLE, lambda d: d.split(b"\n")[0] + b"\n"), error("no row stands below")),
+    "no header": (edit(TABLE, lambda d: d.split(b"\n", 1)[1]), error(TABLE, "conversation is missing")),
+    **{f"column {c} is missing": (sub(TABLE, c, b"x9"), error(TABLE, f"column {c.decode()} is missing"))
+       for c in (b"conversation", b"utterance", b"speaker", b"emotion", b"path")},
+    **{f"column {c} misspelt {w}": (sub(TABLE, c.encode(), w.encode()), error(TABLE, repr(w), f"is it {c}?"))
+       for c, w in (("emotion", "emotoin"), ("path", "paths"), ("speaker", "speaker_id"), ("utterance",
+           "utterence"))},
+    "column twice": (edit(TABLE, lambda d: d.replace(b"path\n", b"path,path\n").replace(b".wav\n", b".wav,a\n")),
+                     error(TABLE, "path stands there twice")),
+    "start without end": (edit(TABLE, lambda d: d.replace(b"path\n", b"path,start\n").replace(b".wav\n",
+        b".wav,0\n")),
+                          error(TABLE, "end is missing")),
+    "open quotation": (cell("speaker", '"s0'), error(TABLE, "row 3", "quotation mark")),
+    "quotation inside": (cell("speaker", 's"0'), heard()), "quotation and more": (
+        cell("speaker", '"s"0'), error(TABLE, "row 3")),
+    "quoted comma": (cell("speaker", '"s, 0"'), heard()), "cell over two lines": (
+        cell("speaker", '"s\n0"'), error(TABLE, "row 3", "quotation")),
+    "NUL": (cell("speaker", b"s\0"), error(TABLE, "row 3", "NUL")), "latin-1": (
+        cell("speaker", "Zoë".encode("latin-1")), error(TABLE, "row 3", "not UTF-8")),
+    "mojibake": (cell("speaker", "ZoÃ«"), heard()), "lost characters": (
+        cell("speaker", "Zo\ufffd"), error(TABLE, "row 3", "not UTF-8")),
+    "a million characters in a cell": (cell("speaker", "x" * 10**6), error(TABLE, "row 3")),
+    "5000 characters in a cell": (cell("path", "x" * 5000), error(TABLE, "row 3", "path: 5000 characters")),
+    "a line of a million": (add(TABLE, b"x" * 10**6), error(TABLE, "row 18")),
+    "a million commas": (add(TABLE, b"," * 10**6), heard()),
+    "row too short": (add(TABLE, b"c3,c3u9,s6\n"), error(TABLE, "row 18", "3 cells")),
+    "row too long": (add(TABLE, b"c3,c3u9,s6,neu,a.wav,7\n"), error(TABLE, "row 18", "6 cells")),
+    "row twice": (edit(TABLE, lambda d: d + d.split(b"\n")[2] + b"\n"), error(TABLE, "row 18", "row 3")),
+    "utterance twice": (cell("utterance", "c0u0"), error(TABLE, "row 3", "'c0_c0u0'")),
+    "no conversation": (cell("conversation", ""), error(TABLE, "row 3", "conversation: is empty")),
+    "no utterance": (cell("utterance", ""), error(TABLE, "row 3", "utterance: is empty")),
+    "no path": (cell("path", ""), error(TABLE, "row 3", "path: is empty")),
+    "no speaker": (cell("speaker", ""), heard()), "no emotion": (cell("emotion", ""), heard()),
+    "emotion nan": (cell("emotion", "nan"), error(TABLE, "row 3", "emotion: 'nan'")),
+    "emotion NULL": (cell("emotion", "NULL"), error(TABLE, "row 3", "emotion: 'NULL'")),
+    "emotion in capitals": (cell("emotion", " NEU "), heard()), "an emotion of its own": (cell("emotion", "woe"),
+        heard()),
+    "formula": (cell("speaker", "=1+1"), heard()), "formula as utterance": (
+        cell("emotion", "=HYPERLINK(1)"), heard()),
+    "one emotion alone": (edit(TABLE, lambda d: d.replace(b"hap", b"neu")), error(TABLE, "1 emotion(s)")),
+    "no emotion at all": (edit(TABLE, lambda d: d.replace(b"hap", b"").replace(b"neu", b"")), error(TABLE,
+        "0 emotion")),
+    "one conversation": (edit(TABLE, lambda d: b"\n".join(d.split(b"\n")[:5])), error(TABLE, "three are needed")),
+    "path above the root": (cell("path", "../x.wav"), skip("../x.wav: does not exist", lost=["c0u1"])),
+    "absolute path": (cell("path", "/nowhere/x.wav"), skip("x.wav: does not exist", lost=["c0u1"])),
+    "address": (cell("path", "http://example.org/x.wav"), skip("x.wav: does not exist", lost=["c0u1"])),
+    "home path": (cell("path", "~/x.wav"), skip("x.wav: does not exist", lost=["c0u1"])),
+    "Windows path": (cell("path", "clips\\c0u1.wav"), skip("does not exist", lost=["c0u1"])),
+    "path of the root": (cell("path", "."), skip("is no file", lost=["c0u1"])),
+    "path of the table": (cell("path", TABLE), skip("is not audio", lost=["c0u1"])),
+    "path beyond 255 bytes": (cell("path", "é" * 200 + ".wav"), skip("cannot be reached", lost=["c0u1"])),
+    "path below a file": (cell("path", "clips/c0u0.wav/x.wav"), skip("", lost=["c0u1"])),
+    "most paths wrong": (edit(TABLE, lambda d: d.replace(b"clips/", b"clip/")), error(TABLE, "16 of 16 rows",
+        "row 2")),
+    "times": (timed("1", "1.1"), heard()), "times as 1.0": (timed("1.0", "1.10"), heard()),
+    "time not a number": (timed("soon", "1"), error(TABLE, "row 3", "start: 'soon'")),
+    "time nan": (timed("nan", "1"), error(TABLE, "row 3", "start: 'nan'")),
+    "time inf": (timed("0", "inf"), error(TABLE, "row 3", "end: 'inf'")),
+    "time 1e300": (timed("0", "1e300"), error(TABLE, "row 3", "end: '1e300'")),
+    "negative time": (timed("-1", "1"), error(TABLE, "row 3", "negative")),
+    "clock time": (timed("0:01", "0:02"), error(TABLE, "row 3", "start: '0:01'")),
+    "end before start": (timed("2", "1"), error(TABLE, "row 3", "not after start")),
+    "end is start": (timed("1", "1"), error(TABLE, "row 3", "not after start")),
+    "end empty": (timed("1", ""), error(TABLE, "row 3", "end: is empty")),
+    "times in one row less": (timed("", ""), error(TABLE, "row 3", "empty, but given in row 2")),
+    "end beyond the file": (timed("0", "9"), error(TABLE, "row 3", "beyond the end")),
+    "formula as a time": (timed("=1+1", "3"), error(TABLE, "row 3", "start: '=1+1'")),
+    "decimal comma": (timed('"0,05"', '"0,1"'), error(TABLE, "row 3", "start: '0,05'")),
+    "an html page": (edit(TABLE, lambda d: b"<!DOCTYPE html><html>\n" * 9), error(TABLE,
+        "conversation is missing")),
+    "a spreadsheet": (edit(TABLE, lambda d: b"PK\x03\x04\x14\0" * 9), error(TABLE, "NUL")),
+    "an unknown split": (edit(TABLE, lambda d: d.replace(b"path\n", b"path,split\n").replace(b".wav\n",
+        b".wav,all\n")),
+                         error(TABLE, "split: 'all'")),
+    "all in train": (edit(TABLE, lambda d: d.replace(b"path\n", b"path,split\n").replace(b".wav\n",
+        b".wav,train\n")),
+                     error(TABLE, "no conversation", "validation")),
+}
+LINE = ",What,Ross,joy,positive,0,99,1,2,"
+GOOD = "9" + LINE + '"00:00:01,000","00:00:02,000"\r\n'
+
+
+def line(*changes):
+    """A row added to dev, of dialogue 0 and utterance 99, in which this is replaced."""
+    text = GOOD
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new, 1)
+    return add(MELD, text.encode())
+
+
+NO_CLIP = "dev_dia0_utt99: has a row"
+MELD_CSV = {
+    "one row more": (line(), skip(NO_CLIP)), "byte order mark": (edit(MELD, lambda d: b"\xef\xbb\xbf" + d),
+        heard()),
+    "LF": (edit(MELD, lambda d: d.replace(b"\r\n", b"\n")), heard()), "CR": (
+        edit(MELD, lambda d: d.replace(b"\r\n", b"\r")), heard()),
+    "extra column": (edit(MELD, lambda d: d.replace(b"\r\n", b",x\r\n")), heard()),
+    "columns that are not read are missing": (edit(MELD, lambda d: d.replace(b"Season", b"S").replace(
+        b"Sentiment", b"T")), heard()),
+    "blank lines": (edit(MELD, lambda d: d.replace(b"\r\n", b"\r\n\r\n")), heard()),
+    "utterance over two lines": (line(("What", '"Wh\r\nat"')), skip(NO_CLIP)),
+    "mojibake": (line(("What", "Whatâ€™s")), skip(NO_CLIP)), "utterance is a formula": (
+        line(("What", "=1+1")), skip(NO_CLIP)), "emotion in capitals": (line(("joy", "JOY")), skip(NO_CLIP)),
+    "NUL in the utterance": (line(("What", "Wh\0at")), skip(NO_CLIP)),
+    "end before start": (line(("00:00:02", "00:00:00")), skip(NO_CLIP)),
+    "utf-16": (edit(MELD, utf16), error(MELD, "line 1", "not UTF-8")),
+    "latin-1": (add(MELD, GOOD.replace("Ross", "Zoë").encode("latin-1")), error(MELD, "not UTF-8")),
+    "empty": (edit(MELD, lambda d: b""), error(MELD, "no column Speaker")),
+    "header alone": (edit(MELD, lambda d: d.split(b"\r\n")[0]), error(MELD, "no row")),
+    "no header": (edit(MELD, lambda d: d.split(b"\r\n", 1)[1]), error(MELD, "no column Speaker")),
+    **{f"column {c} is missing": (sub(MELD, c.encode(), b"x"), error(MELD, f"no column {c}")) for c in (
+        "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID", "StartTime", "EndTime")},
+    "column misspelt": (sub(MELD, b"Emotion", b"Emotoin"), error(MELD, "no column Emotion")),
+    "column in another case": (sub(MELD, b"Emotion", b"emotion"), error(MELD, "no column Emotion")),
+    "semicolons": (edit(MELD, lambda d: d.replace(b",", b";")), error(MELD, "no column")),
+    "tabs": (edit(MELD, lambda d: d.replace(b",", b"\t")), error(MELD, "no column")),
+    "open quotation": (line(("What", '"What')), error(MELD, "")), "quotation and more": (
+        line(("What", '"Wh"at')), error(MELD, "no row of a CSV")),
+    "a million characters in a cell": (line(("What", "x" * 10**6)), error(MELD, "field larger")),
+    "row too short": (add(MELD, b"9,Hi,Ross\r\n"), error(MELD, "Emotion ''")), "row too long": (
+        line(("99,1,2,", "99,1,2,3,")), error(MELD, "")),
+    "unknown emotion": (line(("joy", "bliss")), error(MELD, "Emotion 'bliss' is none of")),
+    "no emotion": (line(("joy", "")), error(MELD, "Emotion ''")), "no speaker": (
+        line(("Ross", " ")), error(MELD, "Speaker ''")),
+    "number as 0.0": (line((",0,99,", ",0.0,99,")), error(MELD, "Dialogue_ID '0.0'")),
+    "number is a word": (line((",0,99,", ",0,last,")), error(MELD, "Utterance_ID 'last'")),
+    "number negative": (line((",0,99,", ",0,-1,")), error(MELD, "Utterance_ID '-1'")),
+    "number nan": (line((",0,99,", ",nan,99,")), error(MELD, "Dialogue_ID 'nan'")),
+    "number endless": (line((",0,99,", f",0,{'9' * 5000},")), error(MELD, "Utterance_ID")),
+    "number in other digits": (line((",0,99,", ",0,٩٩,")), error(MELD, "Utterance_ID")),
+    "time in seconds": (line(("00:00:01,000", "1.5")), error(MELD, "StartTime '1.5'")),
+    "time nan": (line(("00:00:02,000", "nan")), error(MELD, "EndTime 'nan'")),
+    "time negative": (line(("00:00:01,000", "-00:00:01,000")), error(MELD, "StartTime '-00")),
+    "time empty": (line(("00:00:01,000", "")), error(MELD, "StartTime ''")),
+    "row twice": (edit(MELD, lambda d: d + d.splitlines(True)[-1]), error(MELD, "a second time")),
+    "no file": (drop(MELD), error("is not MELD", MELD)),
+    "a folder": (both(drop(MELD), lambda r: (r / MELD).mkdir()), error("is not MELD", MELD)),
+    "a page": (edit(MELD, lambda d: b"<html>\n" * 50), error(MELD, "no column")),
+    "two that differ": (make(f"old/{MELD}", b"x"), error(MELD, "differ")), "the same twice": (
+        lambda r: shutil.copy(r / MELD, r / "dev" / MELD), heard()),
+    "a link to nowhere": (both(drop(MELD), lambda r: (r / MELD).symlink_to("x")), error("cannot read", MELD)),
+    "no clip of dev": (drop("dev"), error("no clips of dev")), "clip without a row": (
+        make("dev/x/dia9_utt0.wav", b"x"), skip("dev/x/dia9_utt0.wav: has no row")),
+    "clip of no split": (make("x/dia9_utt0.wav", b"x"), skip("x/dia9_utt0.wav: is in no folder")),
+    "clip of two splits": (make("train/test/dia0_utt1.wav", b"x"), skip("or in several")),
+    "second cut": (make("test/final_videos_testdia0_utt1.wav", b"x"), skip("second cut")),
+    "clip twice": (make("train/x/dia0_utt1.mp4", b"x"), skip("another file of the same clip")),
+    "clip missing": (drop("train/train_splits/dia0_utt1.wav"), skip(
+        "train_dia0_utt1: has a row", lost=["train_dia0_utt1"])),
+}
+FIRST = b"[0.0000 - 0.1000]\tSes01F_impro01_F000\tneu"
+IEMOCAP = {
+    "CRLF": (edit(TEXT, lambda d: d.replace(b"\n", b"\r\n")), heard()), "CR": (
+        edit(TEXT, lambda d: d.replace(b"\n", b"\r")), heard()),
+    "byte order mark": (edit(TEXT, lambda d: b"\xef\xbb\xbf" + d), heard()),
+    "latin-1 comment": (add(TEXT, b"C-E9: caf\xe9\n"), heard()), "NUL in a comment": (add(TEXT, b"C-\0\n"),
+        heard()),
+    "spaces for tabs": (edit(TEXT, lambda d: d.replace(b"\t", b"  ")), heard()),
+    "label in capitals": (sub(TEXT, b"F000\tneu", b"F000\tNEU"), heard()),
+    "unknown label": (sub(TEXT, b"F000\tneu", b"F000\tjoy"), heard(f"{TURN}: has the unknown label joy")),
+    "no label": (sub(TEXT, b"F000\tneu", b"F000"), skip("line 3", f"{TURN}.wav", lost=[TURN])),
+    "no bracket": (sub(TEXT, b"0.1000]", b"0.1000"), skip("line 3", f"{TURN}.wav", lost=[TURN])),
+    "no dash": (sub(TEXT, b"0.0000 -", b"0.0000"), skip("line 3", f"{TURN}.wav", lost=[TURN])),
+    "decimal comma": (sub(TEXT, b"0.0000", b"0,0000"), skip("line 3", f"{TURN}.wav", lost=[TURN])),
+    "time nan": (sub(TEXT, b"0.0000", b"nan"), skip("line 3", f"{TURN}.wav", lost=[TURN])),
+    "time negative": (sub(TEXT, b"0.0000", b"-0.05"), skip("line 3", f"{TURN}.wav", lost=[TURN])),
+    "time endless": (sub(TEXT, b"0.1000", b"9" * 400), skip(f"{TURN}: ends at inf", lost=[TURN])),
+    "end before start": (sub(TEXT, b"[0.0000 - 0.1000]", b"[0.1000 - 0.0100]"), skip(f"{TURN}: ends at 0.01",
+        lost=[TURN])),
+    "end is start": (sub(TEXT, b"0.1000", b"0.0000"), skip(f"{TURN}: ends at", lost=[TURN])),
+    "turn twice": (edit(TEXT, lambda d: d + d[d.index(FIRST):].split(b"\n")[0] + b"\n"),
+        heard(f"{TURN}: stands a sec")),
+    "turn of another dialogue": (sub(TEXT, b"impro01_F000", b"impro02_F000"), skip(
+        "no turn of dialogue", f"{TURN}.wav", lost=[TURN])),
+    "gender X": (sub(TEXT, b"_F000", b"_X000"), skip("neither F nor M", f"{TURN}.wav", lost=[TURN])),
+    "gender in small": (sub(TEXT, b"_F000", b"_f000"), skip("neither F nor M", f"{TURN}.wav", lost=[TURN])),
+    "other dialogue's gender letter": (sub(TEXT, b"F_impro01_F000", b"M_impro01_F000"), skip(
+        "no turn of dialogue", f"{TURN}.wav", lost=[TURN])),
+    "a line of a million": (add(TEXT, b"[" + b"x" * 10**6 + b"\n"), heard("is not [start - end]")),
+    "line of another turn": (add(TEXT, b"[9.0 - 9.5]\tSes01F_impro01_M099\tneu\t[1, 2, 3]\n"), heard(
+        "Ses01F_impro01_M099: its wav is missing")),
+    "wav missing": (drop(SOUND), skip(f"{TURN}: its wav is missing", lost=[TURN])),
+    "wav without a line": (make(f"{WAVS}/{DIALOGUE}/{DIALOGUE}_F099.wav", of=SOUND),
+        heard("belongs to no annotated")),
+    "wav named in small": (move(SOUND, SOUND.replace("F000.wav", "f000.wav")), skip(
+        "its wav is missing", "no annotated turn", lost=[TURN])),
+    "wav with .WAV": (move(SOUND, SOUND.replace(".wav", ".WAV")), heard()),
+    "wav a folder too high": (move(SOUND, f"{WAVS}/{TURN}.wav"), heard()),
+    "resource forks": (both(make(f"{WAVS}/{DIALOGUE}/._{TURN}.wav", b"\0\5\26\7"), make(
+        "Session1/dialog/EmoEvaluation/._a.txt", b"\0\5\26\7"), make("Session1/.DS_Store")), heard()),
+    "another text": (make("Session1/dialog/EmoEvaluation/notes.txt", b"hi"), heard("not named as a dialogue")),
+    "a copy": (make(f"Session1/dialog/EmoEvaluation/{DIALOGUE} (1).txt", of=TEXT),
+        heard("not named as a dialogue")),
+    "wrong root, a session": (lambda r: move("Session1", "x/Session1")(r) or move("Session2", "y/Session2")(r),
+                              error("2 folders of sessions")),
+    "one session": (drop("Session2"), error("1 session(s)")),
+    "no Session folders": (both(move("Session1", "a"), move("Session2", "b")), error("is not IEMOCAP")),
+    "inside a session": (both(*(lambda r, n=n: [p.rename(r / f"{n}{p.name}") for p in (r / n).iterdir()] and
+                                (r / n).rmdir() for n in ("Session1", "Session2"))), error("is not IEMOCAP")),
+    "deep below the root": (both(*(move(f"Session{n}", f"a/b/Session{n}") for n in (1, 2))), heard()),
+    "too deep below the root": (both(*(move(f"Session{n}", f"a/b/c/Session{n}") for n in (1, 2))), error(
+        "is not IEMOCAP")),
+}
+TURNS = [f"{DIALOGUE}_{g}{n:03d}" for n in (0, 1) for g in "FM"]
+SES1 = [f"Ses01{d}_{g}{n:03d}" for d in ("F_impro01", "F_script01_1", "M_impro02", "M_script02_1b")
+        for n in (0, 1) for g in "FM"]
+IEMOCAP |= {
+    **{n: (edit(TEXT, f), skip("no turn that can be used", "4 wavs, none", lost=TURNS)) for n, f in {
+        "empty dialogue": lambda d: b"", "header alone": lambda d: d.split(b"\n")[0], "utf-16": utf16,
+        "a page": lambda d: b"<html>\n" * 9}.items()},
+    "dialogue's text missing": (drop(TEXT), skip("4 wavs, none of an annotated turn", lost=TURNS)),
+    "dialogue's wavs missing": (drop(f"{WAVS}/{DIALOGUE}"), skip("none of its 4 turns has a wav", lost=TURNS)),
+    "no EmoEvaluation": (drop("Session1/dialog"), error("1 session(s)")),
+    "no sentences": (drop("Session1/sentences"), error("1 session(s)")),
+}
+ODD = {  # names of a file that is fine
+    "blanks": " a  b .wav", "composed": "caf\u00e9.wav", "decomposed": "cafe\u0301.wav", "newline": "a\nb.wav",
+    "emoji": "\U0001f622.wav", "255 bytes": "é" * 125 + "x.wav", "not UTF-8": b"caf\xe9.wav", "dash": "-rf.wav",
+    "quotes": "'a\"b'.wav", "semicolons": "a;b.wav", "comma": "a,b.wav", "percent": "%s%03d.wav",
+        "glob": "[*?].wav",
+    "dollar": "$(x)`y`.wav", "backslash": "a\\b.wav", "right to left": "\u202ea.wav", "tab": "a\tb.wav",
+    "escape": "\x1b[31m.wav", "colon": "http:a.wav", "bar": "concat:a|b.wav", "two suffixes": "a.wav.wav"}
+
+
+def named(name):
+    """The row of c0u1 with a file of this name, in quotes."""
+    return both(make(f"clips/{name}", of="clips/c0u1.wav"), cell("path", '"clips/' + name.replace('"', '""') + '"'))
+
+
+NAMES = []
+for _kind, _name in ODD.items():
+    NAMES.append(("emodb", _kind, make(os.fsencode("wav/") + os.fsencode(_name), of="wav/03a01Na.wav"),
+                  heard("not named speaker")))
+    NAMES.append(("meld", _kind, make(os.fsencode("train/") + os.fsencode(_name), b"x"), heard("not named like")))
+    NAMES.append(("iemocap", _kind, make(os.fsencode(f"{WAVS}/{DIALOGUE}/") + os.fsencode(_name), of=SOUND),
+                  heard("belongs to no annotated turn")))
+    spoken = make(os.fsencode("neu/") + (b"" if len(os.fsencode(_name)) > 250 else b"spk1_") + os.fsencode(_name),
+                  of="neu/spk1_1.wav")
+    NAMES.append(("folders", _kind, spoken, heard("not UTF-8") if _kind == "not UTF-8" else heard(
+        "finds no speaker") if _kind == "255 bytes" else heard()))
+    if _kind == "not UTF-8":
+        NAMES.append(("manifest", _kind, cell("path", b"clips/" + _name), error(TABLE, "row 3", "not UTF-8")))
+    elif _kind == "newline":
+        NAMES.append(("manifest", _kind, named(_name), error(TABLE, "row 3", "quotation mark")))
+    else:
+        NAMES.append(("manifest", _kind, named(_name), heard()))
+FOLDERS = {
+    "no audio": (lambda r: [p.rename(p.with_suffix(".txt")) for p in r.glob("*/*.wav")], error("0 emotion(s)")),
+    "one emotion": (both(drop("hap"), drop("sad"), drop("ang")), error("1 emotion(s)")),
+    "an emotion without audio": (make("fear/read.me"), heard("fear/: holds no wav", "fear/…")),
+    "an empty folder": (lambda r: (r / "fear").mkdir(), heard("fear/: holds no wav")),
+    "audio in the root": (make("spk1_1.wav", of="neu/spk1_1.wav"), heard("lies in the root")),
+    "nested": (move("neu/spk1_1.wav", "neu/a/b/c/spk1_1.wav"), heard()),
+    "a name without a speaker": (move("neu/spk1_1.wav", "neu/x.wav"), skip("finds no speaker", lost=[1])),
+    "no name has a speaker": (lambda r: [p.rename(p.with_name(f"{i}.wav")) for i, p in enumerate(r.glob("*/*"))],
+                              error("source.speaker", "in no file's name")),
+    "five speakers": (lambda r: [p.unlink() for p in r.glob("*/spk6*")], error("5 speaker(s); six are needed")),
+    "the same twice": (lambda r: shutil.copy(r / "neu/spk1_1.wav", r / "neu/spk1_2.wav"),
+        heard("same recording as")),
+    "the same of two emotions": (lambda r: shutil.copy(r / "neu/spk1_1.wav", r / "hap/spk1_2.wav"), skip(
+        "same recording as another", "same recording as another", lost=[1])),
+    "one level too high": (lambda r: [(r / "x").mkdir()] + [p.rename(r / "x" / p.name) for p in r.iterdir()
+                                                            if p.name != "x"], error("1 emotion(s)")),
+    "resource forks": (make("neu/._spk1_1.wav", b"\0\5\26\7"), heard()),
+    "capital suffix": (move("neu/spk1_1.wav", "neu/spk1_1.WAV"), heard()),
+    "a video": (make("neu/spk1_2.mp4", b"x"), heard("not wav, flac, ogg or mp3")),
+}
+EMODB = {
+    "another emotion's letter": (move("wav/03a01Na.wav", "wav/03a01Xa.wav"), skip("not named", lost=[1])),
+    "an emotion outside the set": (move("wav/03a01Na.wav", "wav/03a01La.wav"), skip("boredom (L): 1 files",
+        lost=[1])),
+    "capital suffix": (move("wav/03a01Na.wav", "wav/03a01Na.WAV"), skip("not named", lost=[1])),
+    "a flac": (move("wav/03a01Na.wav", "wav/03a01Na.flac"), skip("not named", lost=[1])),
+    "a folder deeper": (move("wav/03a01Na.wav", "wav/x/03a01Na.wav"), skip("x: not named", lost=[1])),
+    "five speakers": (lambda r: [p.unlink() for p in r.glob("wav/03*")], error("5 speaker(s)")),
+    "resource forks": (make("wav/._03a01Na.wav", b"\0\5\26\7"), heard()),
+    "labels beside it": (make("lablaut/03a01Na.lablaut"), heard()),
+}
+ROOTS = {"empty root": empty, "a page in the root": lambda r: (empty(r), (r / "index.html").write_text("<html>")),
+         "archive in the root": lambda r: (empty(r), (r / "corpus.tar.gz").write_bytes(b"\x1f\x8b"))}
+TEXTS = [("manifest", "table", n, *c) for n, c in MANIFEST.items()] + [
+    ("meld", "table", n, *c) for n, c in MELD_CSV.items()] + [
+    ("iemocap", "annotation", n, *c) for n, c in IEMOCAP.items()] + [
+    ("folders", "tree", n, *c) for n, c in FOLDERS.items()] + [("emodb", "tree", n, *c) for n,
+        c in EMODB.items()] + [
+    (reader, "name", n, act, want) for reader, n, act, want in NAMES] + [
+    (reader, "root", n, act, error(words)) for n, act in ROOTS.items() for reader, words in (
+        ("emodb", "is not EmoDB"), ("iemocap", "is not IEMOCAP"), ("meld", "is not MELD"),
+        ("manifest", "cannot read"), ("folders", "0 emotion(s)"))]

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from .. import runs, speech, video
 from ..settings import Settings, UserError
 
+SEEN: dict[Path, tuple[int, int]] = {}  # size and time of change of every file that a load of this process heard
 KEPT_EVERY = 1000  # files, so that a kill loses at most these
 
 
@@ -39,6 +40,7 @@ def survey(settings: Settings, root: Path, paths: Iterable[Path]) -> Mapping[Pat
     table = runs.folder(settings, "files", runs.key(os.fsencode(root).hex(), code)) / "files.parquet"
     known = _kept(table)
     stamps = {p: _stamp(root, p) for p in paths}
+    SEEN.update({p: stamps[p][1:] for p in paths})
     todo = [p for p in paths if stamps[p] not in known]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # decoding and hashing release the lock
         for number, (path, file) in enumerate(zip(todo, tqdm(
@@ -54,6 +56,8 @@ def _heard(path: Path) -> File:
     """One file, decoded to its end."""
     fault = speech.fault(path)
     try:
+        if not path.is_file():  # a pipe or a device would be read without end
+            return File(0.0, "", fault or "vanished while it was read")
         with open(path, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return File(0.0 if fault else speech.seconds(path), sha256, fault)

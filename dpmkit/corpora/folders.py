@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections import Counter, defaultdict
@@ -94,9 +95,9 @@ def _found(root: Path) -> tuple[dict[Path, str], list[Skipped]]:
         before = len(found)
         for path in _below(entry):
             name = path.relative_to(root).as_posix()
-            if path.is_dir():
-                skipped.append(Skipped(composed.printable(name), "is a link to a folder: only those "
-                                       "that lie in the root are followed"))
+            if os.path.isdir(path):
+                skipped.append(Skipped(composed.printable(name), "is a link to a folder: only those that lie in "
+                                       "the root are followed" if path.is_symlink() else "is an empty folder"))
             elif path.suffix.lower() not in AUDIO:
                 others[f"{entry.name}/…{path.suffix or path.name}"] += 1
             elif composed.printable(name) != name:
@@ -111,9 +112,9 @@ def _found(root: Path) -> tuple[dict[Path, str], list[Skipped]]:
 
 
 def _below(folder: Path) -> list[Path]:
-    """Files, and links to folders, at any depth."""
+    """Files, links to folders and empty folders, at any depth; what may not be entered counts as a file."""
     return [p for path in composed.listed(folder)
-            for p in (_below(path) if path.is_dir() and not path.is_symlink() else [path])]
+            for p in ((_below(path) if os.path.isdir(path) and not path.is_symlink() else []) or [path])]
 
 
 def _utterances(root: Path, found: Mapping[Path, str], heard: Mapping[Path, files.File],

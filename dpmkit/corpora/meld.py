@@ -160,8 +160,14 @@ def _walk(root: Path) -> Iterator[Path]:
         raise UserError(f"cannot list {error.filename}: {error.strerror}; make it readable")
 
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX"))
+                            and not _ring(Path(folder, name)))
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _ring(path: Path) -> bool:
+    """Whether a folder is a link back to one that it lies in: followed, two of them would never end."""
+    return path.is_symlink() and os.path.realpath(path) in {os.path.realpath(above) for above in path.parents}
 
 
 def _clips(root: Path, paths: Sequence[Path]) -> tuple[dict[tuple[str, int, int], Path], list[Skipped]]:
