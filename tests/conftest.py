@@ -94,3 +94,13 @@ def small_disk():
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limited
+
+
+def import_silero():
+    """silero_vad, or a loud skip of the module. Its import sets torch to one thread for good: put back, or every
+    later test would run, and train to other bits, on one."""
+    threads = torch.get_num_threads()
+    try:
+        return pytest.importorskip("silero_vad", reason="SILERO-VAD ABSENT: pip install -e '.[vad]'")
+    finally:
+        torch.set_num_threads(threads)

@@ -15,7 +15,7 @@ from dpmkit import acoustics, corpora, speech
 from dpmkit.corpora import files, meld
 from dpmkit.settings import Settings, UserError
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "meld"
+REAL = (Path(__file__).resolve().parents[2] / "shared" / "data" / "meld").resolve()
 real = pytest.mark.skipif(not REAL.is_dir(), reason=f"REAL DATA ABSENT: MELD's CSVs are not at {REAL}")
 TRAIN, DEV, TEST = (FOLDERS[split] for split in meld.SPLITS)
 

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import import_silero
 
 from dpmkit import corpora, protocols, segments, speech, tokenizers
 from dpmkit.__main__ import main
@@ -14,7 +15,7 @@ from dpmkit.corpora.dynamics import EMOTIONS
 from dpmkit.settings import MemorySettings, Settings, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:silero_vad", "ignore:.*torch.jit")
-pytest.importorskip("silero_vad", reason="SILERO-VAD ABSENT: pip install -e '.[vad]'")
+import_silero()
 
 
 def say(path, count=3, voice="m1"):

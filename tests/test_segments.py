@@ -8,6 +8,7 @@ import psutil
 import pytest
 import soundfile
 import torch
+from conftest import import_silero
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from dpmkit.corpora import espeak, texts
 from dpmkit.settings import SegmentsSettings, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:silero_vad", "ignore:.*torch.jit")
-silero = pytest.importorskip("silero_vad", reason="SILERO-VAD ABSENT: pip install -e '.[vad]'")
+silero = import_silero()
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "emodb" / "wav"
 VOICES = ("f1", "m1", "m3", "f4", "Annie", "Lee", "m7", "f2", "john", "steph")
 PLAIN = SegmentsSettings(pad=0.0)
