@@ -8,7 +8,7 @@ SEEDS   ?= 0
 SET     ?=
 BIN     := .venv/bin
 RUN     := $(BIN)/python -m dpmkit reproduce --profile $(PROFILE) --folds $(FOLDS) --seeds $(SEEDS) \
-           $(if $(CORPUS),--corpus $(CORPUS)) $(if $(ROOT),--root "$(ROOT)") $(foreach pair,$(SET),--set $(pair))
+           $(if $(CORPUS),--corpus $(CORPUS)) $(if $(ROOT),--root "$(ROOT)") $(foreach pair,$(SET),--set '$(pair)')
 
 .PHONY: help setup reproduce notebooks test lab report clean
 help:

@@ -153,5 +153,5 @@ def test_make_passes_what_it_is_told():
          "FOLDS=all", "SEEDS=0,1", "SET=memory.lr=1e-3 codes.tokenizer=mimi"],
         cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
     for part in ("--profile smoke", "--corpus manifest", '--root "my own"', "--folds all", "--seeds 0,1",
-                 "--set memory.lr=1e-3", "--set codes.tokenizer=mimi"):
+                 "--set 'memory.lr=1e-3'", "--set 'codes.tokenizer=mimi'"):
         assert part in shown
