@@ -172,7 +172,7 @@ def rungs_table(results: dict) -> pd.DataFrame:
                 "times the PEFT loop": words(row["ratio"], row["ratio_range"], ".2f"),
                 "WA against exact": "", "answers changed": ""}
         change = changes.get(row["rung"])
-        if change and row["shape"] == results["rates"][0]["shape"]:  # the trained one; the other's weights are random
+        if change and row["shape"] == results["rates"][0]["shape"]:  # the other's weights are random
             line["WA against exact"] = words(change["WA_gain"], change["WA_gain_interval"], "+.1f")
             line["answers changed"] = f"{100 * change['changed']:.1f} %"
         rows.append(line)
