@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
 import torch
 from torchaudio.transforms import MFCC
 
-from . import speech
+from . import runs, speech
 
 WINDOW = 1024  # samples (64 ms) of one frame: two periods of 60 Hz and more
 CEPSTRA = 12  # MFCCs 1 to 12; the zeroth is energy again
@@ -35,7 +33,7 @@ def frames(waveform: np.ndarray, frame_rate: float = 25.0) -> np.ndarray:
     starts = np.round((np.arange(count) + 0.5) * hop).astype(int)
     padded = np.pad(waveform, (WINDOW // 2, WINDOW + int(hop)))
     windows = torch.from_numpy(padded[starts[:, None] + np.arange(WINDOW)])
-    with torch.inference_mode(), _one_thread():
+    with torch.inference_mode(), runs.one_thread():
         cepstra = _mfcc()(windows)[:, 1:, 0]
         rms = windows.square().mean(dim=1).sqrt()
         f0, strength = _pitch(windows)
@@ -45,17 +43,6 @@ def frames(waveform: np.ndarray, frame_rate: float = 25.0) -> np.ndarray:
     if heard.any():
         log_f0 = np.interp(np.arange(count), np.flatnonzero(heard), np.log2(f0.numpy()[heard]))
     return np.column_stack([cepstra.numpy(), energy, log_f0, strength.numpy()]).astype(np.float32)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Frames of one utterance are too few to share, and two threads beside a busy process are ten times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @cache

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from . import finetune, runs
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus
-from .corpora.dynamics import transition_matrix
+from .corpora.dynamics import emotion_prior, transition_matrix
 from .filtering import forward_filter
 from .settings import BackboneSettings, Settings
 
@@ -124,13 +124,6 @@ def majority(settings: Settings, corpus: Corpus, split: str = "test") -> pd.Data
     prior = emotion_prior(corpus.select(fold.train), corpus.emotions)
     return pd.DataFrame([_row(c, turn, corpus.emotions, prior) for c in corpus.select(getattr(fold, split))
                          for turn, u in enumerate(c.utterances) if u.emotion is not None])
-
-
-def emotion_prior(conversations: Sequence[Conversation], emotions: tuple[str, ...]) -> np.ndarray:
-    """Relative frequency of each emotion, add-one smoothed, shape (emotions,)."""
-    said = [u.emotion for c in conversations for u in c.utterances if u.emotion is not None]
-    counts = np.array([said.count(e) + 1.0 for e in emotions])
-    return counts / counts.sum()
 
 
 def inertia(table: pd.DataFrame, validation: pd.DataFrame, settings: Settings, corpus: Corpus) -> pd.DataFrame:

@@ -94,11 +94,8 @@ def peft_loop(sllm: EmotionSLLM, conversation: Sequence[np.ndarray], settings: M
 def memory(settings: Settings, repeats: int = 3) -> Path:
     """Run the bench on the trained SLLM of these settings and on a larger shape; returns the record's path."""
     started = time.perf_counter()
-    corpus = corpora.load(settings)
-    spoken = codes.make(settings, corpus)
-    tuned = finetune.train(settings, corpus, spoken)
-    fold = corpus.folds[settings.fold - 1]
-    real = [[spoken.codes[u.id] for u in c.utterances] for c in corpus.select(fold.validation)]
+    corpus, spoken, tuned, heard = _prepared(settings)
+    real = [[spoken.codes[u.id] for u in c.utterances] for c in heard]
     rng = np.random.default_rng(0)
     made = [[rng.integers(0, 512, 127) for _ in range(4)] for _ in range(8)]
     shapes = {f"{settings.profile} SLLM": (tuned.sllm, settings.memory, real[:16], 4),
@@ -163,14 +160,12 @@ def stream(settings: Settings, hours: float) -> Path:
     A row an hour: seconds a sentence, peak bytes so far, the memory's norm, mean L_t and accuracy. Returns the
     record's path."""
     started = time.perf_counter()
-    corpus = corpora.load(settings)
-    spoken = codes.make(settings, corpus)
-    sllm = finetune.train(settings, corpus, spoken).sllm
-    said = [u for c in corpus.select(corpus.folds[settings.fold - 1].validation) for u in c.utterances]
+    corpus, spoken, tuned, conversations = _prepared(settings)
+    said = [u for c in conversations for u in c.utterances]
     rate, names = spoken.facts["frame_rate"], list(corpus.emotions)
     lasting = sum(len(spoken.codes[u.id]) for u in said) / rate
     utterances = list(itertools.islice(itertools.cycle(said), int(hours * 3600 / lasting * len(said)) + 1))
-    turns = DynamicParameterMemory(sllm, settings.memory).listen(spoken.codes[u.id] for u in utterances)
+    turns = DynamicParameterMemory(tuned.sllm, settings.memory).listen(spoken.codes[u.id] for u in utterances)
     process, rows, heard, since, hits, losses = psutil.Process(), [], 0.0, time.perf_counter(), [], []
     pairs = zip(utterances, turns, strict=True)
     for number, (u, turn) in enumerate(tqdm(pairs, total=len(utterances), desc="bench: stream", unit="utt"), 1):
@@ -195,20 +190,26 @@ def context(settings: Settings) -> Path:
     """Seconds and peak bytes until a recording's last sentence has its label, after 1k to 128k codes, by every path
     of `cost`: real validation codes end to end, one measurement each. Returns the record's path."""
     started = time.perf_counter()
-    corpus = corpora.load(settings)
-    spoken = codes.make(settings, corpus)
-    sllm = finetune.train(settings, corpus, spoken).sllm
-    said = [spoken.codes[u.id] for c in corpus.select(corpus.folds[settings.fold - 1].validation)
-            for u in c.utterances]
+    _, spoken, tuned, conversations = _prepared(settings)
+    said = [spoken.codes[u.id] for c in conversations for u in c.utterances]
     joined, sentence, rows = np.concatenate(said), round(np.mean([len(c) for c in said])), []
     for path in cost.PATHS:
-        cost.label_after(sllm, joined[:4 * sentence], sentence, settings.memory, path)  # warms up
+        cost.label_after(tuned.sllm, joined[:4 * sentence], sentence, settings.memory, path)  # warms up
     for length, path in tqdm(list(itertools.product(settings.context.codes, cost.PATHS)), desc="bench: context"):
-        measured = cost.label_after(sllm, np.resize(joined, length), sentence, settings.memory, path)
+        measured = cost.label_after(tuned.sllm, np.resize(joined, length), sentence, settings.memory, path)
         rows.append({"codes": length, "path": path, **measured})
     print(records.context_table({"rows": rows}).to_string(index=False))
     return records.save_bench(settings, "context", {"rows": rows, "sentence": sentence},
                               time.perf_counter() - started)
+
+
+def _prepared(settings: Settings) -> tuple[corpora.Corpus, codes.CorpusCodes, finetune.Finetuned,
+                                            tuple[corpora.Conversation, ...]]:
+    """The corpus, its codes, the trained SLLM and the validation conversations of these settings."""
+    corpus = corpora.load(settings)
+    spoken = codes.make(settings, corpus)
+    return (corpus, spoken, finetune.train(settings, corpus, spoken),
+            corpus.select(corpus.folds[settings.fold - 1].validation))
 
 
 def _with(settings: Settings, rung: dict) -> Settings:

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from .corpora import Conversation, Corpus, Fold
-from .corpora.dynamics import transition_matrix
+from .corpora.dynamics import emotion_prior, transition_matrix
 from .filtering import forward_filter
 
 METHODS = ("single utterance", "inertia filter", "oracle speaker offset", "oracle offset + filter")
@@ -39,7 +39,7 @@ def ceilings(corpus: Corpus, fold: Fold, features: Mapping[str, np.ndarray],
     # An emotion that the training conversations lack lies at the mean of all, which is 0, and is never answered.
     means = np.stack([x[y == e].mean(axis=0) if (y == e).any() else np.zeros(x.shape[1])
                       for e in range(len(corpus.emotions))])
-    prior = (np.bincount(y, minlength=len(corpus.emotions)) + 1) / (len(y) + len(corpus.emotions))
+    prior = emotion_prior(train, corpus.emotions)
     rows = []
     for fitted_on, asked in ((x, z),
                              (x - _offsets(x, y, who, means), z - _offsets(z, truth, speaker, means))):

@@ -134,7 +134,8 @@ class DynamicParameterMemory:
         writers = [n for n, i in enumerate(streams) if plans[i].main.writes]
         logits = torch.empty(len(streams), len(self.sllm.vocabulary.emotions), device=self.sllm.device)
         before = self.settings.read == "before"
-        readers = [n for n in range(len(streams)) if not (before and n in set(writers))]
+        answered = set(writers) if before else set()
+        readers = [n for n in range(len(streams)) if n not in answered]
         if writers:
             part = batch.select(writers)
             written, answers = self._write(part, [streams[n] for n in writers])
@@ -152,8 +153,7 @@ class DynamicParameterMemory:
         for n, i in enumerate(streams):
             said = sentences[i]
             if self.settings.history_emotions == "predicted":
-                answer = self.sllm.sentence(np.empty(0, dtype=np.int64), int(probabilities[n].argmax()))[1:]
-                said = torch.cat([said, answer])
+                said = torch.cat([said, self.sllm.answer(int(probabilities[n].argmax()))])
             self.histories[i].heard(said, told.get(i), plans[i].unwritten)
             out[i] = Turn(probabilities[n], float(np.mean(losses[i])) if losses[i] else float("nan"), norms[i],
                           len(losses[i]), int(self.optimizer.skipped[i]))

@@ -35,9 +35,9 @@ class StreamOptimizer:
         not `finite`, in its loss or its gradient, keeps what it has."""
         finite = finite & torch.isfinite(gradient.sum(1))
         if not finite.all():
-            kept = finite.nonzero().flatten().tolist()
-            self.skipped[[i for n, i in enumerate(streams) if n not in set(kept)]] += 1
-            streams, gradient = [streams[n] for n in kept], gradient[kept]
+            fine = finite.tolist()
+            self.skipped[[i for i, ok in zip(streams, fine, strict=True) if not ok]] += 1
+            streams, gradient = [i for i, ok in zip(streams, fine, strict=True) if ok], gradient[finite]
         if not streams:
             return
         s, whole = self.settings, streams == list(range(len(self.flat)))

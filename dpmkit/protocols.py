@@ -145,7 +145,7 @@ def _without_memory(model: EmotionSLLM, conversations: Sequence[Sequence[np.ndar
                         for i, s in zip(live, now, strict=True)]
             probabilities = model.emotion_logits(contexts).softmax(-1).cpu().numpy()
             for i, sentence, p in zip(live, now, probabilities, strict=True):
-                said = [model.sentence(np.empty(0, dtype=np.int64), int(p.argmax()))[1:]] if answers else []
+                said = [model.answer(int(p.argmax()))] if answers else []
                 histories[i] = tail(torch.cat([histories[i], sentence, *said]), min(prefix, model.window))
                 yield first + i, Turn(p, float("nan"), 0.0, 0, 0)
 

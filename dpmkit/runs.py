@@ -94,6 +94,20 @@ def device(settings: Settings) -> torch.device:
     return found
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, for work too small to share (two beside a busy process are ten times slower); afterwards
+    on as many as before, whatever a library imported meanwhile has set."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def write_json(path: Path, value: Any) -> None:
     """JSON, indented, keys in their order, written atomically. NaN is refused: a record must be readable."""
     with atomic(path) as temporary:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from . import speech
+from . import runs, speech
 from .settings import SegmentsSettings, UserError
 
 CHUNK = 512  # samples at speech.RATE that the network hears at once
@@ -41,7 +40,7 @@ def find(path: Path | str, settings: SegmentsSettings, chunks: int = 512) -> pd.
     if settings.max_speech < max(2 * settings.min_speech, SHORTEST):
         raise UserError(f"setting segments.max_speech is {settings.max_speech:g} s; it must be {SHORTEST} s or "
                         f"more, and at least twice segments.min_speech ({settings.min_speech:g} s)")
-    with _one_thread():
+    with runs.one_thread():  # 32 ms of audio keep no second one busy
         network, timestamps = _silero()
         probabilities, samples = _heard(path, network, chunks)
     spans = timestamps(
@@ -94,17 +93,3 @@ def _silero() -> tuple[Any, Callable[..., list[dict[str, int]]]]:
         raise UserError(f"speech is found by silero-vad 6.2.2 or newer, which cannot be loaded ({error}): "
                         'pip install -e ".[vad]"') from None
     return load_silero_vad(), get_speech_timestamps_from_probs
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Torch on one thread, as 32 ms of audio keep no second one busy; afterwards on as many as before, though
-    the library sets one for good as it is imported."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

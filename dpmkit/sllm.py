@@ -103,9 +103,13 @@ class EmotionSLLM(nn.Module):
         if len(codes) and not (0 <= int(np.min(codes)) and int(np.max(codes)) < size):
             raise UserError(f"a code lies outside 0 … {size - 1}: these codes come from another codebook than "
                             "the SLLM's; encode them with the tokenizer it was trained on")
-        tail = [self.vocabulary.end] if emotion is None else [self.vocabulary.end,
-                                                              self.vocabulary.emotion.start + emotion]
-        return torch.cat([torch.as_tensor(codes, dtype=torch.long) + self.vocabulary.base, torch.tensor(tail)])
+        tokens = [torch.as_tensor(codes, dtype=torch.long) + self.vocabulary.base,
+                  torch.tensor([self.vocabulary.end])]
+        return torch.cat(tokens if emotion is None else [*tokens, self.answer(emotion)])
+
+    def answer(self, emotion: int) -> Tensor:
+        """The emotion token of an answer, shape (1,), as it may stand in a history."""
+        return torch.tensor([self.vocabulary.emotion.start + emotion])
 
     # -- inference -----------------------------------------------------------------------------------------
 

@@ -78,3 +78,10 @@ def transition_matrix(conversations: Iterable[Conversation], emotions: tuple[str
     """Rows of `transition_counts` as probabilities, add-one smoothed; shape (emotions, emotions)."""
     counts = transition_counts(conversations, emotions) + 1.0
     return counts / counts.sum(axis=1, keepdims=True)
+
+
+def emotion_prior(conversations: Iterable[Conversation], emotions: tuple[str, ...]) -> np.ndarray:
+    """Relative frequency of each emotion, add-one smoothed, shape (emotions,)."""
+    said = [u.emotion for c in conversations for u in c.utterances if u.emotion is not None]
+    counts = np.array([said.count(e) + 1.0 for e in emotions])
+    return counts / counts.sum()
