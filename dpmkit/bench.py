@@ -7,14 +7,17 @@ accuracy behave over a stream of hours. Arms take turns; figures are medians wit
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -34,12 +37,18 @@ RUNGS: dict[str, dict] = {
     "top-2": {"layers": "top-2"},
     "top-2 + reuse": {"layers": "top-2", "prefix_states": "reuse"},
     "bf16": {"precision": "bfloat16"},
+    "bf16, read before the write": {"precision": "bfloat16", "read": "before"},
     "bf16 + top-2 + reuse": {"precision": "bfloat16", "layers": "top-2", "prefix_states": "reuse"},
     "bf16 + top-2 + reuse, read before": {"precision": "bfloat16", "layers": "top-2", "prefix_states": "reuse",
                                           "read": "before"},
 }
 LOOP = "PEFT loop"
 STREAM_ROWS = 10  # parts of a long stream, each with a row of its own
+# Llamas of random weights, which time cannot tell: hidden, layers, heads, heads of keys and values, intermediate,
+# precision; then n_r and streams.
+SHAPES = {"8 layers of a 135 M Llama": (576, 8, 9, 3, 1536, torch.float32, 64, 8)}
+GPU_SHAPES = {"135 M Llama": (576, 30, 9, 3, 1536, torch.float32, 64, 32),
+              "7 B Llama": (4096, 32, 32, 32, 11008, torch.bfloat16, 1024, 1)}
 
 
 def peft_loop(sllm: EmotionSLLM, conversation: Sequence[np.ndarray], settings: MemorySettings,
@@ -96,13 +105,13 @@ def memory(settings: Settings, repeats: int = 3) -> Path:
     started = time.perf_counter()
     corpus, spoken, tuned, heard = _prepared(settings)
     real = [[spoken.codes[u.id] for u in c.utterances] for c in heard]
-    rng = np.random.default_rng(0)
-    made = [[rng.integers(0, 512, 127) for _ in range(4)] for _ in range(8)]
-    shapes = {f"{settings.profile} SLLM": (tuned.sllm, settings.memory, real[:16], 4),
-              "8 layers of a 135 M Llama": (_larger(finetune.device(settings)), settings.memory, made, 2)}
-    results = {"rates": [], "changes": _changes(settings, corpus, spoken, tuned)}
-    for shape, (sllm, base, conversations, few) in shapes.items():
-        results["rates"] += _rates(shape, sllm, base, conversations, few, repeats)
+    device = finetune.device(settings)
+    shapes = {f"{settings.profile} SLLM": lambda: (tuned.sllm, settings.memory, real[:16], 4)}
+    for name, shape in (SHAPES if device.type == "cpu" else GPU_SHAPES).items():
+        shapes[name] = functools.partial(_random, settings.memory, device, *shape)
+    results = {"rates": [], "peak": _peak(device), "changes": _changes(settings, corpus, spoken, tuned)}
+    for name, prepared in shapes.items():
+        results["rates"] += _rates(name, *prepared(), repeats)
     print(records.rungs_table(results).to_string(index=False))
     return records.save_bench(settings, "memory", results, time.perf_counter() - started)
 
@@ -110,13 +119,6 @@ def memory(settings: Settings, repeats: int = 3) -> Path:
 def _rates(shape: str, sllm: EmotionSLLM, base: MemorySettings, conversations: list, few: int,
            repeats: int) -> list[dict]:
     """Sentences a second of the loop (on the first `few` conversations) and of each rung, in turn."""
-    def timed(work: Callable[[], int]) -> float:
-        start = time.perf_counter()
-        sentences = work()
-        if sllm.device.type == "cuda":
-            torch.cuda.synchronize()
-        return sentences / (time.perf_counter() - start)
-
     def loop() -> int:
         return sum(len(peft_loop(sllm, c, base)[1]) for c in conversations[:few])
 
@@ -127,14 +129,18 @@ def _rates(shape: str, sllm: EmotionSLLM, base: MemorySettings, conversations: l
     rates: dict[str, list[float]] = {name: [] for name in arms}
     for number in tqdm(range(repeats + 1), desc=f"bench: {shape}", unit="round"):
         for name, work in arms.items():
-            rate = timed(work)
+            sentences, seconds = _timed(work, sllm.device)
             if number:  # the first round warms up
-                rates[name].append(rate)
+                rates[name].append(sentences / seconds)
     out = []
     for name, measured in rates.items():
+        with FlopCounterMode(display=False) as counter:
+            sentences = arms[name]()
         ratio = [a / b for a, b in zip(measured, rates[LOOP], strict=True)]
         out.append({"shape": shape, "rung": name, "streams": 1 if name == LOOP else len(conversations),
-                    "n": repeats, "rate": float(np.median(measured)), "rate_range": [min(measured), max(measured)],
+                    "n": repeats, "flops_a_sentence": counter.get_total_flops() / sentences,
+                    "precision": str(next((engines[name].sllm if name in engines else sllm).parameters()).dtype),
+                    "rate": float(np.median(measured)), "rate_range": [min(measured), max(measured)],
                     "ratio": float(np.median(ratio)), "ratio_range": [min(ratio), max(ratio)]})
     return out
 
@@ -157,8 +163,8 @@ def _changes(settings: Settings, corpus: corpora.Corpus, spoken: codes.CorpusCod
 
 def stream(settings: Settings, hours: float) -> Path:
     """One stream of so many hours that is never reset: validation conversations one after the other, over and over.
-    A row an hour: seconds a sentence, peak bytes so far, the memory's norm, mean L_t and accuracy. Returns the
-    record's path."""
+    A row an hour: wall and processor seconds a sentence, resident bytes, the memory's norm, mean L_t and accuracy.
+    Returns the record's path."""
     started = time.perf_counter()
     corpus, spoken, tuned, conversations = _prepared(settings)
     said = [u for c in conversations for u in c.utterances]
@@ -166,7 +172,7 @@ def stream(settings: Settings, hours: float) -> Path:
     lasting = sum(len(spoken.codes[u.id]) for u in said) / rate
     utterances = list(itertools.islice(itertools.cycle(said), int(hours * 3600 / lasting * len(said)) + 1))
     turns = DynamicParameterMemory(tuned.sllm, settings.memory).listen(spoken.codes[u.id] for u in utterances)
-    process, rows, heard, since, hits, losses = psutil.Process(), [], 0.0, time.perf_counter(), [], []
+    process, rows, heard, since, hits, losses = psutil.Process(), [], 0.0, _clocks(), [], []
     pairs = zip(utterances, turns, strict=True)
     for number, (u, turn) in enumerate(tqdm(pairs, total=len(utterances), desc="bench: stream", unit="utt"), 1):
         heard += len(spoken.codes[u.id]) / rate
@@ -174,9 +180,10 @@ def stream(settings: Settings, hours: float) -> Path:
         if u.emotion is not None:
             hits.append(names[int(turn.probabilities.argmax())] == u.emotion)
         if number >= len(utterances) * (len(rows) + 1) / STREAM_ROWS:
-            now = time.perf_counter()
+            now = _clocks()
             rows.append({"hours": heard / 3600, "codes": round(heard * rate), "sentences": len(losses),
-                         "seconds_a_sentence": (now - since) / len(losses),
+                         "seconds_a_sentence": (now[0] - since[0]) / len(losses),
+                         "processor_seconds_a_sentence": (now[1] - since[1]) / len(losses),
                          "resident_bytes": process.memory_info().rss, "norm": turn.norm,
                          "L_t": float(np.nanmean(losses)), "WA": 100 * float(np.mean(hits))})
             since, hits, losses = now, [], []
@@ -218,11 +225,42 @@ def _with(settings: Settings, rung: dict) -> Settings:
     return settings
 
 
-def _larger(device: torch.device) -> EmotionSLLM:
-    """Eight layers of SmolLM2-135M's shape with a head of 517 rows; random weights, which time cannot tell."""
+def _random(memory: MemorySettings, device: torch.device, hidden: int, layers: int, heads: int, kv_heads: int,
+            intermediate: int, precision: torch.dtype, prefix: int,
+            streams: int) -> tuple[EmotionSLLM, MemorySettings, list, int]:
+    """A Llama of this shape with a head of 517 rows, and for each stream four sentences of 128 tokens."""
     torch.manual_seed(0)
     vocabulary = Vocabulary(512, EMOTIONS)
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=vocabulary.size, hidden_size=576, num_hidden_layers=8, num_attention_heads=9,
-        num_key_value_heads=3, intermediate_size=1536, tie_word_embeddings=True))
-    return EmotionSLLM(model, vocabulary, window=2048).to(device)
+    with torch.device(device):
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=vocabulary.size, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+            num_key_value_heads=kv_heads, intermediate_size=intermediate, tie_word_embeddings=True,
+            dtype=precision)).to(precision)
+    rng = np.random.default_rng(0)
+    sentences = [[rng.integers(0, 512, 127) for _ in range(4)] for _ in range(streams)]
+    return (EmotionSLLM(model, vocabulary, window=2048), dataclasses.replace(memory, prefix=prefix), sentences,
+            min(2, streams))
+
+
+def _peak(device: torch.device) -> dict[str, float]:
+    """The most FLOP/s that a product of two large matrices reaches on this machine, by precision: the ceiling."""
+    out = {}
+    for precision in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(size, dtype=precision, device=device) for size in ((4096, 2048), (2048, 2048)))
+        seconds = [_timed(lambda a=a, b=b: a @ b, device)[1] for _ in range(12)]
+        out[str(precision)] = 2 * 4096 * 2048 * 2048 / min(seconds)
+    return out
+
+
+def _clocks() -> tuple[float, float]:
+    """Wall and processor seconds; the second does not count what other processes take."""
+    return time.perf_counter(), time.process_time()
+
+
+def _timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+    """What a call returns, and its wall seconds."""
+    start = time.perf_counter()
+    made = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return made, time.perf_counter() - start

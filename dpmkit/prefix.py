@@ -60,7 +60,7 @@ class Decoder:
     def _run(self, hidden: Tensor, past: Past | None) -> Tensor:
         if past is None:
             return self.decoder(inputs_embeds=hidden, use_cache=False).last_hidden_state
-        mask, positions = past.attention(hidden.shape[1], hidden.device)
+        mask, positions = past.attention(hidden)
         return self.decoder(inputs_embeds=hidden, attention_mask=mask, position_ids=positions,
                             past_key_values=past, use_cache=True).last_hidden_state
 
@@ -170,11 +170,14 @@ class Past:
         """Tokens before the rows, padding included."""
         return self.states.size
 
-    def attention(self, longest: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Who may be attended to, (rows, 1, longest, size + longest), and the rows' positions, (rows, longest)."""
+    def attention(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added to the scores, 0 or (where nothing may be attended to) as low as can be, shape (rows, 1,
+        longest, size + longest), and the rows' positions, (rows, longest); hidden: (rows, longest, …)."""
+        longest, device = hidden.shape[1], hidden.device
         size, length = self.states.size, self.states.length[self.streams].to(device)
         before = torch.arange(size, device=device)[None] >= size - length[:, None]
         among = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
         rows = len(self.streams)
-        mask = torch.cat([before[:, None].expand(-1, longest, -1), among[None].expand(rows, -1, -1)], 2)[:, None]
+        seen = torch.cat([before[:, None].expand(-1, longest, -1), among[None].expand(rows, -1, -1)], 2)[:, None]
+        mask = torch.zeros_like(seen, dtype=hidden.dtype).masked_fill(~seen, torch.finfo(hidden.dtype).min)
         return mask, (size + torch.arange(longest, device=device)).expand(rows, -1)

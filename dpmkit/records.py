@@ -167,9 +167,11 @@ def rungs_table(results: dict) -> pd.DataFrame:
 
     rows, changes = [], {c["rung"]: c for c in results["changes"]}
     for row in results["rates"]:
+        used = row["rate"] * row["flops_a_sentence"] / results["peak"][row["precision"]]
         line = {"backbone": row["shape"], "rung": row["rung"], "streams": row["streams"],
                 "sentences/s": words(row["rate"], row["rate_range"], ".1f"),
                 "times the PEFT loop": words(row["ratio"], row["ratio_range"], ".2f"),
+                "of the matmul peak": f"{100 * used:.0f} %",
                 "WA against exact": "", "answers changed": ""}
         change = changes.get(row["rung"])
         if change and row["shape"] == results["rates"][0]["shape"]:  # the other's weights are random
@@ -185,6 +187,7 @@ def stream_table(results: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame({
         "hours": rows["hours"].map("{:.2f}".format), "codes": rows["codes"],
         "ms a sentence": (1000 * rows["seconds_a_sentence"]).map("{:.1f}".format),
+        "processor ms": (1000 * rows["processor_seconds_a_sentence"]).map("{:.1f}".format),
         "resident MB": (rows["resident_bytes"] / 1e6).map("{:.0f}".format),
         "norm": rows["norm"].map("{:.3f}".format), "L_t": rows["L_t"].map("{:.3f}".format),
         "WA": rows["WA"].map("{:.1f}".format)})

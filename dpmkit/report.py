@@ -100,9 +100,9 @@ def _benches(home: Path) -> list[str]:
         machine, results = record["machine"], record["results"]
         if path.stem == "memory":
             words = ("Sentences a second, one write and one read each: medians of rounds in which the arms take "
-                     "turns, with the lowest and highest. The loop is Algorithm 1 written with PEFT, a fresh "
-                     "adapter and AdamW a conversation. WA and answers: the trained SLLM on validation "
-                     "conversations.")
+                     "turns, with the lowest and highest; the matmul peak is that of a large product in the same "
+                     "precision. The loop is Algorithm 1 written with PEFT, a fresh adapter and AdamW a "
+                     "conversation. WA and answers: the trained SLLM on validation conversations.")
             title, table = "the memory's rungs", records.rungs_table(results)
         elif path.stem == "context":
             words = ("Until the last sentence of a recording has its label, after so many codes of history: "

@@ -3,10 +3,10 @@
 import json
 
 import pytest
+import torch
 from conftest import make_settings, make_toy
 
 from dpmkit import bench, codes, corpora, cost, finetune, records, report
-from dpmkit.sllm import EmotionSLLM
 
 
 @pytest.fixture
@@ -18,9 +18,7 @@ def prepared(tmp_path, monkeypatch, sllm):
     monkeypatch.setattr(corpora, "load", lambda _: corpus)
     monkeypatch.setattr(codes, "make", lambda *_: spoken)
     monkeypatch.setattr(finetune, "train", lambda *_: tuned)
-    wide = settings.replace("backbone.window", 200)
-    monkeypatch.setattr(bench, "_larger", lambda _: EmotionSLLM.create(
-        wide.backbone, settings.finetune, 512, corpus.emotions, 0).eval())
+    monkeypatch.setattr(bench, "SHAPES", {"a tiny Llama": (32, 2, 2, 1, 64, torch.float32, 64, 2)})
     monkeypatch.setitem(bench.RUNGS, "stride-256", {"stepping": "stride-16"})  # the toy's window is 64
     return settings
 
@@ -31,6 +29,7 @@ def test_every_rung_is_timed_beside_the_loop_and_compared_with_exact(prepared, s
     record = json.loads(path.read_text(encoding="utf-8"))
     rates, changes = record["results"]["rates"], {c["rung"]: c for c in record["results"]["changes"]}
     assert len(rates) == 2 * (1 + len(bench.RUNGS)) and all(r["rate"] > 0 and r["n"] == 2 for r in rates)
+    assert all(r["flops_a_sentence"] > 0 and record["results"]["peak"][r["precision"]] > 0 for r in rates)
     loops = [r for r in rates if r["rung"] == bench.LOOP]
     assert all(r["ratio"] == 1 for r in loops) and len(loops) == 2
     assert changes["exact"]["changed"] == changes["exact"]["WA_gain"] == 0
