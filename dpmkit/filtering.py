@@ -30,9 +30,17 @@ def forward_filter(posteriors: np.ndarray, speakers: Sequence[str], transition: 
     beliefs: dict[str, np.ndarray] = {}
     filtered = np.empty_like(posteriors)
     for turn, speaker in enumerate(speakers):
-        belief = beliefs[speaker] @ transition if speaker in beliefs else prior
-        if not unheard[turn]:
-            # A posterior of exactly 0 is rounding; kept, two of them could rule out every emotion.
-            belief = belief * np.maximum(posteriors[turn], 1e-12) / prior
-        beliefs[speaker] = filtered[turn] = belief / belief.sum()
+        beliefs[speaker] = filtered[turn] = forward_step(
+            beliefs.get(speaker), None if unheard[turn] else posteriors[turn], transition, prior)
     return filtered
+
+
+def forward_step(belief: np.ndarray | None, posterior: np.ndarray | None, transition: np.ndarray,
+                 prior: np.ndarray) -> np.ndarray:
+    """One turn of `forward_filter`: the speaker's belief, shape (emotions,), after this turn. `belief`: the one
+    before (None: the first turn); `posterior`: None where nothing was seen."""
+    belief = prior if belief is None else belief @ transition
+    if posterior is not None:
+        # A posterior of exactly 0 is rounding; kept, two of them could rule out every emotion.
+        belief = belief * np.maximum(posterior, 1e-12) / prior
+    return belief / belief.sum()

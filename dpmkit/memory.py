@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import runs
+from .filtering import forward_step
 from .history import EMPTY, History, Part, Plan
 from .lora import TemporaryLoRA
 from .optimizer import StreamOptimizer
@@ -27,7 +28,7 @@ from .prefix import Batch, Decoder, Past, PrefixStates
 from .settings import MemorySettings, UserError
 from .sllm import EmotionSLLM
 
-FORMAT = 1  # of a saved memory
+FORMAT = 2  # of a saved memory
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,13 @@ class DynamicParameterMemory:
     The backbone's weights are the same bits before and after.
     """
 
-    def __init__(self, sllm: EmotionSLLM, settings: MemorySettings, streams: int = 1, seed: int = 0):
+    def __init__(self, sllm: EmotionSLLM, settings: MemorySettings, streams: int = 1, seed: int = 0,
+                 inertia: tuple[np.ndarray, np.ndarray] | None = None):
+        """`inertia`: transitions, shape (emotions, emotions), and prior, (emotions,), for the target `filtered`."""
+        if settings.rule != "semantic" and settings.target == "filtered" and inertia is None:
+            raise UserError("setting memory.target = filtered needs the emotions' transitions and prior: pass "
+                            "DynamicParameterMemory(…, inertia=(transition, prior))")
+        self.inertia = inertia
         self.histories = [History(settings, sllm.window) for _ in range(streams)]
         precision = getattr(torch, settings.precision or "float32")
         if settings.precision and next(sllm.parameters()).dtype != precision:
@@ -60,13 +67,13 @@ class DynamicParameterMemory:
                 sllm.causal_lm.set_attn_implementation("eager")
         sllm.requires_grad_(False).eval()
         self.sllm, self.settings, self.streams, self.seed = sllm, settings, streams, seed
-        self.head = sllm.new_rows()
+        self.head, self.end = sllm.new_rows(), sllm.sentence(EMPTY.numpy())
         self.lora = TemporaryLoRA(sllm, streams, settings.rank, settings.alpha, settings.layers, seed)
         self.optimizer = StreamOptimizer(settings, self.lora.flat, self.lora.fresh)
         self.decoder = Decoder(sllm, self.lora.lowest)
         self.states = self.told_states = None
         if settings.prefix_states != "recompute":
-            self.states, self.told_states = (PrefixStates(sllm, streams, settings.prefix) for _ in range(2))
+            self.states, self.told_states = (self._no_states(streams) for _ in range(2))
 
     def reset(self, streams: Sequence[int] | None = None) -> None:
         """A fresh memory, moments, counts and history for these streams (default: all), in place."""
@@ -77,57 +84,70 @@ class DynamicParameterMemory:
         for states in filter(None, (self.states, self.told_states)):
             states.reset(index)
 
+    def _no_states(self, streams: int) -> PrefixStates:
+        return PrefixStates(self.sllm, streams, self.settings.prefix + self.settings.sinks, self.settings.sinks)
+
     # -- whole conversations ---------------------------------------------------------------------------------
 
-    def listen(self, sentences: Iterable[np.ndarray], stream: int = 0, fresh: bool = True) -> Iterator[Turn]:
-        """A turn for each sentence, as they come; sentences: codes, shape (frames,), one array each.
+    def listen(self, sentences: Iterable[np.ndarray], stream: int = 0, fresh: bool = True,
+               speakers: Iterable[str] = ()) -> Iterator[Turn]:
+        """A turn for each sentence, as they come; sentences: codes, shape (frames,), one array each; `speakers`:
+        who says each, where that is known.
 
         With `fresh=False` the stream goes on where it is, e.g. after `load`.
         """
         if fresh:
             self.reset([stream])
-        for codes in sentences:
-            yield self.hear({stream: self.sllm.sentence(codes)})[stream]
+        for codes, speaker in zip(sentences, itertools.chain(speakers, itertools.repeat("")), strict=False):
+            yield self.hear({stream: self.sllm.sentence(codes)}, speakers={stream: speaker})[stream]
 
     def batch(self, conversations: Iterable[Iterable[np.ndarray]],
-              donors: Iterable[Iterable[np.ndarray]] | None = None) -> Iterator[tuple[int, Turn]]:
+              donors: Iterable[Iterable[np.ndarray]] | None = None,
+              speakers: Iterable[Iterable[str]] | None = None) -> Iterator[tuple[int, Turn]]:
         """(number of the conversation, its next turn) for all turns of all conversations, B at a time: a stream
         whose conversation ends takes the next one. The numbers are those of `listen`.
 
-        `donors`: the memory of conversation i is written from donors[i] instead (a control).
+        `donors`: the memory of conversation i is written from donors[i] instead (a control). `speakers`: who says
+        each sentence of conversation i.
         """
-        waiting = zip(itertools.count(), conversations, itertools.repeat(None) if donors is None else donors)
-        live: dict[int, tuple[int, Iterator, Iterator | None]] = {}
+        waiting = zip(itertools.count(), conversations, itertools.repeat(None) if donors is None else donors,
+                      itertools.repeat(()) if speakers is None else speakers, strict=False)
+        live: dict[int, tuple[int, Iterator, Iterator | None, Iterator]] = {}
         while True:
-            now, told = {}, {}
+            now, told, who = {}, {}, {}
             for stream in range(self.streams):
                 while stream not in now:
                     if stream not in live:
                         if (following := next(waiting, None)) is None:
                             break
-                        number, own, other = following
-                        live[stream] = number, iter(own), None if other is None else iter(other)
+                        number, own, other, voices = following
+                        live[stream] = number, iter(own), None if other is None else iter(other), iter(voices)
                         self.reset([stream])
-                    number, own, other = live[stream]
+                    number, own, other, voices = live[stream]
                     if (codes := next(own, None)) is None:
                         del live[stream]
                         continue
-                    now[stream] = self.sllm.sentence(codes)
+                    now[stream], who[stream] = self.sllm.sentence(codes), next(voices, "")
                     if other is not None:
                         codes = next(other, None)
                         told[stream] = EMPTY if codes is None else self.sllm.sentence(codes)
             if not now:
                 return
-            for stream, turn in self.hear(now, told).items():
+            for stream, turn in self.hear(now, told, who).items():
                 yield live[stream][0], turn
 
-    def hear(self, sentences: Mapping[int, Tensor], told: Mapping[int, Tensor] | None = None) -> dict[int, Turn]:
+    def hear(self, sentences: Mapping[int, Tensor], told: Mapping[int, Tensor] | None = None,
+             speakers: Mapping[int, str] | None = None) -> dict[int, Turn]:
         """The next sentence (tokens of `EmotionSLLM.sentence`) of some streams: written, the first of a
         conversation excepted, then its emotion read (before the write with `memory.read = before`).
 
-        `told`: the sentences that a stream's memory is written from, where they are not its own.
+        `told`: the sentences that a stream's memory is written from, where they are not its own; `speakers`: who
+        says them.
         """
-        told, streams = told or {}, list(sentences)
+        told, streams, self.speakers = told or {}, list(sentences), speakers or {}
+        every = self.settings.reset_every
+        if due := [i for i in streams if every and self.histories[i].turns and not self.histories[i].turns % every]:
+            self.optimizer.forget(due)
         plans = {i: self.histories[i].plan(sentences[i], told.get(i)) for i in streams}
         losses: dict[int, list[float]] = {i: [] for i in streams}
         for number, writes, other in itertools.product(range(max(len(p.extra) for p in plans.values())),
@@ -174,7 +194,9 @@ class DynamicParameterMemory:
                 tensors |= {f"{name}.{key}": value for key, value in states.tensors().items()}
         facts = {"version": FORMAT, "backbone": self.sllm.fingerprint(), "settings": asdict(self.settings),
                  "streams": self.streams, "seed": self.seed,
-                 "histories": [[h.unwritten, h.turns] for h in self.histories]}
+                 "inertia": self.inertia and [part.tolist() for part in self.inertia],
+                 "histories": [[h.unwritten, h.turns, {who: belief.tolist() for who, belief in h.beliefs.items()}]
+                               for h in self.histories]}
         with runs.atomic(Path(path)) as temporary:
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary,
                       metadata={"dpmkit": json.dumps(facts)})
@@ -189,7 +211,8 @@ class DynamicParameterMemory:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             if facts["version"] != FORMAT:
                 raise ValueError(f"format {facts['version']}, not {FORMAT}")
-            memory = cls(sllm, MemorySettings(**facts["settings"]), facts["streams"], facts["seed"])
+            inertia = facts["inertia"] and tuple(np.array(part) for part in facts["inertia"])
+            memory = cls(sllm, MemorySettings(**facts["settings"]), facts["streams"], facts["seed"], inertia)
             if facts["backbone"] != memory.sllm.fingerprint():
                 raise UserError(f"the memory in {path} was written over the backbone {facts['backbone']}, not over "
                                 f"{memory.sllm.fingerprint()}: load the SLLM that it was saved with")
@@ -197,7 +220,8 @@ class DynamicParameterMemory:
                 getattr(memory.optimizer, name).copy_(tensors[name])
             for i, history in enumerate(memory.histories):
                 history.own, history.told = (tensors[f"{which}.{i}"].cpu() for which in ("own", "told"))
-                history.unwritten, history.turns = facts["histories"][i]
+                history.unwritten, history.turns, beliefs = facts["histories"][i]
+                history.beliefs = {who: np.array(belief) for who, belief in beliefs.items()}
             for name, states in (("own", memory.states), ("told", memory.told_states)):
                 if states:
                     states.restore({k.removeprefix(f"{name}."): v for k, v in tensors.items()
@@ -256,7 +280,7 @@ class DynamicParameterMemory:
             rows = tuple(torch.cat([p.prefix, p.piece]) for p in parts)
             return self.decoder.lower(Batch(rows, tuple(max(len(p), 1) for p in prefixes)))
         past = states.past(streams)
-        known = [max(0, min(len(p), self.settings.prefix) - 1) for p in prefixes]
+        known = [max(0, len(p) - 1) for p in prefixes]
         if anew or states.length[past.streams].tolist() != known:
             past = self._heard_anew(prefixes, streams)
         rows = tuple(torch.cat([p.prefix[-1:], p.piece]) for p in parts)
@@ -264,7 +288,7 @@ class DynamicParameterMemory:
 
     def _heard_anew(self, prefixes: Sequence[Tensor], streams: Sequence[int]) -> Past:
         """States of these prefixes under the memory as it is now, without a gradient."""
-        states = PrefixStates(self.sllm, len(streams), self.settings.prefix)
+        states = self._no_states(len(streams))
         if some := [n for n, p in enumerate(prefixes) if len(p)]:
             batch = self.decoder.lower(Batch(tuple(prefixes[n] for n in some), (1,) * len(some), states.past(some)))
             self._read(batch, [streams[n] for n in some])
@@ -278,23 +302,45 @@ class DynamicParameterMemory:
     def _write(self, batch: Batch, streams: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """The steps on a batch's L_t: the loss before the first of them, (rows,), and the emotion logits of that
         same forward, (rows, emotions), where they are what is read."""
-        index, first, answers = list(streams), None, None
+        index, first, answers, target = list(streams), None, None, None
         for _ in range(max(1, self.settings.steps)):
-            with torch.enable_grad():
-                leaf = self.lora.flat[index].requires_grad_()
+            with torch.set_grad_enabled(self.settings.steps > 0):
+                leaf = self.lora.flat[index].requires_grad_(self.settings.steps > 0)
                 with self.lora.active(leaf):
                     hidden = self.decoder.upper(batch)
-                losses = self.sllm.code_losses(hidden, batch.rows, batch.first, self.settings.loss_vocabulary,
-                                               self.head)
-                # Each stream's loss depends on its own row alone, so the sum's gradient is each one's own.
-                gradient, = torch.autograd.grad(losses.sum(), leaf)
+                losses = lowered = self.sllm.code_losses(hidden, batch.rows, batch.first,
+                                                         self.settings.loss_vocabulary, self.head)
+                if self.settings.rule != "semantic":
+                    answered = self.sllm.emotions_after(hidden, batch.rows, self.head)
+                    target = self._target(answered.detach(), index) if target is None else target
+                    surprise = -(target * answered.log_softmax(-1)).sum(-1)
+                    # A target that is the answer teaches nothing; AdamW would make full steps of rounding noise.
+                    taught = (target - answered.detach().softmax(-1)).abs().amax(-1) > 1e-6
+                    ends = [torch.equal(row[-1:], self.end) for row in batch.rows]
+                    surprise = surprise * (taught & torch.tensor(ends).to(taught))
+                    lowered = surprise if self.settings.rule == "emotion" else losses + surprise
             if first is None:
                 first = losses.detach()
                 if self.settings.read == "before":
                     answers = self.sllm.emotions_after(hidden.detach(), batch.rows, self.head)
             if self.settings.steps:
-                self.optimizer.step(index, gradient, torch.isfinite(losses.detach()))
+                # Each stream's loss depends on its own row alone, so the sum's gradient is each one's own.
+                gradient, = torch.autograd.grad(lowered.sum(), leaf)
+                self.optimizer.step(index, gradient, torch.isfinite(lowered.detach()))
         return first, answers
+
+    def _target(self, answered: Tensor, streams: Sequence[int]) -> Tensor:
+        """What rule `emotion` teaches, (rows, emotions), from the logits before the step. An own answer as it is
+        (`soft`) teaches nothing unless rule `both` has moved the answer away from it in an earlier step."""
+        p = answered.softmax(-1)
+        if self.settings.target == "sharpened":
+            p = p.square()
+        if self.settings.target == "filtered":
+            for row, i in enumerate(streams):
+                beliefs, who = self.histories[i].beliefs, self.speakers.get(i, "")
+                beliefs[who] = forward_step(beliefs.get(who), p[row].cpu().numpy().astype(float), *self.inertia)
+                p[row] = torch.from_numpy(beliefs[who]).to(p)
+        return p / p.sum(-1, keepdim=True)
 
     @torch.no_grad()
     def _read(self, batch: Batch, streams: Sequence[int]) -> Tensor:

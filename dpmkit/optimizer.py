@@ -23,11 +23,16 @@ class StreamOptimizer:
         self.updates = torch.zeros(len(flat), dtype=torch.long, device=flat.device)
         self.skipped = torch.zeros_like(self.updates)
 
-    def reset(self, streams: list[int]) -> None:
-        """Fresh parameters, moments and counts of these streams."""
+    def forget(self, streams: list[int]) -> None:
+        """Fresh parameters, moments and updates of these streams."""
         self.flat[streams] = self.fresh
         self.moment1[streams] = self.moment2[streams] = 0.0
-        self.updates[streams] = self.skipped[streams] = 0
+        self.updates[streams] = 0
+
+    def reset(self, streams: list[int]) -> None:
+        """`forget`, and nothing skipped so far."""
+        self.forget(streams)
+        self.skipped[streams] = 0
 
     @torch.no_grad()
     def step(self, streams: list[int], gradient: Tensor, finite: Tensor) -> None:

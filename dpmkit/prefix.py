@@ -85,15 +85,16 @@ class PrefixStates:
 
     The last token itself is heard anew with what follows it, as it predicts the first of that. Keys stand at
     rotary positions 0 … size - 1, filled from the right; after every advance they are turned back, as only
-    distances count.
+    distances count. The first `sinks` tokens of a stream are kept beside the last ones (StreamingLLM, Xiao et al.
+    2024, arXiv 2309.17453); `size` counts them.
     """
 
-    def __init__(self, sllm: EmotionSLLM, streams: int, size: int):
+    def __init__(self, sllm: EmotionSLLM, streams: int, size: int, sinks: int = 0):
         rotary = getattr(sllm.causal_lm.get_decoder(), "rotary_emb", None)
         if getattr(rotary, "inv_freq", None) is None:
             raise UserError("setting memory.prefix_states = reuse or detach needs a backbone with rotary positions "
                             f"(Llama and its kin), not {type(sllm.causal_lm).__name__}: choose recompute")
-        self.frequencies, self.size, self.streams = rotary.inv_freq, max(0, size - 1), streams
+        self.frequencies, self.size, self.streams, self.sinks = rotary.inv_freq, max(0, size - 1), streams, sinks
         self.length = torch.zeros(streams, dtype=torch.long, device=sllm.device)
         self.blocks: dict[int, tuple[Tensor, Tensor]] = {}  # (streams, heads, size, dimensions) each
 
@@ -121,9 +122,15 @@ class PrefixStates:
         """Keep, for these streams, the last of what a pass over rows of these lengths has left in `past`."""
         index = torch.tensor(list(streams), device=self.length.device)
         moved = torch.tensor(lengths, device=self.length.device) - 1  # the last token is heard anew
-        window = (moved[:, None] + torch.arange(self.size, device=moved.device))[:, None, :, None]
-        angle = -moved[:, None] * self.frequencies.float()
-        cosine, sine = (torch.cat([f(angle)] * 2, -1)[:, None, None] for f in (torch.cos, torch.sin))
+        slots, length = torch.arange(self.size, device=moved.device), past.states.length[past.streams]
+        window, shift = moved[:, None] + slots, -moved[:, None]
+        if self.sinks:
+            full = (length + moved > self.size)[:, None] & (slots < self.sinks)
+            window = torch.where(full, (self.size - length)[:, None] + slots, window)
+            shift = slots - window
+        angle = shift[..., None] * self.frequencies.float()
+        cosine, sine = (torch.cat([f(angle)] * 2, -1)[:, None] for f in (torch.cos, torch.sin))
+        window = window[:, None, :, None]
         for block, (keys, values) in past.new.items():
             old_keys, old_values = past.old(block, keys)
             keys, values = torch.cat([old_keys, keys], 2), torch.cat([old_values, values], 2)
@@ -136,7 +143,7 @@ class PrefixStates:
                 self.blocks[block] = empty, empty.clone()
             self.blocks[block][0][index] = turned.to(values.dtype)
             self.blocks[block][1][index] = values
-        self.length[index] = (past.states.length[past.streams] + moved).clamp(max=self.size)
+        self.length[index] = (length + moved).clamp(max=self.size)
 
 
 @dataclass(frozen=True)

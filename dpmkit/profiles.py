@@ -13,18 +13,21 @@ def _ranges() -> dict[str, tuple[str, Callable[[float], bool]]]:
             "fold conversation.conversations conversation.min_turns codes.layer codes.codebooks "
             "segments.min_speech segments.max_speech backbone.layers backbone.hidden backbone.heads "
             "backbone.intermediate backbone.window finetune.n_o "
-            "finetune.n_q finetune.epochs finetune.batch classifier.epochs classifier.batch memory.rank "
+            "finetune.n_q finetune.epochs finetune.batch classifier.epochs classifier.batch recurrent.hidden "
+            "recurrent.layers recurrent.epochs recurrent.batch memory.rank "
             "evaluation.streams evaluation.bootstrap ablation.conversations ablation.rank context.seconds "
             "context.codes context.repeats"),
         ("0 or more", lambda v: v >= 0): (
             "seed conversation.seed codes.codebook_size codes.frame_rate codes.prosody_weight segments.min_silence "
-            "segments.pad finetune.n_p finetune.lr classifier.lr "
+            "segments.pad finetune.n_p finetune.lr classifier.lr recurrent.lr "
             "finetune.weight_decay finetune.patience finetune.lora_rank memory.prefix memory.lr memory.steps "
-            "memory.clip memory.weight_decay evaluation.limit ablation.lr ablation.steps ablation.prefix"),
+            "memory.clip memory.weight_decay memory.reset_every memory.sinks evaluation.limit ablation.lr "
+            "ablation.steps ablation.prefix"),
         ("4 or 6", lambda v: v in (4, 6)): "source.classes",
         ("2 or more", lambda v: v >= 2): "conversation.speakers",
         ("from 0 to 1", lambda v: 0 <= v <= 1): "finetune.warmup memory.decay",
-        ("0 or more and less than 1", lambda v: 0 <= v < 1): "backbone.dropout finetune.lora_dropout",
+        ("0 or more and less than 1", lambda v: 0 <= v < 1): (
+            "backbone.dropout finetune.lora_dropout recurrent.dropout"),
         ("between 0 and 1", lambda v: 0 < v < 1): "evaluation.confidence source.validation segments.threshold",
     }
     return {name: kind for kind, names in kinds.items() for name in names.split()}
@@ -33,7 +36,9 @@ def _ranges() -> dict[str, tuple[str, Callable[[float], bool]]]:
 RANGES = _ranges()
 CHOICES = {"backbone.dtype": "float32 bfloat16 float16", "memory.optimizer": "adamw sgd",
            "memory.history_emotions": "none predicted", "memory.read": "after before",
-           "memory.loss_vocabulary": "codes all", "memory.prefix_states": "recompute detach reuse"}
+           "memory.rule": "semantic emotion both", "memory.target": "soft sharpened filtered",
+           "memory.scope": "conversation speaker", "memory.loss_vocabulary": "codes all",
+           "memory.prefix_states": "recompute detach reuse"}
 
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {
@@ -43,6 +48,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "backbone.layers": 2, "backbone.hidden": 32, "backbone.intermediate": 64, "backbone.heads": 2,
         "backbone.window": 256, "finetune.n_p": 192, "finetune.n_q": 256,
         "finetune.epochs": 2, "finetune.batch": 4, "classifier.epochs": 1,
+        "recurrent.hidden": 16, "recurrent.epochs": 2,
         "memory.rank": 4, "memory.alpha": 4.0, "memory.lr": 1e-3, "memory.prefix": 32,
         "evaluation.streams": 2, "evaluation.bootstrap": 200,
         "ablation.conversations": 2, "ablation.lr": (0.0, 1e-3), "ablation.steps": (1, 2),

@@ -1,26 +1,31 @@
 """Who is a target and what it may hear: the methods, run over conversations in the order of their utterances.
 
 For every target: all earlier sentences are heard (for DPM: written, the first one excepted), then the target's own
-codes, then its emotion is read. Nothing later and no true label reaches a prediction.
+codes, then its emotion is read. Nothing later and no true label reaches a prediction. `predict` goes once through
+a conversation and reads every utterance as it comes (`streaming`); as each method is a function of what was heard
+so far, these are also the numbers of `all-lengths` (every labelled utterance is a target) and `complete` (the last
+one is), which `one_by_one` hears anew for every target, as the paper does.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from . import history, lora, memory, optimizer, runs, sllm, vocabulary
+from . import filtering, history, lora, memory, optimizer, runs, sllm, vocabulary
 from . import prefix as prefixes
 from .codes import CorpusCodes
-from .corpora import Conversation, Corpus
+from .corpora import Conversation, Corpus, Fold
+from .corpora.dynamics import emotion_prior, transition_matrix
 from .finetune import Finetuned
 from .history import EMPTY, tail
 from .memory import DynamicParameterMemory, Turn
@@ -32,23 +37,46 @@ GROUP = 4  # conversations a stream between two writes of predictions: a kill lo
 
 @dataclass(frozen=True)
 class Method:
-    """How one SLLM method listens. `prefix`: tokens before the target's own, None for memory.prefix (n_r)."""
+    """How one SLLM method listens. `prefix`: tokens before the target's own, None for memory.prefix (n_r); `donor`:
+    whose sentences its memory is written from, where not the conversation's own; `memory`: settings of its own."""
 
     hears: str
     prefix: int | None = None
     writes: bool = False
-    swapped: bool = False
+    donor: str = ""
+    memory: tuple[tuple[str, Any], ...] = ()
+    control: bool = False
+
+    def settings(self, asked: MemorySettings, window: int) -> MemorySettings:
+        """The memory's settings for this method; a cache takes half of the SLLM's window."""
+        own = dict(self.memory)
+        return replace(asked, **own, **({"prefix": window // 2 - own["sinks"]} if "sinks" in own else {}))
 
 
+RESET = 5  # sentences between two resets of the control `dpm-reset`
 METHODS = {
     "window": Method("the target and the n_r tokens before it; no memory"),
     "current": Method("the target alone", prefix=0),
     "at-once": Method("the target and all history that fits the SLLM's window, cut from the end",
                       prefix=sys.maxsize),
+    "kv-window": Method("the target; of the history, the keys and values of 4 first tokens and of the last ones, "
+                        "half a window in all, as they were when first heard (StreamingLLM)", writes=True,
+                        memory=(("steps", 0), ("prefix_states", "reuse"), ("read", "before"), ("sinks", 4),
+                                ("rule", "semantic"), ("stepping", "sentence"), ("reset_every", 0))),
+    "own-answers": Method("as window, with the SLLM's own emotion tokens in the history; an SLLM trained with them",
+                          memory=(("history_emotions", "predicted"),)),
     "dpm": Method("the target and the n_r tokens before it; earlier sentences and the target through a temporary "
                   "LoRA (Algorithm 1)", writes=True),
-    "dpm-swapped": Method("control: as dpm, but the temporary LoRA was written from another conversation",
-                          writes=True, swapped=True),
+    "dpm-swapped": Method("control: as dpm, but the temporary LoRA was written from another conversation of other "
+                          "speakers", writes=True, donor="stranger", control=True),
+    "dpm-same-speaker": Method("control: as dpm, but written from another conversation of one of the speakers "
+                               "(of strangers, where there is none)", writes=True, donor="speaker", control=True),
+    "dpm-shuffled": Method("control: as dpm, but the codes of each sentence are written in random order",
+                           writes=True, donor="shuffled", control=True),
+    "dpm-reset": Method(f"control: as dpm, but the temporary LoRA is fresh every {RESET} sentences", writes=True,
+                        memory=(("reset_every", RESET),), control=True),
+    "dpm-still": Method("control: as dpm at a learning rate of 0", writes=True, memory=(("lr", 0.0),),
+                        control=True),
 }
 
 
@@ -66,28 +94,29 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
         raise UserError(f"method {method!r} is not known; choose one of {', '.join(METHODS)}")
     if split not in ("train", "validation", "test"):
         raise UserError(f"split {split!r} is not known; choose train, validation or test")
-    how, dpm = METHODS[method], settings.memory
-    prefix = dpm.prefix if how.prefix is None else how.prefix
-    ids = getattr(corpus.folds[settings.fold - 1], split)
+    how, fold = METHODS[method], corpus.folds[settings.fold - 1]
+    asked = how.settings(settings.memory, tuned.sllm.window)
+    ids = getattr(fold, split)
     limit = settings.evaluation.limit if limit is None else limit
     conversations = corpus.select(ids[:limit] if limit else ids)
-    donors = _donors(conversations) if how.swapped else {}
-    key = runs.key(tuned.key, method, dpm if how.writes else [prefix, dpm.history_emotions], settings.seed,
-                   split, [c.id for c in conversations],
-                   runs.code_version(sllm, vocabulary, lora, prefixes, history, optimizer, memory,
+    spoken = _by_speaker(conversations) if how.writes and asked.scope == "speaker" else conversations
+    donors = _donors(spoken, how.donor) if how.donor in ("stranger", "speaker") else {}
+    inertia = _inertia(asked, corpus, fold) if how.writes else None
+    key = runs.key(tuned.key, method, asked if how.writes else [how.prefix, asked.prefix, asked.history_emotions],
+                   settings.seed, split, [c.id for c in conversations], inertia and [a.tolist() for a in inertia],
+                   runs.code_version(sllm, vocabulary, lora, prefixes, history, optimizer, filtering, memory,
                                      sys.modules[__name__]))
     folder = runs.folder(settings, "predictions", key)
     # Longest first, so that no stream is left alone with a long one; the order does not depend on the caller's. In
     # groups, as a group heard again after a kill has the same company, and so the same bits.
-    queue = sorted(conversations, key=lambda c: (-len(c.utterances), c.id))
+    queue = sorted(spoken, key=lambda c: (-len(c.utterances), c.id))
     size, tables = GROUP * settings.evaluation.streams, []
     with tqdm(total=sum(len(c.utterances) for c in queue), desc=f"{method} ({split})", unit="utt") as bar:
         for group in (queue[start:start + size] for start in range(0, len(queue), size)):
             part = folder / f"{runs.key([c.id for c in group])}.parquet"
             if not part.is_file():
-                heard = listen(tuned.sllm, group, codes.codes, corpus.emotions, dpm, prefix, how.writes,
-                               [donors[c.id] for c in group] if donors else None, settings.seed,
-                               settings.evaluation.streams)
+                heard = listen(tuned.sllm, group, codes.codes, corpus.emotions, settings.memory, method, donors,
+                               settings.seed, settings.evaluation.streams, inertia)
                 made = []
                 for table in heard:
                     made.append(table)
@@ -98,24 +127,37 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
                 bar.update(sum(len(c.utterances) for c in group))
             tables.append(_read(part))
     table = pd.concat(tables, ignore_index=True)
-    order = {c.id: i for i, c in enumerate(conversations)}
-    return table.iloc[np.lexsort((table["turn"], table["conversation"].map(order)))].reset_index(drop=True)
+    order = {u.id: place for place, u in enumerate(u for c in conversations for u in c.utterances)}
+    table = table.iloc[np.argsort(table["utterance"].map(order))].reset_index(drop=True)
+    if spoken is not conversations:  # a speaker's turns, back in their conversations
+        said = [(c, turn) for c in conversations for turn in range(len(c.utterances))]
+        table["conversation"], table["turn"] = [c.id for c, _ in said], [turn for _, turn in said]
+    return table
 
 
-def listen(model: EmotionSLLM, conversations: Sequence[Conversation], codes: dict[str, np.ndarray],
-           emotions: tuple[str, ...], settings: MemorySettings, prefix: int, writes: bool = False,
-           donors: Sequence[Conversation] | None = None, seed: int = 0,
-           streams: int = 16) -> Iterator[pd.DataFrame]:
-    """Hear these conversations, `streams` of them side by side, and read the emotion of every utterance: a table a
-    conversation (columns: see `predict`), as they end.
+def listen(model: EmotionSLLM, conversations: Sequence[Conversation], codes: Mapping[str, np.ndarray],
+           emotions: tuple[str, ...], settings: MemorySettings, method: str,
+           donors: Mapping[str, Conversation] | None = None, seed: int = 0, streams: int = 16,
+           inertia: tuple[np.ndarray, np.ndarray] | None = None) -> Iterator[pd.DataFrame]:
+    """Hear these conversations by a method, `streams` of them side by side, and read the emotion of every
+    utterance: a table a conversation (columns: see `predict`), as they end.
 
-    With `writes`, stream i's memory is written from `donors[i]` (default: the conversation itself).
+    `donors`: conversation id -> the one that its memory is written from, for the controls that ask for it;
+    `inertia`: transitions and prior, where the memory asks for them.
     """
+    how = METHODS[method]
+    settings = how.settings(settings, model.window)
     heard = [[codes[u.id] for u in c.utterances] for c in conversations]
-    if writes:
-        told = None if donors is None else [[codes[u.id] for u in d.utterances] for d in donors]
-        turns = DynamicParameterMemory(model, settings, min(streams, max(1, len(heard))), seed).batch(heard, told)
+    if how.writes:
+        told = None
+        if how.donor == "shuffled":
+            told = [[np.random.default_rng([seed, turn]).permutation(c) for turn, c in enumerate(h)] for h in heard]
+        elif how.donor:
+            told = [[codes[u.id] for u in donors[c.id].utterances] for c in conversations]
+        engine = DynamicParameterMemory(model, settings, min(streams, max(1, len(heard))), seed, inertia)
+        turns = engine.batch(heard, told, [[u.speaker for u in c.utterances] for c in conversations])
     else:
+        prefix = settings.prefix if how.prefix is None else how.prefix
         turns = _without_memory(model, heard, prefix, settings.history_emotions == "predicted", streams)
     said: dict[int, list[Turn]] = defaultdict(list)
     for number, turn in turns:
@@ -150,18 +192,60 @@ def _without_memory(model: EmotionSLLM, conversations: Sequence[Sequence[np.ndar
                 yield first + i, Turn(p, float("nan"), 0.0, 0, 0)
 
 
-def _donors(conversations: Sequence[Conversation]) -> dict[str, Conversation]:
-    """Another conversation for each, of other speakers and no shorter where the split has any (a memory of fewer
-    updates would be no control): the next such one in order of ids."""
+def one_by_one(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, method: str,
+               protocol: str = "all-lengths", split: str = "test", limit: int = 0) -> pd.DataFrame:
+    """As `predict`, but each target of the protocol (`all-lengths` or `complete`) is a recording of its own that
+    ends with it, and all of its history is heard again: what the paper does, and what `streaming` saves."""
+    fold = corpus.folds[settings.fold - 1]
+    conversations = corpus.select(getattr(fold, split)[:limit or None])
+    how = METHODS[method]
+    whole = _donors(conversations, how.donor) if how.donor in ("stranger", "speaker") else {}
+    cut, donors = [], {}
+    for conversation in conversations:
+        targets = [turn for turn, u in enumerate(conversation.utterances) if u.emotion is not None]
+        for turn in targets if protocol == "all-lengths" else targets[-1:]:
+            part = replace(conversation, id=f"{conversation.id}#{turn}",
+                           utterances=conversation.utterances[:turn + 1])
+            cut.append(part)
+            donors[part.id] = whole.get(conversation.id)
+    inertia = _inertia(how.settings(settings.memory, tuned.sllm.window), corpus, fold)
+    tables = {table["conversation"].iloc[0]: table.tail(1) for table in listen(
+        tuned.sllm, cut, codes.codes, corpus.emotions, settings.memory, method, donors, settings.seed,
+        settings.evaluation.streams, inertia)}
+    table = pd.concat([tables[part.id] for part in cut], ignore_index=True)
+    return table.assign(conversation=table["conversation"].str.rpartition("#")[0])
+
+
+def _inertia(asked: MemorySettings, corpus: Corpus, fold: Fold) -> tuple[np.ndarray, np.ndarray] | None:
+    """Transitions and prior of the training conversations, where the write rule needs them."""
+    if asked.rule == "semantic" or asked.target != "filtered":
+        return None
+    train = corpus.select(fold.train)
+    return transition_matrix(train, corpus.emotions), emotion_prior(train, corpus.emotions)
+
+
+def _by_speaker(conversations: Sequence[Conversation]) -> list[Conversation]:
+    """Each speaker's utterances, through all of the conversations in their order, as a conversation of its own."""
+    said: dict[tuple[str, str], list] = defaultdict(list)
+    for c in conversations:
+        for u in c.utterances:
+            said[c.session, u.speaker].append(u)
+    return [Conversation(speaker, session, tuple(us)) for (session, speaker), us in said.items()]
+
+
+def _donors(conversations: Sequence[Conversation], kind: str) -> dict[str, Conversation]:
+    """Another conversation for each, of other speakers (`stranger`) or with one of the same (`speaker`) where the
+    split has any, and no shorter (a memory of fewer updates would be no control): the next such one in order of
+    ids."""
     ordered = sorted(conversations, key=lambda c: c.id)
     if len(ordered) < 2:
-        raise UserError("the swapped control needs two conversations or more in the split")
+        raise UserError("a control with another's memory needs two conversations or more in the split")
+    voices = {c.id: {u.speaker for u in c.utterances} for c in ordered}
     donors = {}
     for i, conversation in enumerate(ordered):
-        others = ordered[i + 1:] + ordered[:i]
-        speakers, turns = {u.speaker for u in conversation.utterances}, len(conversation.utterances)
-        strangers = [o for o in others if not speakers & {u.speaker for u in o.utterances}]
-        donors[conversation.id] = max(strangers or others, key=lambda o: min(len(o.utterances), turns))
+        others, turns = ordered[i + 1:] + ordered[:i], len(conversation.utterances)
+        fit = [o for o in others if bool(voices[conversation.id] & voices[o.id]) == (kind == "speaker")]
+        donors[conversation.id] = max(fit or others, key=lambda o: min(len(o.utterances), turns))
     return donors
 
 

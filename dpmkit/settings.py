@@ -111,6 +111,18 @@ class ClassifierSettings:
 
 
 @dataclass(frozen=True)
+class RecurrentSettings:
+    """The LSTM over utterances, causal or bidirectional; what is not here is as in `finetune`."""
+
+    hidden: int = 64  # a direction
+    layers: int = 1
+    dropout: float = 0.3
+    lr: float = 3e-3
+    epochs: int = 15
+    batch: int = 8  # conversations a step
+
+
+@dataclass(frozen=True)
 class MemorySettings:
     """The temporary LoRA of Dynamic Parameter Memory (paper, Algorithm 1)."""
 
@@ -124,8 +136,14 @@ class MemorySettings:
     clip: float = 0.0  # gradient norm a stream; 0: no clipping
     weight_decay: float = 0.0
     history_emotions: str = "none"  # none | predicted: emotion tokens inside the history
-    stepping: str = "sentence"  # a step a sentence, or one every so many tokens: stride-64, stride-1024
+    stepping: str = "sentence"  # a step a sentence, every so many of them (every-4) or of tokens (stride-256)
     decay: float = 0.0  # share of the memory that each step forgets
+    # Write rules: what a step lowers, and for whom. The defaults are the paper's.
+    rule: str = "semantic"  # semantic: L_t of the codes | emotion: of the own answer at <audio_end> | both
+    target: str = "sharpened"  # of rule emotion: the own answer as it is (soft), squared, or filtered by inertia
+    scope: str = "conversation"  # conversation | speaker: one memory a speaker, through all of the conversations
+    reset_every: int = 0  # sentences; 0: never (a control)
+    sinks: int = 0  # reuse: the first tokens' keys and values, kept beside the last ones' (StreamingLLM)
     # Rungs below the exact method: cheaper, with other answers (`dpmkit bench memory` says by how much).
     read: str = "after"  # after | before the sentence's own write: before shares one forward with it
     loss_vocabulary: str = "codes"  # codes | all: what the softmax of L_t is over
@@ -179,6 +197,7 @@ class Settings:
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
+    recurrent: RecurrentSettings = field(default_factory=RecurrentSettings)
     memory: MemorySettings = field(default_factory=MemorySettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     ablation: AblationSettings = field(default_factory=AblationSettings)
@@ -238,13 +257,19 @@ class Settings:
         if self.memory.precision not in ("", "float32", "bfloat16"):
             raise UserError("setting memory.precision must be empty, float32 or bfloat16, "
                             f"not {self.memory.precision!r}")
-        kind, _, tokens = self.memory.stepping.partition("-")
-        if self.memory.stepping != "sentence" and not (kind == "stride" and tokens.isdigit() and int(tokens)):
-            raise UserError("setting memory.stepping must be sentence or stride-N with N tokens, e.g. stride-256, "
-                            f"not {self.memory.stepping!r}")
+        kind, _, count = self.memory.stepping.partition("-")
+        if self.memory.stepping != "sentence" and not (kind in ("stride", "every") and count.isdigit()
+                                                       and int(count)):
+            raise UserError("setting memory.stepping must be sentence, stride-N with N tokens (stride-256) or "
+                            f"every-N with N sentences (every-4), not {self.memory.stepping!r}")
         if self.memory.stepping != "sentence" and self.memory.prefix_states == "reuse":
-            raise UserError("setting memory.prefix_states = reuse goes with memory.stepping = sentence: a stride "
-                            "ends inside sentences, whose states are not at hand")
+            raise UserError("setting memory.prefix_states = reuse goes with memory.stepping = sentence: the states "
+                            "of what a longer step writes are not at hand")
+        if self.memory.stepping != "sentence" and self.memory.rule != "semantic":
+            raise UserError("setting memory.rule = emotion or both goes with memory.stepping = sentence: a longer "
+                            "step does not end at a sentence's <audio_end>")
+        if self.memory.sinks and self.memory.prefix_states != "reuse":
+            raise UserError("setting memory.sinks needs memory.prefix_states = reuse: there is no cache to keep in")
         if self.backbone.hidden % self.backbone.heads:
             raise UserError("setting backbone.hidden must be a multiple of backbone.heads")
         return self

@@ -117,6 +117,12 @@ class EmotionSLLM(nn.Module):
         """Emotion logits, shape (batch, emotions), after each prefix: tokens that end in `<audio_end>`."""
         return self.emotions_after(self._hidden(prefixes), prefixes)
 
+    @torch.no_grad()
+    def answer_states(self, prefixes: Sequence[Tensor]) -> Tensor:
+        """Last hidden states, shape (batch, hidden), at the end of each prefix, where its emotion is read."""
+        hidden = self._hidden(prefixes)
+        return hidden[torch.arange(len(prefixes)), torch.tensor([len(p) - 1 for p in prefixes])].float()
+
     def emotion_logits_in_chunks(self, prefix: Tensor, chunk: int) -> Tensor:
         """Emotion logits, (emotions,), after a prefix heard `chunk` tokens at a time, keys and values kept."""
         decoder, past = self.causal_lm.get_decoder(), DynamicCache(config=self.causal_lm.config)

@@ -73,7 +73,7 @@ def test_the_memory_hears_a_recording(tmp_path, settings, sllm):
     waveforms = list(speech.cuts(path, [(u.audio.start, u.audio.end) for u in talk.utterances]))
     tokenizer.fit(waveforms)
     codes = dict(zip([u.id for u in talk.utterances], tokenizer.encode(waveforms), strict=True))
-    heard, = protocols.listen(sllm, [talk], codes, EMOTIONS, MemorySettings(rank=2, prefix=8), 8, writes=True)
+    heard, = protocols.listen(sllm, [talk], codes, EMOTIONS, MemorySettings(rank=2, prefix=8), "dpm")
     assert heard["utterance"].tolist() == [u.id for u in talk.utterances]
     assert heard["emotion"].isna().all() and heard["loss"].notna().any()
     np.testing.assert_allclose(heard[[f"p_{e}" for e in EMOTIONS]].sum(axis=1), 1, rtol=1e-5)

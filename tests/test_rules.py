@@ -1,0 +1,210 @@
+"""Write rules beyond the paper's: what a step lowers, how often, for whom; and the carried cache with its sinks."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_toy
+
+from dpmkit.filtering import forward_filter
+from dpmkit.finetune import Finetuned
+from dpmkit.memory import DynamicParameterMemory
+from dpmkit.protocols import METHODS, one_by_one, predict
+from dpmkit.settings import MemorySettings, Settings, UserError
+
+BASE = MemorySettings(rank=4, alpha=4.0, lr=2e-2, prefix=8)
+CHAIN = np.full((4, 4), 0.05) + 0.8 * np.eye(4), np.full(4, 0.25)
+P = ["p_neu", "p_hap", "p_sad", "p_ang"]
+
+
+def codes(turns, seed):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 16, rng.integers(2, 9)) for _ in range(turns)]
+
+
+def written(sllm, conversation, inertia=None, speakers=(), **change):
+    memory = DynamicParameterMemory(sllm, dataclasses.replace(BASE, **change), inertia=inertia)
+    return np.array([t.probabilities for t in memory.listen(conversation, speakers=speakers)])
+
+
+def test_a_sharpened_own_answer_makes_the_next_one_surer(sharp):
+    said = codes(1, 0)[0]
+    before = written(sharp, [said] * 2, lr=0.0)[-1]
+    after = written(sharp, [said] * 2, rule="emotion", target="sharpened", steps=3)[-1]
+    assert after.max() > before.max() + 0.01 and after.argmax() == before.argmax()
+
+
+def test_an_own_answer_as_it_is_has_no_gradient_in_the_first_step(sharp):
+    conversation = codes(3, 1)
+    frozen = written(sharp, conversation, lr=0.0)
+    soft = dataclasses.replace(BASE, rule="emotion", target="soft", optimizer="sgd")
+    memory = DynamicParameterMemory(sharp, soft)
+    for turn, expected in zip(memory.listen(conversation), frozen, strict=True):
+        np.testing.assert_allclose(turn.probabilities, expected, atol=1e-6)
+        assert turn.norm < 1e-6
+
+
+def test_the_filtered_target_is_the_inertia_filters_belief(sharp, monkeypatch):
+    conversation, speakers = codes(5, 2), ["a", "b", "a", "a", "b"]
+    answered, taught = [], []
+    original = DynamicParameterMemory._target
+
+    def watched(self, logits, streams):
+        answered.append(logits.softmax(-1)[0].numpy().astype(float))
+        taught.append(original(self, logits, streams)[0].numpy())
+        return torch.from_numpy(taught[-1])[None]
+
+    monkeypatch.setattr(DynamicParameterMemory, "_target", watched)
+    written(sharp, conversation, CHAIN, speakers, rule="emotion", target="filtered")
+    expected = forward_filter(np.array(answered), speakers[1:], *CHAIN)  # the first sentence is not written
+    np.testing.assert_allclose(taught, expected, atol=1e-6)
+
+
+def test_both_is_the_sum_of_the_two_losses(sharp):
+    conversation = codes(2, 3)
+    sgd = {"optimizer": "sgd", "lr": 0.1, "target": "sharpened"}
+
+    def moved(rule):
+        memory = DynamicParameterMemory(sharp, dataclasses.replace(BASE, rule=rule, **sgd))
+        list(memory.listen(conversation))
+        return memory.lora.flat - memory.lora.fresh
+
+    torch.testing.assert_close(moved("both"), moved("semantic") + moved("emotion"), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["emotion", "both"])
+def test_a_stream_is_the_same_alone_and_in_company_and_on_disk(rule, sharp, tmp_path):
+    settings = dataclasses.replace(BASE, rule=rule, target="filtered")
+    conversations, speakers = [codes(n, n) for n in (5, 3, 6)], [list("ababab")] * 3
+    together = {0: [], 1: [], 2: []}
+    memory = DynamicParameterMemory(sharp, settings, 2, inertia=CHAIN)
+    for number, turn in memory.batch(conversations, None, speakers):
+        together[number].append(turn.probabilities)
+    for number, conversation in enumerate(conversations):
+        memory = DynamicParameterMemory(sharp, settings, inertia=CHAIN)
+        first = [t.probabilities for t in memory.listen(conversation[:2], speakers=list("ab"))]
+        memory.save(tmp_path / "m.safetensors")
+        memory = DynamicParameterMemory.load(tmp_path / "m.safetensors", sharp)
+        rest = [t.probabilities for t in memory.listen(conversation[2:], fresh=False, speakers=list("abab"))]
+        np.testing.assert_allclose(together[number], first + rest, atol=1e-4)
+
+
+def test_every_so_many_sentences_writes_each_token_once(sllm, monkeypatch):
+    rows = []
+    original = DynamicParameterMemory._write
+    monkeypatch.setattr(DynamicParameterMemory, "_write", lambda self, batch, streams: rows.append(
+        (batch.rows[0], batch.first[0])) or original(self, batch, streams))
+    conversation = codes(8, 4)
+    turns = list(DynamicParameterMemory(sllm, dataclasses.replace(BASE, stepping="every-3")).listen(conversation))
+    assert [t.pieces for t in turns] == [0, 0, 0, 1, 0, 0, 1, 0]
+    told = [sllm.sentence(c) for c in conversation]
+    for (row, first), part in zip(rows, (told[1:4], told[4:7]), strict=True):
+        assert first == 8 and torch.equal(row[first:], torch.cat(part))
+
+
+def test_a_reset_memory_forgets_its_steps_and_keeps_its_prefix(sharp):
+    conversation = codes(7, 5)
+    reset = written(sharp, conversation, reset_every=3)
+    plain, frozen = written(sharp, conversation), written(sharp, conversation, lr=0.0)
+    np.testing.assert_allclose(reset[:3], plain[:3], atol=1e-6)
+    memory = DynamicParameterMemory(sharp, BASE)  # the fourth sentence, written into a fresh memory
+    told = [sharp.sentence(c) for c in conversation]
+    before = torch.cat(told[:3])[-8:]
+    memory.write([before], [told[3]])
+    np.testing.assert_allclose(reset[3], memory.read([torch.cat([before, told[3]])])[0], atol=1e-5)
+    assert np.abs(reset[3] - frozen[3]).max() > 1e-4
+
+
+def test_the_carried_cache_is_the_backbone_itself_while_nothing_falls_out(sharp):
+    conversation = codes(4, 6)
+    cached = written(sharp, conversation, steps=0, prefix_states="reuse", read="before", prefix=40, sinks=4)
+    told = torch.empty(0, dtype=torch.long)
+    for p, said in zip(cached, conversation, strict=True):
+        told = torch.cat([told, sharp.sentence(said)])
+        with torch.no_grad():
+            np.testing.assert_allclose(p, sharp.emotion_logits([told]).softmax(-1)[0], atol=1e-5)
+
+
+def test_sinks_are_the_first_tokens_and_bear_on_the_answer(sharp):
+    # Twelve kept tokens: with sinks the first four stay, so that another first sentence changes a late answer.
+    conversation = codes(9, 7)
+    other = [15 - conversation[0], *conversation[1:]]
+    setting = {"steps": 0, "prefix_states": "reuse", "read": "before", "prefix": 8}
+    one_block = Settings.of("smoke", {"backbone.layers": 1})  # one block: what fell out of the cache is gone
+    from dpmkit.sllm import EmotionSLLM
+    sllm = EmotionSLLM.create(dataclasses.replace(one_block.backbone, window=64), one_block.finetune, 16,
+                              ("neu", "hap", "sad", "ang"), 0).eval()
+    kept, fell = (np.abs(written(sllm, conversation, sinks=n, **setting)[-1]
+                         - written(sllm, other, sinks=n, **setting)[-1]).max() for n in (4, 0))
+    assert kept > 1e-6 and fell < 1e-7
+
+
+def test_steps_of_zero_leave_the_memory_alone_and_still_say_l_t(sllm):
+    turns = list(DynamicParameterMemory(sllm, dataclasses.replace(BASE, steps=0)).listen(codes(3, 8)))
+    assert turns[-1].norm == 0 and np.isfinite(turns[-1].loss)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"memory.sinks": 4}, "memory.prefix_states = reuse"),
+    ({"memory.rule": "emotion", "memory.stepping": "every-2"}, "memory.stepping = sentence"),
+    ({"memory.rule": "kindness"}, "memory.rule must be one of"),
+    ({"memory.stepping": "every-0"}, "every-N")])
+def test_rules_that_cannot_go_together_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        Settings.of("smoke", change)
+
+
+def test_a_filtered_target_without_transitions_is_refused(sllm):
+    with pytest.raises(UserError, match="inertia"):
+        DynamicParameterMemory(sllm, dataclasses.replace(BASE, rule="emotion", target="filtered"))
+
+
+# -- through the protocols ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tuned(sharp, tmp_path):
+    return Finetuned(sharp, "sharp", tmp_path, [], 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("protocol", ["all-lengths", "complete"])
+def test_heard_one_by_one_the_numbers_are_those_of_streaming(method, protocol, settings, tuned):
+    settings = settings.replace("memory.lr", 2e-2)
+    corpus, spoken = make_toy(turns=(1, 4, 9))
+    table = predict(settings, corpus, spoken, tuned, method)
+    labelled = table[table["emotion"].notna()]
+    expected = labelled if protocol == "all-lengths" else labelled.groupby("conversation", sort=False).tail(1)
+    got = one_by_one(settings, corpus, spoken, tuned, method, protocol)
+    assert got["utterance"].tolist() == expected["utterance"].tolist()
+    assert got["conversation"].tolist() == expected["conversation"].tolist()
+    np.testing.assert_allclose(got[P], expected[P], atol=1e-4)
+
+
+def test_a_memory_a_speaker_goes_through_all_of_the_speakers_conversations(settings, tuned):
+    settings = settings.replace("memory.lr", 2e-2).replace("memory.scope", "speaker")
+    corpus, spoken = make_toy(turns=(3, 4))  # a session's conversations have the same two speakers
+    table = predict(settings, corpus, spoken, tuned, "dpm")
+    ids = [(c.id, turn, u.id) for c in corpus.select(corpus.folds[0].test) for turn, u in enumerate(c.utterances)]
+    assert list(zip(table["conversation"], table["turn"], table["utterance"], strict=True)) == ids
+    one = table[table["speaker"] == "s1a"]
+    heard = list(DynamicParameterMemory(tuned.sllm, dataclasses.replace(settings.memory, scope="conversation"),
+                                        seed=settings.seed).listen([spoken.codes[u] for u in one["utterance"]]))
+    np.testing.assert_allclose(one[P], np.array([t.probabilities for t in heard]), atol=1e-4)
+
+
+def test_the_shuffled_control_writes_the_same_codes_in_another_order(settings, tuned, monkeypatch):
+    told = []
+    plain = DynamicParameterMemory.batch
+
+    def watched(self, conversations, donors=None, speakers=None):
+        told.append((conversations, donors))
+        return plain(self, conversations, donors, speakers)
+
+    monkeypatch.setattr(DynamicParameterMemory, "batch", watched)
+    predict(settings, *make_toy(turns=(5, 6)), tuned, "dpm-shuffled")
+    for conversations, donors in told:
+        for own, other in zip(conversations, donors, strict=True):
+            assert [sorted(a) for a in own] == [sorted(b) for b in other]
+            assert any((a != b).any() for a, b in zip(own, other, strict=True))
