@@ -138,8 +138,7 @@ def inertia(table: pd.DataFrame, validation: pd.DataFrame, settings: Settings, c
     temperature = fit_temperature(validation, corpus.emotions)
     out = table.copy()
     for _, rows in table.groupby("conversation", sort=False):
-        softened = _soften(rows[columns].to_numpy(), temperature)
-        softened[rows["emotion"].isna().to_numpy()] = np.nan  # outside the label set: time passes, nothing is seen
+        softened = _soften(rows[columns].to_numpy(), temperature)  # turns outside the label set, too: who knows
         filtered = forward_filter(softened, rows["speaker"].tolist(), transition, prior)
         out.loc[rows.index, columns] = filtered
     return out

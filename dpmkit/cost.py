@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import psutil
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from . import protocols
+from .codes import CorpusCodes
+from .corpora import Conversation
+from .finetune import Finetuned
+from .lora import TemporaryLoRA
 from .memory import DynamicParameterMemory
-from .settings import MemorySettings
+from .settings import MemorySettings, Settings
 from .sllm import EmotionSLLM
 
 PATHS = ("dpm", "dpm, reuse", "full context", "full context in chunks", "window")
@@ -67,6 +76,28 @@ def label_after(model: EmotionSLLM, codes: np.ndarray, sentence: int, settings: 
     return measured(ways[path], model.device)
 
 
+def of_method(settings: Settings, tuned: Finetuned, codes: CorpusCodes, conversations: Sequence[Conversation],
+              emotions: tuple[str, ...], method: str) -> dict[str, float]:
+    """What `method` of `protocols.METHODS` costs over these conversations, read as they come: `seconds_a_sentence`,
+    `seconds_an_hour` (of audio), `flops_a_sentence`, `peak_bytes`, and `parameters` that a conversation changes."""
+    def hear() -> None:
+        for _ in protocols.listen(tuned.sllm, conversations, codes.codes, emotions, settings.memory, method,
+                                  streams=settings.evaluation.streams):
+            pass
+
+    sentences = [codes.codes[u.id] for c in conversations for u in c.utterances]
+    hours = sum(map(len, sentences)) / codes.facts["frame_rate"] / 3600
+    hear()  # warms up
+    spent = measured(hear, tuned.sllm.device)
+    with FlopCounterMode(display=False) as counter:
+        hear()
+    how = protocols.METHODS[method].settings(settings.memory, tuned.sllm.window)
+    learns = protocols.METHODS[method].writes and how.steps
+    return {"seconds_a_sentence": spent["seconds"] / len(sentences), "seconds_an_hour": spent["seconds"] / hours,
+            "flops_a_sentence": counter.get_total_flops() / len(sentences), "peak_bytes": spent["peak_bytes"],
+            "parameters": TemporaryLoRA(tuned.sllm, 1, how.rank, how.alpha, how.layers).parameters if learns else 0}
+
+
 def measured(work: Callable[[], None], device: torch.device) -> dict[str, float]:
     """Wall seconds of one call and the peak of memory during it, in bytes, beyond what was held before."""
     if device.type == "cuda":
@@ -104,3 +135,18 @@ def _give_back_freed_memory() -> None:
     # What an earlier measurement freed but the allocator kept would hide this one's peak (glibc only).
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def crossings(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """The shortest measured history, in codes, from which on a memory is cheaper than the full context, in seconds
+    and in peak memory; none where it never is. `rows`: `codes`, `path`, `seconds`, `peak_bytes`."""
+    table = pd.DataFrame(rows).pivot(index="codes", columns="path", values=["seconds", "peak_bytes"])
+    out = []
+    for memory, other in itertools.product(("dpm", "dpm, reuse"), ("full context", "full context in chunks")):
+        line = {"memory": memory, "cheaper than": other}
+        for measure in ("seconds", "peak_bytes"):
+            cheaper = table[measure][memory] < table[measure][other]
+            lasting = cheaper[::-1].cummin()[::-1]  # from here on at every longer one
+            line[measure] = int(lasting.idxmax()) if lasting.any() else None
+        out.append(line)
+    return pd.DataFrame(out)

@@ -150,13 +150,24 @@ def ablations(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _short(value: float) -> str:
-    """3e-4, 64, 0: a value as short as a tick label must be."""
+def _short(value: float | str) -> str:
+    """3e-4, 64, 0: a value as short as a tick label must be; words stand one below the other."""
+    if isinstance(value, str):
+        return value.replace("-", "\n")
     return f"{value:g}" if value == 0 or value >= 0.01 else f"{value:.0e}".replace("e-0", "e-")
 
 
 def positions(rows: Sequence[dict[str, Any]]) -> Figure:
     """WA against the position in the conversation, one line a method, with intervals."""
+    return _binned(rows, "turns", "turn of the conversation")
+
+
+def lengths(rows: Sequence[dict[str, Any]]) -> Figure:
+    """WA against the length of the conversation, one line a method, with intervals (`metrics.by_length`)."""
+    return _binned(rows, "utterances", "utterances of the conversation")
+
+
+def _binned(rows: Sequence[dict[str, Any]], bins: str, xlabel: str) -> Figure:
     table = pd.DataFrame(rows)
     figure, axes = plt.subplots(figsize=(7.2, 3.2))
     for i, (method, part) in enumerate(table.groupby("method", sort=False)):
@@ -164,8 +175,8 @@ def positions(rows: Sequence[dict[str, Any]]) -> Figure:
         x = np.arange(len(part)) + 0.06 * i
         axes.vlines(x, low, high, color=COLOURS[i % 8], lw=1, alpha=0.6)
         axes.plot(x, part["WA"], LINES[i % 4], marker=MARKERS[i % 8], ms=5, color=COLOURS[i % 8], label=method)
-    labels = table[table["method"] == table["method"].iloc[0]]["turns"]
-    axes.set(xticks=range(len(labels)), xticklabels=labels, xlabel="turn of the conversation", ylabel="WA, %")
+    labels = table[table["method"] == table["method"].iloc[0]][bins]
+    axes.set(xticks=range(len(labels)), xticklabels=labels, xlabel=xlabel, ylabel="WA, %")
     axes.legend(frameon=False, fontsize=8, ncols=5, loc="lower left", bbox_to_anchor=(0, 1.0))
     return figure
 
@@ -200,3 +211,41 @@ def players(corpus: Corpus, utterances: Sequence[Utterance]) -> None:
             continue
         clip = utterance.audio
         display(HTML(text), Audio(speech.read(clip.path, clip.start, clip.end), rate=speech.RATE, normalize=False))
+
+
+def robustness(rows: Sequence[dict[str, Any]]) -> Figure:
+    """WA under disturbances, a panel a family and a line a method: rows of kind and level (`disturbances.KINDS`),
+    method, WA and WA_interval, in the order in which they shall stand. Boundaries that a machine has set are on no
+    line, as they are on no scale with the others. What was not run has no panel."""
+    families = (("boundaries: moved by up to ± s; found", "0 (true)", ("jitter", "silero", "chunks")),
+                ("babble, dB below the speech", "none", ("babble",)),
+                ("white noise, dB below the speech", "none", ("white",)),
+                ("overlap, % of an utterance", "none", ("overlap",)))
+    ticks = {"silero": "VAD", "chunks": "{:g} s\nchunks", "overlap": "{:.0%}"}
+    table = pd.DataFrame(rows)
+    conditions = list(dict.fromkeys(zip(table["kind"], table["level"], strict=True)))
+    families = [(label, none, [c for c in conditions if c[0] in ("none", *kinds)])
+                for label, none, kinds in families if table["kind"].isin(kinds).any()]
+    widths = [len(here) for *_, here in families]
+    figure, axes = plt.subplots(1, len(widths), figsize=(1 + 0.4 * sum(widths), 3), sharey=True, squeeze=False,
+                                width_ratios=widths)
+    methods = list(table.groupby("method", sort=False))
+    for panel, (label, none, here) in zip(axes[0], families, strict=True):
+        for i, (method, part) in enumerate(methods):
+            part = part.set_index(["kind", "level"]).reindex(here)
+            # Beside each other: intervals in one place would hide each other.
+            x = np.arange(len(here)) + 0.6 * ((i + 0.5) / len(methods) - 0.5)
+            for a, interval in zip(x, part["WA_interval"], strict=True):
+                if isinstance(interval, list):  # else the method was not run so
+                    panel.vlines(a, *interval, color=COLOURS[i % 8], lw=1, alpha=0.6)
+            found = part.index.get_level_values("kind").isin(["silero", "chunks"])
+            panel.plot(x[~found], part["WA"][~found], LINES[i % 4], marker=MARKERS[i % 8], ms=4, lw=1,
+                       color=COLOURS[i % 8], label=method)
+            panel.plot(x[found], part["WA"][found], MARKERS[i % 8], ms=4, color=COLOURS[i % 8])
+        panel.set(xticks=range(len(here)), xlim=(-0.5, len(here) - 0.5), xlabel=label, xticklabels=[
+            none if kind == "none" else ticks.get(kind, "{:g}").format(level) for kind, level in here])
+        panel.tick_params(axis="x", labelsize=7)
+    axes[0][0].set_ylabel("WA, %")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), frameon=False, fontsize=8, ncols=6,
+                  loc="outside upper left")
+    return figure

@@ -11,18 +11,19 @@ def _ranges() -> dict[str, tuple[str, Callable[[float], bool]]]:
     kinds = {
         ("greater than 0", lambda v: v > 0): (
             "fold conversation.conversations conversation.min_turns codes.layer codes.codebooks "
+            "speaker.dimensions speaker.paths speaker.powers ablation.disturbed "
             "segments.min_speech segments.max_speech backbone.layers backbone.hidden backbone.heads "
             "backbone.intermediate backbone.window finetune.n_o "
             "finetune.n_q finetune.epochs finetune.batch classifier.epochs classifier.batch recurrent.hidden "
             "recurrent.layers recurrent.epochs recurrent.batch memory.rank "
-            "evaluation.streams evaluation.bootstrap ablation.conversations ablation.rank context.seconds "
-            "context.codes context.repeats"),
+            "evaluation.streams evaluation.bootstrap ablation.conversations ablation.rank "
+            "context.codes context.tokens context.conversations"),
         ("0 or more", lambda v: v >= 0): (
             "seed conversation.seed codes.codebook_size codes.frame_rate codes.prosody_weight segments.min_silence "
             "segments.pad finetune.n_p finetune.lr classifier.lr recurrent.lr "
             "finetune.weight_decay finetune.patience finetune.lora_rank memory.prefix memory.lr memory.steps "
             "memory.clip memory.weight_decay memory.reset_every memory.sinks evaluation.limit ablation.lr "
-            "ablation.steps ablation.prefix"),
+            "ablation.steps ablation.prefix ablation.decay"),
         ("4 or 6", lambda v: v in (4, 6)): "source.classes",
         ("2 or more", lambda v: v >= 2): "conversation.speakers",
         ("from 0 to 1", lambda v: 0 <= v <= 1): "finetune.warmup memory.decay",
@@ -52,8 +53,10 @@ PROFILES: dict[str, dict[str, Any]] = {
         "memory.rank": 4, "memory.alpha": 4.0, "memory.lr": 1e-3, "memory.prefix": 32,
         "evaluation.streams": 2, "evaluation.bootstrap": 200,
         "ablation.conversations": 2, "ablation.lr": (0.0, 1e-3), "ablation.steps": (1, 2),
-        "ablation.rank": (4,), "ablation.prefix": (0, 32),
-        "context.seconds": (4, 8), "context.codes": (100, 200),
+        "ablation.rank": (4,), "ablation.prefix": (0, 32), "ablation.layers": ("all", "top-1"),
+        "ablation.decay": (0.0, 0.1), "ablation.stepping": ("sentence", "stride-64", "every-2"),
+        "ablation.disturbed": 2, "speaker.dimensions": 4, "speaker.paths": 8,
+        "context.codes": (100, 200), "context.tokens": (64, 256), "context.conversations": 2,
     },
     "demo": {},
     "paper": {

@@ -100,7 +100,7 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     limit = settings.evaluation.limit if limit is None else limit
     conversations = corpus.select(ids[:limit] if limit else ids)
     spoken = _by_speaker(conversations) if how.writes and asked.scope == "speaker" else conversations
-    donors = _donors(spoken, how.donor) if how.donor in ("stranger", "speaker") else {}
+    donors = donors_of(spoken, how.donor) if how.donor in ("stranger", "speaker") else {}
     inertia = _inertia(asked, corpus, fold) if how.writes else None
     key = runs.key(tuned.key, method, asked if how.writes else [how.prefix, asked.prefix, asked.history_emotions],
                    settings.seed, split, [c.id for c in conversations], inertia and [a.tolist() for a in inertia],
@@ -199,7 +199,7 @@ def one_by_one(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fi
     fold = corpus.folds[settings.fold - 1]
     conversations = corpus.select(getattr(fold, split)[:limit or None])
     how = METHODS[method]
-    whole = _donors(conversations, how.donor) if how.donor in ("stranger", "speaker") else {}
+    whole = donors_of(conversations, how.donor) if how.donor in ("stranger", "speaker") else {}
     cut, donors = [], {}
     for conversation in conversations:
         targets = [turn for turn, u in enumerate(conversation.utterances) if u.emotion is not None]
@@ -233,7 +233,7 @@ def _by_speaker(conversations: Sequence[Conversation]) -> list[Conversation]:
     return [Conversation(speaker, session, tuple(us)) for (session, speaker), us in said.items()]
 
 
-def _donors(conversations: Sequence[Conversation], kind: str) -> dict[str, Conversation]:
+def donors_of(conversations: Sequence[Conversation], kind: str) -> dict[str, Conversation]:
     """Another conversation for each, of other speakers (`stranger`) or with one of the same (`speaker`) where the
     split has any, and no shorter (a memory of fewer updates would be no control): the next such one in order of
     ids."""

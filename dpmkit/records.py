@@ -42,6 +42,18 @@ PAPER_TABLE_1 = {
     },
 }
 
+# Paper, Table 2, its audio-only rows for others: WA, UA, WF1 on IEMOCAP (None: not given), WF1 on MELD.
+PAPER_TABLE_2 = {
+    "ESA-CRF": (73.17, 74.47, None, None), "MER-HAN": (73.33, 74.20, 73.66, 40.50),
+    "Mi-CGA": (None, None, 73.77, None), "MER-TL": (75.76, 76.07, None, None),
+    "GatedxLSTM": (76.34, None, 75.97, None), "MERITS-L": (None, None, 77.95, 49.32),
+}
+# Paper, Table 3: stepping on MELD, WF1 and (where given) speed against a step a sentence.
+PAPER_TABLE_3 = {"sentence": (51.22, 1.0), "stride-64": (49.61,), "stride-128": (49.64,), "stride-256": (47.63,),
+                 "stride-512": (43.25, 6.26), "stride-1024": (37.87, 12.72)}
+# Paper, Table 4: the SLLM at once on IEMOCAP, by its window in tokens: WA, UA, WF1.
+PAPER_TABLE_4 = {4096: (69.59, 72.07, 69.57), 32768: (72.85, 73.34, 75.58)}
+
 
 def path(settings: Settings, kind: str) -> Path:
     """Where the record of a kind stands: results/<profile>-<corpus>/records/<kind>-fold1-seed0.json."""
@@ -86,6 +98,15 @@ def load(settings: Settings, kind: str) -> dict[str, Any]:
                         "profile, corpus, fold and seed first") from error
 
 
+def load_bench(settings: Settings, name: str) -> dict[str, Any] | None:
+    """The record that `save_bench` wrote for this profile, or None."""
+    target = settings.home_path / "results" / "bench" / f"{name}.json"
+    with suppress(OSError, ValueError):
+        made = json.loads(target.read_text(encoding="utf-8"))
+        return made if made["profile"] == settings.profile else None
+    return None
+
+
 def load_all(home: Path) -> list[dict[str, Any]]:
     """Every record below `home`/results, in order of its path."""
     return [json.loads(p.read_text(encoding="utf-8")) for p in sorted(home.glob("results/*/records/*.json"))]
@@ -122,25 +143,55 @@ def commit() -> str:
 
 
 def methods_table(record: dict[str, Any], protocol: str) -> pd.DataFrame:
-    """The method table of a `methods` record: WA, UA, WF1 with intervals, and the gain in WA, as text."""
-    rows = record["results"]["protocols"][protocol]["methods"]
-    hears = record["results"]["hears"]
+    """The method table of a `methods` record as text: WA, UA, WF1 with intervals, the gain in WA with its p (Holm
+    over the table), and what each row hears; rows that were not run say so."""
+    results = record["results"]
+    rows = {row["method"]: row for row in results["protocols"][protocol]["methods"]}
     published, title = ("meld", "paper, MELD (WF1)") if record["corpus"] == "meld" else (
         "iemocap", "paper, IEMOCAP (WA / UA / WF1)")  # the paper's first corpus stands beside any other
     out = []
-    for row in rows:
-        line = {"method": row["method"]}
-        for m in MEASURES:
-            low, high = row[f"{m}_interval"]
-            line[m] = f"{row[m]:.1f} [{low:.1f}, {high:.1f}]"
-        low, high = row["WA_gain_interval"]
-        line["WA against window"] = ("–" if row["method"] == "window" else
-                                     f"{row['WA_gain']:+.1f} [{low:+.1f}, {high:+.1f}]")
-        paper = PAPER_TABLE_1[published].get(row["method"], {}).get(protocol)
+    for listed in results.get("listed") or [{"method": m, "hears": results["hears"][m]} for m in rows]:
+        method = listed["method"]
+        line = {"method": method, **({"group": listed["group"]} if "group" in listed else {})}
+        line |= dict.fromkeys(MEASURES, "not run") | {"WA against window": "", "p (Holm)": ""}
+        if row := rows.get(method):
+            line |= {m: _interval(row[m], row[f"{m}_interval"]) for m in MEASURES}
+            line["WA against window"] = ("–" if method == "window" else
+                                         _interval(row["WA_gain"], row["WA_gain_interval"], "+.1f"))
+            line["p (Holm)"] = f"{row['WA_gain_p_holm']:.2g}" if "WA_gain_p_holm" in row else ""
+        paper = PAPER_TABLE_1[published].get(method, {}).get(protocol)
         line[title] = " / ".join(f"{v:.2f}" for v in paper) if paper else ""
-        line["hears"] = hears[row["method"]]
-        out.append(line)
+        out.append(line | {"hears": listed["hears"]})
     return pd.DataFrame(out)
+
+
+def stepping_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Table 3 of the paper from an `ablations` record: WF1 of each stepping and its speed against a step a
+    sentence, beside the paper's on MELD."""
+    rows = {r["value"]: r for r in record["results"]["rows"] if r["setting"] == "stepping"}
+    steppings = list(dict.fromkeys([*rows, *PAPER_TABLE_3]))
+    return pd.DataFrame([{
+        "stepping": name,
+        "WF1": _interval(rows[name]["WF1"], rows[name]["WF1_interval"]) if name in rows else "not run",
+        "speed": (f"{rows['sentence']['seconds_a_sentence'] / rows[name]['seconds_a_sentence']:.2f}"
+                  if name in rows else ""),
+        "paper, MELD: WF1": f"{PAPER_TABLE_3[name][0]:.2f}" if name in PAPER_TABLE_3 else "",
+        "paper: speed": f"{PAPER_TABLE_3[name][1]:.2f}" if len(PAPER_TABLE_3.get(name, ())) > 1 else "",
+    } for name in steppings])
+
+
+def windows_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Table 4 of the paper from a `context` record: the SLLM at once, with so many tokens of history."""
+    rows = [{"history, tokens": r["tokens"], **{m: _interval(r[m], r[f"{m}_interval"]) for m in MEASURES},
+             "paper, IEMOCAP (WA / UA / WF1)": ""} for r in record["results"]["windows"]]
+    rows += [{"history, tokens": tokens, **dict.fromkeys(MEASURES, "not run"),
+              "paper, IEMOCAP (WA / UA / WF1)": " / ".join(f"{v:.2f}" for v in paper)}
+             for tokens, paper in PAPER_TABLE_4.items()]
+    return pd.DataFrame(rows)
+
+
+def _interval(middle: float, interval: Sequence[float], form: str = ".1f") -> str:
+    return f"{middle:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
 
 
 def seeds_table(made: list[dict[str, Any]], protocol: str = "all-lengths") -> pd.DataFrame:
@@ -162,20 +213,17 @@ def seeds_table(made: list[dict[str, Any]], protocol: str = "all-lengths") -> pd
 
 def rungs_table(results: dict) -> pd.DataFrame:
     """A bench's rungs as text: sentences a second, ratio to the loop, change in the answers of the trained SLLM."""
-    def words(middle: float, interval: Sequence[float], form: str) -> str:
-        return f"{middle:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
-
     rows, changes = [], {c["rung"]: c for c in results["changes"]}
     for row in results["rates"]:
         used = row["rate"] * row["flops_a_sentence"] / results["peak"][row["precision"]]
         line = {"backbone": row["shape"], "rung": row["rung"], "streams": row["streams"],
-                "sentences/s": words(row["rate"], row["rate_range"], ".1f"),
-                "times the PEFT loop": words(row["ratio"], row["ratio_range"], ".2f"),
+                "sentences/s": _interval(row["rate"], row["rate_range"]),
+                "times the PEFT loop": _interval(row["ratio"], row["ratio_range"], ".2f"),
                 "of the matmul peak": f"{100 * used:.0f} %",
                 "WA against exact": "", "answers changed": ""}
         change = changes.get(row["rung"])
         if change and row["shape"] == results["rates"][0]["shape"]:  # the other's weights are random
-            line["WA against exact"] = words(change["WA_gain"], change["WA_gain_interval"], "+.1f")
+            line["WA against exact"] = _interval(change["WA_gain"], change["WA_gain_interval"], "+.1f")
             line["answers changed"] = f"{100 * change['changed']:.1f} %"
         rows.append(line)
     return pd.DataFrame(rows)
@@ -217,6 +265,12 @@ def verdict(record: dict[str, Any], protocol: str = "all-lengths") -> str:
     if "dpm-tuned" in rows:
         text += (f" At the learning rate that validation chose, DPM {against_window('dpm-tuned')}; its control: "
                  f"{words('dpm-tuned-swapped')}.")
+    if "speaker-memory" in rows:
+        best = max(("window", "current", "at-once", "kv-window"), key=lambda m: rows.get(m, {"WA": 0})["WA"])
+        text += (" The extension that remembers speakers, told who speaks, against the window: "
+                 f"{words('speaker-memory')}; with another's offsets: {words('speaker-memory-swapped')}; its "
+                 "bound, with offsets from true labels: "
+                 f"{words('speaker-oracle')}. The best SLLM without a memory is {best} ({rows[best]['WA']:.1f}).")
     return text
 
 

@@ -1,4 +1,4 @@
-"""The five notebooks, headlessly: papermill runs each for every fold and seed, nbconvert renders it."""
+"""The five notebooks, headlessly: papermill runs each for every fold and seed, and each becomes a page."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import Any
 
 import nbformat
 import papermill
-from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
-from . import runs
+from . import render, runs
 from .settings import Settings, UserError
 
 NOTEBOOKS = ("01_data_prep", "02_backbone_finetuning", "03_dpm_inference", "04_ablations", "05_context_length")
@@ -69,8 +68,7 @@ def _render(executed: Path, target: Path, name: str, home: str) -> None:
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"
                             and "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
     notebook.metadata.pop("widgets", None)
-    html, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook)
-    for suffix, text in ((".ipynb", nbformat.writes(notebook) + "\n"), (".html", html)):
+    for suffix, text in ((".ipynb", nbformat.writes(notebook) + "\n"), (".html", render.page(notebook))):
         path = target / f"{name}{suffix}"
         with runs.atomic(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -152,11 +152,21 @@ class MemorySettings:
 
 
 @dataclass(frozen=True)
+class SpeakerSettings:
+    """The memory of speakers at the emotion head: an extension, not the paper's."""
+
+    dimensions: int = 16  # of the SLLM's state
+    paths: int = 64  # of emotions, kept a speaker
+    powers: tuple[float, ...] = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0)  # of the likelihood; validation chooses
+
+
+@dataclass(frozen=True)
 class EvaluationSettings:
     streams: int = 16  # conversations heard side by side
     bootstrap: int = 10_000
     confidence: float = 0.95
     limit: int = 0  # test conversations; 0: all
+    own_answers: bool = False  # also train an SLLM with emotion tokens in its history, for the method `own-answers`
 
 
 @dataclass(frozen=True)
@@ -168,15 +178,22 @@ class AblationSettings:
     steps: tuple[int, ...] = (1, 2, 4)
     rank: tuple[int, ...] = (1, 4, 16, 64)
     prefix: tuple[int, ...] = (0, 32, 64, 128, 256)
+    layers: tuple[str, ...] = ("all", "top-2")
+    decay: tuple[float, ...] = (0.0, 0.01, 0.1)
+    rule: tuple[str, ...] = ("semantic", "emotion", "both")
+    target: tuple[str, ...] = ("sharpened", "filtered")  # of rule emotion
+    scope: tuple[str, ...] = ("conversation", "speaker")
+    stepping: tuple[str, ...] = ("sentence", "stride-64", "stride-128", "stride-256", "every-2", "every-4")
+    disturbed: int = 12  # test conversations under noise, overlap and other boundaries
 
 
 @dataclass(frozen=True)
 class ContextSettings:
-    """Notebook 05: cost of the last utterance's label after so many seconds of audio."""
+    """Notebook 05."""
 
-    seconds: tuple[int, ...] = (20, 40, 80, 160, 320, 640, 1800)
-    repeats: int = 3  # of every length but the longest, which is measured once
-    codes: tuple[int, ...] = (1_000, 4_000, 16_000, 64_000, 128_000)  # `dpmkit bench context`
+    codes: tuple[int, ...] = (1_000, 4_000, 16_000, 64_000, 128_000)  # histories, of `bench context`
+    tokens: tuple[int, ...] = (64, 128, 256, 512)  # contexts of the SLLM at once; none above its window
+    conversations: int = 8  # of the test fold, whose methods' cost is measured
 
 
 @dataclass(frozen=True)
@@ -199,6 +216,7 @@ class Settings:
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
     recurrent: RecurrentSettings = field(default_factory=RecurrentSettings)
     memory: MemorySettings = field(default_factory=MemorySettings)
+    speaker: SpeakerSettings = field(default_factory=SpeakerSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     ablation: AblationSettings = field(default_factory=AblationSettings)
     context: ContextSettings = field(default_factory=ContextSettings)

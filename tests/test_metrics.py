@@ -3,9 +3,30 @@
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, precision_recall_fscore_support
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    f1_score,
+    log_loss,
+    precision_recall_fscore_support,
+)
 
-from dpmkit.metrics import MEASURES, compare, confusions, measures, per_emotion, said, targets, wa
+from dpmkit.metrics import (
+    MEASURES,
+    by_length,
+    by_position,
+    compare,
+    confusions,
+    ece,
+    measures,
+    nll,
+    per_emotion,
+    reliability,
+    said,
+    targets,
+    wa,
+)
 
 EMOTIONS = ("neu", "hap", "sad", "ang")
 
@@ -152,3 +173,129 @@ def test_one_conversation_has_an_interval_without_width():
     table = targets(random_table(1, conversations=1), "all-lengths")
     row, = compare({"m": table}, EMOTIONS, "m", 50)
     assert row["WA_interval"] == pytest.approx([row["WA"]] * 2)
+
+
+def test_a_gain_s_p_and_standard_error_are_those_of_the_same_resamples():
+    base = targets(random_table(0, conversations=15), "all-lengths")
+    others = {str(s): targets(random_table(s, truth=random_table(0, conversations=15), skill=s / 3), "all-lengths")
+              for s in range(1, 9)}
+    rows = compare({"base": base, **others}, EMOTIONS, "base", 300, seed=5)
+    names = sorted(base["conversation"].unique())
+    draws = np.random.default_rng(5).multinomial(len(names), [1 / len(names)] * len(names), size=300)
+
+    def right(table, name):
+        part = table[table["conversation"] == name]
+        return (labelled(part)[1] == labelled(part)[2]).sum()
+
+    n = [(base["conversation"] == c).sum() for c in names]
+    for row, table in zip(rows[1:], others.values(), strict=True):
+        won = [right(table, c) - right(base, c) for c in names]
+        gains = np.array([100 * np.dot(d, won) / np.dot(d, n) for d in draws])
+        p = 2 * min(np.mean(gains <= 0), np.mean(gains >= 0))
+        assert row["WA_gain_p"] == pytest.approx(min(1, max(p, 1 / 300)))
+        assert row["WA_gain_se"] == pytest.approx(gains.std()) and gains.std() > 1
+    p = [r["WA_gain_p"] for r in rows[1:]]
+    assert min(p) == 1 / 300 and max(p) > 0.05  # both ends are seen
+    assert (rows[0]["WA_gain_p"], rows[0]["WA_gain_se"]) == (1, 0)
+
+
+def test_p_is_below_5_percent_where_the_95_percent_interval_excludes_nothing():
+    seen = set()
+    for seed in range(40):
+        truth = random_table(seed, conversations=25)
+        a, b = (targets(random_table(100 + 2 * seed + i, truth=truth, skill=s), "all-lengths")
+                for i, s in enumerate((1, 1 + seed / 40)))
+        row = compare({"a": a, "b": b}, EMOTIONS, "a", 2000)[1]
+        low, high = row["WA_gain_interval"]
+        if low > 0 or high < 0:
+            assert row["WA_gain_p"] <= 0.05 + 2 / 2000
+        elif low < 0 < high:
+            assert row["WA_gain_p"] >= 0.05 - 2 / 2000
+        seen.add(low > 0 or high < 0)
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nll_is_scikit_learn_s(seed):
+    table = random_table(seed, conversations=30)
+    scored, truth, _ = labelled(table)
+    order = sorted(EMOTIONS)  # log_loss takes its columns in the order of the sorted labels
+    assert nll(table, EMOTIONS) == pytest.approx(log_loss(truth, scored[[f"p_{e}" for e in order]], labels=order))
+
+
+def test_nll_by_hand():
+    table = pd.DataFrame({"conversation": "a", "turn": [0, 1, 2], "emotion": ["neu", None, "hap"],
+                          "p_neu": [0.5, 0.1, 1.0], "p_hap": [0.5, 0.9, 0.0]})
+    assert nll(table[:2], ("neu", "hap")) == pytest.approx(np.log(2))
+    assert nll(table[2:], ("neu", "hap")) == pytest.approx(12 * np.log(10))  # a probability of 0 is not infinite
+    with pytest.raises(ValueError, match="1 answers are NaN"):
+        nll(table.assign(p_neu=np.nan, p_hap=[0.5, 0.9, 0.0])[:1], ("neu", "hap"))
+
+
+@pytest.mark.parametrize("bins", [3, 10, 15])
+def test_reliability_is_scikit_learn_s_calibration_curve(bins):
+    table = random_table(bins, conversations=60)
+    scored, truth, answer = labelled(table)
+    confidence = scored[[f"p_{e}" for e in EMOTIONS]].max(axis=1)
+    accuracy, mean = calibration_curve(truth == answer, confidence, n_bins=bins)
+    rows = reliability(table, EMOTIONS, bins)
+    assert [r["accuracy"] for r in rows] == pytest.approx(accuracy)
+    assert [r["confidence"] for r in rows] == pytest.approx(mean)
+    counts = np.histogram(confidence, np.linspace(0, 1, bins + 1))[0]
+    assert [r["n"] for r in rows] == [n for n in counts if n] and sum(counts) == len(scored)
+
+
+def test_reliability_and_its_error_by_hand():
+    table = pd.DataFrame({"conversation": "a", "turn": range(6), "p_neu": [0.6, 0.7, 0.95, 1.0, 0.3, 0.2],
+                          "emotion": ["neu", "hap", "neu", "neu", "hap", None]})
+    table["p_hap"] = 1 - table["p_neu"]
+    table.loc[3, "p_neu"] += 1e-6  # a softmax in float32
+    low, middle, high = reliability(table, ("neu", "hap"), bins=10)  # 0.6 belongs to the bin that ends there
+    assert low == pytest.approx({"confidence": 0.6, "accuracy": 1, "n": 1})
+    assert middle == pytest.approx({"confidence": 0.7, "accuracy": 0.5, "n": 2})
+    assert high == pytest.approx({"confidence": 0.975, "accuracy": 1, "n": 2}, abs=1e-5)
+    assert ece(table, ("neu", "hap")) == pytest.approx((1 * 0.4 + 2 * 0.2 + 2 * 0.025) / 5, abs=1e-5)
+
+
+def test_answers_that_are_as_sure_as_they_are_right_have_no_calibration_error():
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(4), 20_000)
+    truth = (rng.random((len(p), 1)) > p.cumsum(1)).sum(1)
+    table = pd.DataFrame({"conversation": "a", "emotion": np.array(EMOTIONS)[truth.clip(max=3)],
+                          **{f"p_{e}": p[:, i] for i, e in enumerate(EMOTIONS)}})
+    assert ece(table, EMOTIONS) < 0.015
+    surer = p**3 / (p**3).sum(1, keepdims=True)  # the same answers, too sure of themselves
+    assert ece(table.assign(**{f"p_{e}": surer[:, i] for i, e in enumerate(EMOTIONS)}), EMOTIONS) > 0.15
+
+
+def naive(tables, group, edges, labels):
+    """WA and number of the labelled rows a method and bin; `group`: the number that each row is binned by."""
+    rows = []
+    for method, table in tables.items():
+        scored, truth, answer = labelled(table)
+        for label, low, high in zip(labels, edges, [*edges[1:], np.inf], strict=True):
+            inside = [low <= group(c, t) < high for c, t in scored[["conversation", "turn"]].to_numpy()]
+            if any(inside):
+                rows.append((method, low, label, pytest.approx(100 * np.mean(truth[inside] == answer[inside])),
+                             sum(inside)))
+    return rows
+
+
+def test_wa_by_position_and_by_length():
+    truth = random_table(2, conversations=30)
+    # The second one holds labelled utterances alone, as the classifier's does: its conversations are no shorter.
+    tables = {"a": random_table(7, truth=truth), "b": targets(random_table(8, truth=truth), "all-lengths")}
+    long = truth["conversation"].value_counts()
+    rows = by_position(tables, EMOTIONS, (0, 2, 6), 200)
+    assert [(r["method"], r["first_turn"], r["turns"], r["WA"], r["n"]) for r in rows] == naive(
+        tables, lambda c, t: t, (0, 2, 6), ("0–1", "2–5", "6 and on"))
+    rows = by_length(tables, EMOTIONS, (1, 4, 8), 200)
+    assert [(r["method"], r["first_length"], r["utterances"], r["WA"], r["n"]) for r in rows] == naive(
+        tables, lambda c, t: long[c], (1, 4, 8), ("1–3", "4–7", "8 and on"))
+    for row in rows:  # the interval is compare's, of the conversations of that length
+        part = tables[row["method"]]
+        last = {1: 3, 4: 7, 8: 99}[row["first_length"]]
+        part = targets(part[part["conversation"].map(long).between(row["first_length"], last)], "all-lengths")
+        assert row["WA_interval"] == compare({"m": part}, EMOTIONS, "m", 200)[0]["WA_interval"]
+    with pytest.raises(ValueError, match="shorter than the first edge, 4"):
+        by_length(tables, EMOTIONS, (4, 8), 10)

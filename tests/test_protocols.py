@@ -240,17 +240,17 @@ def test_the_donor_is_a_conversation_of_strangers_and_no_shorter_where_there_are
     corpus, _ = toy
     of_fold = corpus.select(corpus.folds[0].train)  # three sessions
     speakers = {c.id: {u.speaker for u in c.utterances} for c in of_fold}
-    donors = protocols._donors(of_fold, "stranger")
+    donors = protocols.donors_of(of_fold, "stranger")
     assert set(donors) == set(speakers)
     assert all(not speakers[i] & speakers[d.id] for i, d in donors.items())
-    turned = protocols._donors(of_fold[::-1], "stranger")
+    turned = protocols.donors_of(of_fold[::-1], "stranger")
     assert {i: d.id for i, d in donors.items()} == {i: d.id for i, d in turned.items()}
     # as many sentences to write as the target has: there are conversations of its length in every session
     assert all(len(d.utterances) >= len(c.utterances) for c in of_fold for d in [donors[c.id]])
     one_session = corpus.select(corpus.folds[0].test)  # all of the same two speakers
-    assert all(d.id != i for i, d in protocols._donors(one_session, "stranger").items())
+    assert all(d.id != i for i, d in protocols.donors_of(one_session, "stranger").items())
     with pytest.raises(UserError, match="two conversations"):
-        protocols._donors(one_session[:1], "stranger")
+        protocols.donors_of(one_session[:1], "stranger")
 
 
 def test_the_swapped_memory_hears_the_donor_and_reads_the_target(settings, toy, tuned):
@@ -258,7 +258,7 @@ def test_the_swapped_memory_hears_the_donor_and_reads_the_target(settings, toy, 
     table = predict(settings, corpus, codes, tuned, "dpm-swapped")
     assert differ(table, predict(settings, corpus, codes, tuned, "dpm"))
     test = corpus.select(corpus.folds[0].test)
-    donors = protocols._donors(test, "stranger")
+    donors = protocols.donors_of(test, "stranger")
     heard, told = test[3], donors[test[3].id]
     assert len(told.utterances) < len(heard.utterances)  # the memory stays as it is when its donor has ended
     sllm, n_r = tuned.sllm, settings.memory.prefix

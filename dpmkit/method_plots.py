@@ -1,0 +1,130 @@
+"""Figures that compare methods: calibration, emotions, power, cost. The house's look is `plots`'."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter
+from matplotlib.transforms import Bbox
+
+from .plots import COLOURS, LINES, MARKERS, heatmap
+from .records import PAPER_TABLE_1
+
+CONVERSATIONS = {"IEMOCAP": 151, "MELD, test": 280}  # targets of the protocol `complete`
+# Where a point's label may stand, in points from it, and its alignment: beside it, then farther off.
+PLACES = [(x * far, y * far, "left" if x > 0 else "right")
+          for far in (1, 2, 3, 4, 5) for x, y in ((7, 0), (-7, 0), (6, 9), (-6, 9), (6, -9), (-6, -9))]
+
+
+def reliability(rows_by_method: Mapping[str, Sequence[dict[str, float]]]) -> Figure:
+    """Accuracy against confidence, a line a method (six at most, to be read) of `metrics.reliability`'s rows; on
+    the diagonal an answer is as sure as it is right. A marker's area grows with its bin's share of utterances."""
+    figure, axes = plt.subplots(figsize=(5.0, 3.3))
+    axes.plot([0, 1], [0, 1], color="0.6", lw=0.8)
+    for i, (method, rows) in enumerate(rows_by_method.items()):
+        table = pd.DataFrame(rows)
+        look = {"color": COLOURS[i % 8], "label": method, "marker": MARKERS[i % 8]}
+        axes.plot(table["confidence"], table["accuracy"], LINES[i % 4], lw=1.2, ms=4, **look)
+        axes.scatter(table["confidence"], table["accuracy"], s=12 + 200 * table["n"] / table["n"].sum(),
+                     color=COLOURS[i % 8], marker=MARKERS[i % 8], alpha=0.6, lw=0)
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal", xlabel="confidence: probability of the answer",
+             ylabel="accuracy: share that is right")
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right center")
+    return figure
+
+
+def recalls(by_method: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
+    """Recall and F1 of each emotion, a marker a method. `by_method`: `metrics.per_emotion` of each."""
+    support = {e: int(row["n"]) for e, row in next(iter(by_method.values())).items()}
+    figure, panels = plt.subplots(1, 2, figsize=(max(6.4, 1.9 + 1.4 * len(support)), 2.9), sharey=True)
+    for axes, key, name in ((panels[0], "recall", "recall"), (panels[1], "f1", "F1")):
+        for i, (method, of) in enumerate(by_method.items()):
+            x = np.arange(len(support)) + 0.7 * ((i + 0.5) / len(by_method) - 0.5)
+            axes.plot(x, [100 * of[e][key] for e in support], MARKERS[i % 8], ms=5, color=COLOURS[i % 8],
+                      label=method)
+        for edge in range(1, len(support)):
+            axes.axvline(edge - 0.5, color="0.9", lw=0.8, zorder=0)
+        axes.set(xticks=range(len(support)), xticklabels=[f"{e}\n{n}" for e, n in support.items()],
+                 xlim=(-0.5, len(support) - 0.5), ylim=(-3, 103), ylabel=f"{name}, %",
+                 xlabel="emotion and its number of utterances")
+    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, fontsize=8, ncols=min(6, len(by_method)),
+                  loc="outside upper center")
+    return figure
+
+
+def confusions(matrices: Mapping[str, np.ndarray], emotions: Sequence[str]) -> Figure:
+    """A heatmap a method: the share of each true emotion (row) that was given each answer. `matrices`: counts or
+    shares, (emotions, emotions), rows true; an emotion that never occurs has a row of zeros."""
+    size = 1.0 + 0.5 * len(emotions)
+    figure, panels = plt.subplots(1, len(matrices), figsize=(size * len(matrices), size), squeeze=False)
+    for axes, (method, matrix) in zip(panels[0], matrices.items(), strict=True):
+        total = matrix.sum(1, keepdims=True)
+        heatmap(matrix / np.where(total > 0, total, 1), emotions, method, "answer",
+                "truth" if axes is panels[0][0] else "", axes)
+    return figure
+
+
+def power(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Smallest gain in accuracy that shows in four of five repetitions, against the number of conversations with
+    one target each. `rows`: `n`, `discordant` and `points`, of `significance.smallest_effect(n, discordant)`."""
+    dpm, other = (PAPER_TABLE_1["iemocap"][m]["complete"][0] for m in ("dpm", "at-once"))
+    figure, axes = plt.subplots(figsize=(6.4, 3.3))
+    for i, (share, part) in enumerate(pd.DataFrame(rows).groupby("discordant")):
+        axes.plot(part["n"], part["points"], LINES[i % 4], color=COLOURS[i % 8],
+                  label=f"methods differ on {100 * share:.0f} % of targets")
+    axes.axhline(dpm - other, color="0.35", lw=0.8)
+    axes.set(xscale="log", xlabel="conversations, one target each", ylabel="smallest gain in WA, points")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0)
+    for name, n in CONVERSATIONS.items():
+        axes.axvline(n, color="0.5", lw=0.8, ls=(0, (4, 3)))
+        axes.annotate(f"{name}: {n}", (n, 0.98), xycoords=("data", "axes fraction"), rotation=90, ha="center",
+                      va="top", fontsize=7, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+    axes.annotate(f"paper, IEMOCAP, DPM against at once: {dpm - other:.2f} points", (0.01, dpm - other),
+                  xycoords=("axes fraction", "data"), xytext=(0, -3), textcoords="offset points", va="top",
+                  fontsize=7)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}"))
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, columnspacing=1)
+    return figure
+
+
+def pareto(rows: Sequence[dict[str, Any]]) -> Figure:
+    """WA with its interval against the milliseconds that a sentence takes; the step line joins the methods that no
+    other one beats in both. `rows`: `method`, `WA` (%), `WA_interval`, `seconds_a_sentence` (above 0)."""
+    rows = sorted(rows, key=lambda r: (r["seconds_a_sentence"], -r["WA"]))
+    x, y = np.array([[1000 * r["seconds_a_sentence"], r["WA"]] for r in rows]).T
+    low, high = np.array([r["WA_interval"] for r in rows]).T
+    figure, axes = plt.subplots(figsize=(6.4, 3.6))
+    axes.vlines(x, low, high, color=COLOURS[0], lw=1.2, alpha=0.6)
+    axes.plot(x, y, "o", ms=5, color=COLOURS[0])
+    axes.set(xscale="log", xlabel="milliseconds a sentence", ylabel="WA, %")
+    axes.margins(x=0.12)
+    axes.set_xlim(axes.get_xlim())
+    axes.step([*x, axes.get_xlim()[1]], np.maximum.accumulate([*y, 0.0]), where="post", color="0.6", lw=1, zorder=1)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda ms, _: f"{ms:g}"))
+    figure.draw_without_rendering()  # lays the axes out: the labels are fitted into them
+    ends = axes.transData.transform(np.r_[np.c_[x, low], np.c_[x, high]]).reshape(2, -1, 2)
+    taken = [Bbox([bottom, top]).padded(4) for bottom, top in zip(*ends, strict=True)]
+    for r, ms, wa in zip(rows, x, y, strict=True):
+        taken.append(_label(axes, r["method"], (ms, wa), taken))
+    return figure
+
+
+def _label(axes: plt.Axes, text: str, at: tuple[float, float], taken: Sequence[Bbox]) -> Bbox:
+    """Write `text` at the first of the places near `at` that is inside the axes and clear of all that is `taken`
+    (at the last one where none is); where it stands, in pixels."""
+    label = axes.annotate(text, at, (0, 0), textcoords="offset points", va="center", fontsize=8,
+                          arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.5, "shrinkA": 0, "shrinkB": 4})
+    for dx, dy, side in PLACES:
+        label.set(position=(dx, dy), ha=side)
+        box = Text.get_window_extent(label)  # of the words: an annotation's own has its line
+        inside = (box.min > axes.bbox.min).all() and (box.max < axes.bbox.max).all()
+        if inside and not box.count_overlaps(taken):
+            break
+    return box

@@ -1,0 +1,69 @@
+"""Every row of the method table: who answers, on the same targets, and what each one hears."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from . import baselines, finetune, protocols, recurrent, speakers
+from .codes import CorpusCodes
+from .corpora import Corpus
+from .finetune import Finetuned
+from .settings import Settings
+
+# What stands under the inertia filter, too: no controls, and not the majority, which always says the same.
+FILTERED = ("classifier", "lstm", "blstm", "current", "window", "at-once", "kv-window", "own-answers", "dpm-tuned")
+TUNED = ("dpm", "dpm-swapped", "dpm-same-speaker", "dpm-shuffled", "dpm-reset", "dpm-still")
+
+
+def answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, lr: float,
+            model: speakers.OffsetModel, power: float) -> dict[str, pd.DataFrame]:
+    """Name -> predictions (as `protocols.predict`'s) for the test targets of `settings.fold`.
+
+    `lr`: the learning rate that validation chose, of the rows `dpm-tuned…`; `model`, `power`: the speaker memory's.
+    `own-answers` needs an SLLM trained with emotion tokens in its history, made here where
+    `evaluation.own_answers` asks for it.
+    """
+    at_best = settings.replace("memory.lr", lr)
+
+    def held_out(name: str) -> pd.DataFrame:
+        return _plain(at_best, corpus, codes, tuned, name.replace("dpm-tuned", "dpm"), "validation")
+
+    tables = {"majority": baselines.majority(settings, corpus)}
+    plain = [n for n in FILTERED if n != "dpm-tuned" and (n != "own-answers" or settings.evaluation.own_answers)]
+    tables |= {name: _plain(settings, corpus, codes, tuned, name, "test") for name in plain}
+    tables |= {name: protocols.predict(settings, corpus, codes, tuned, name) for name in ("dpm", "dpm-swapped")}
+    tables |= {name.replace("dpm", "dpm-tuned", 1): protocols.predict(at_best, corpus, codes, tuned, name)
+               for name in TUNED}
+    tables |= {f"{name} + filter": baselines.inertia(tables[name], held_out(name), settings, corpus)
+               for name in (*plain, "dpm-tuned")}
+    return tables | speakers.predict(settings, corpus, codes, tuned, model, power)
+
+
+def _plain(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, name: str,
+           split: str) -> pd.DataFrame:
+    """One method's predictions; of the validation conversations, which only set a filter's temperature, some."""
+    if name == "classifier":
+        return baselines.classify(settings, corpus, codes, split)
+    if name in ("lstm", "blstm"):
+        return recurrent.predict(settings, corpus, codes, split, bidirectional=name == "blstm")
+    if name == "own-answers":
+        settings = settings.replace("memory.history_emotions", "predicted")
+        tuned = finetune.train(settings, corpus, codes)
+    some = settings.ablation.conversations if split == "validation" else None
+    return protocols.predict(settings, corpus, codes, tuned, name, split, some)
+
+
+def described() -> pd.DataFrame:
+    """All rows of the table in their order: `method`, `group` (method, extension, filter, control, bound) and what
+    it `hears`."""
+    plain = ("majority", *FILTERED[:-1], "dpm", "dpm-tuned")
+    hears = baselines.HEARS | recurrent.HEARS | {n: m.hears for n, m in protocols.METHODS.items()}
+    hears["dpm-tuned"] = hears["dpm"] + ", at the learning rate that validation conversations chose"
+    rows = [(name, "method", hears[name]) for name in plain]
+    rows += [(name, "bound" if "oracle" in name else "control" if "swapped" in name else "extension", text)
+             for name, text in speakers.HEARS.items()]
+    rows += [(f"{name} + filter", "filter", hears[name] + baselines.HEARS["filter"]) for name in FILTERED]
+    rows += [("dpm-swapped", "control", hears["dpm-swapped"])]
+    rows += [(name.replace("dpm", "dpm-tuned", 1), "control", hears[name]) for name in TUNED[1:]]
+    order = ("method", "extension", "filter", "control", "bound")
+    return pd.DataFrame(sorted(rows, key=lambda row: order.index(row[1])), columns=["method", "group", "hears"])

@@ -1,0 +1,57 @@
+"""Every method's WA under every disturbance, on the same targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from . import disturbances, metrics, protocols, runs, speakers
+from .codes import CorpusCodes
+from .corpora import Corpus
+from .corpora.dynamics import emotion_prior
+from .finetune import Finetuned
+from .settings import Settings
+
+METHODS = ("current", "window", "dpm")
+
+
+def measured(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, model: speakers.OffsetModel,
+             power: float, asked: Sequence[disturbances.Disturbance]) -> list[dict[str, Any]]:
+    """A row a disturbance and method: `kind`, `level`, `method`, WA in % with its interval, and `unheard`, targets
+    that no segment overlaps. On the first `ablation.disturbed` conversations of the test fold, scored on their true
+    utterances. Each disturbance's answers are kept, so that a killed run goes on."""
+    fold = corpus.folds[settings.fold - 1]
+    conversations = corpus.select(fold.test[:settings.ablation.disturbed])
+    prior = emotion_prior(corpus.select(fold.train), corpus.emotions)
+    rows = []
+    for disturbance in asked:
+        changed = disturbances.disturbed(settings, corpus, codes, conversations, disturbance)
+        tables = {}
+        for method in (*METHODS, "speaker-memory"):
+            key = runs.key(changed.key, tuned.key, method, settings.memory, settings.speaker, power, settings.seed,
+                           runs.code_version(protocols, speakers, disturbances))
+            path = runs.folder(settings, "robustness", key) / "answers.parquet"
+            if not path.is_file():
+                table = _heard(settings, changed, corpus, tuned, model, power, method)
+                with runs.atomic(path) as temporary:
+                    table.to_parquet(temporary, index=False)
+            tables[method] = disturbances.returned(pd.read_parquet(path), changed, conversations, corpus.emotions,
+                                                   prior)
+        scored = metrics.compare({m: metrics.targets(t, "all-lengths") for m, t in tables.items()}, corpus.emotions,
+                                 "window", settings.evaluation.bootstrap, settings.evaluation.confidence)
+        rows += [{"kind": disturbance.kind, "level": disturbance.level, **row,
+                  "unheard": sum(not w for w in changed.weights.values())} for row in scored]
+    return rows
+
+
+def _heard(settings: Settings, changed: disturbances.Disturbed, corpus: Corpus, tuned: Finetuned,
+           model: speakers.OffsetModel, power: float, method: str) -> pd.DataFrame:
+    """A method's answers for the segments."""
+    if method == "speaker-memory":
+        return speakers.remembered(settings, changed.conversations, changed.codes, corpus.emotions, tuned, model,
+                                   power)
+    tables = protocols.listen(tuned.sllm, changed.conversations, changed.codes, corpus.emotions, settings.memory,
+                              method, seed=settings.seed, streams=settings.evaluation.streams)
+    return pd.concat(list(tables), ignore_index=True)
