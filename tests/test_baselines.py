@@ -194,9 +194,8 @@ def test_the_filter_by_hand(filtered, settings, toy):
     for (_, row), (_, got) in zip(table.iterrows(), out.iterrows(), strict=True):
         who = row["conversation"], row["speaker"]  # a chain a speaker in each conversation
         belief = transition.T @ beliefs[who] if who in beliefs else prior
-        if row["emotion"] is not None and not pd.isna(row["emotion"]):
-            p = row[P].to_numpy(dtype=float) ** (1 / temperature)
-            belief = belief * (p / p.sum()) / prior
+        p = row[P].to_numpy(dtype=float) ** (1 / temperature)
+        belief = belief * (p / p.sum()) / prior  # of turns outside the label set, too: it is not told which they are
         beliefs[who] = belief / belief.sum()
         np.testing.assert_allclose(got[P].to_numpy(dtype=float), beliefs[who], atol=1e-8)
 
@@ -222,6 +221,7 @@ def test_the_filter_sees_no_true_label(filtered):
     labels = labels.where(table["emotion"].notna(), None)  # those outside the label set stay outside
     assert (labels.dropna() != table["emotion"].dropna()).all() and labels.isna().any()
     pd.testing.assert_frame_equal(run(table.assign(emotion=labels))[P], run(table)[P])
+    pd.testing.assert_frame_equal(run(table.assign(emotion=None))[P], run(table)[P])  # nor whether there is one
     pd.testing.assert_frame_equal(run(table)["emotion"].to_frame(), table["emotion"].to_frame())
 
 

@@ -37,7 +37,7 @@ def test_unknown_names_list_the_known_ones():
     ("memory.lr", float("inf")), ("memory.rank", 2.5), ("memory.rank", "4.5"), ("memory.rank", True),
     ("finetune.epochs", float("inf")), ("finetune.epochs", float("nan")), ("memory.optimizer", 3), ("corpus", None),
     ("ablation.lr", 0.1), ("ablation.lr", ["a"]), ("ablation.lr", [True]), ("ablation.rank", "16"),
-    ("ablation.rank", [1.5]), ("ablation.rank", []), ("ablation.lr", [float("nan")]), ("context.seconds", {4: 1}),
+    ("ablation.rank", [1.5]), ("ablation.rank", []), ("ablation.lr", [float("nan")]), ("context.tokens", {4: 1}),
 ])
 def test_values_of_another_type(name, value):
     with pytest.raises(UserError, match=f"setting '{name}' takes"):
@@ -56,7 +56,7 @@ def test_values_of_another_type(name, value):
     ("memory.optimizer", "adam"), ("memory.history_emotions", "true"), ("evaluation.streams", 0),
     ("evaluation.bootstrap", 0), ("evaluation.confidence", 0), ("evaluation.confidence", 1.0),
     ("evaluation.confidence", 95), ("evaluation.limit", -1), ("ablation.conversations", 0), ("ablation.rank", [0]),
-    ("ablation.lr", [0.1, -1]), ("ablation.prefix", [-1]), ("ablation.steps", [-1]), ("context.seconds", [0]),
+    ("ablation.lr", [0.1, -1]), ("ablation.prefix", [-1]), ("ablation.steps", [-1]), ("context.tokens", [0]),
     ("context.repeats", 0), ("conversation.speakers", 1), ("conversation.conversations", 0),
     ("conversation.min_turns", 0), ("conversation.min_turns", 61), ("fold", 0), ("seed", -1),
     ("conversation.seed", -1),
@@ -72,8 +72,8 @@ def test_overrides_by_dotted_name_and_what_the_command_line_gives():
     assert (settings.memory.lr, settings.memory.rank, settings.memory.clip, settings.fold) == (1e-3, 8, 1.0, 2)
     assert type(settings.memory.clip) is float and type(settings.memory.rank) is int and settings.root == "x"
     assert Settings.of("demo").memory == MemorySettings()  # profiles and defaults stay as they are
-    tuples = Settings.of("demo", {"ablation.lr": [0, "1e-2"], "ablation.rank": (2,), "context.seconds": [3, 4]})
-    assert (tuples.ablation.lr, tuples.ablation.rank, tuples.context.seconds) == ((0.0, 0.01), (2,), (3, 4))
+    tuples = Settings.of("demo", {"ablation.lr": [0, "1e-2"], "ablation.rank": (2,), "context.tokens": [3, 4]})
+    assert (tuples.ablation.lr, tuples.ablation.rank, tuples.context.tokens) == ((0.0, 0.01), (2,), (3, 4))
     assert all(type(v) is float for v in tuples.ablation.lr)
 
 
@@ -168,7 +168,7 @@ def test_json_is_readable_and_keeps_its_order(tmp_path):
 def test_a_key_changes_with_every_setting():
     def moved(value):
         if isinstance(value, tuple):
-            return [*value, 7]
+            return [*value, moved(value[-1])]
         if isinstance(value, bool):
             return not value
         return f"{value}x" if isinstance(value, str) else value + 1
@@ -209,5 +209,6 @@ def test_settings_are_frozen():
 
 def test_every_number_has_a_range_and_every_range_a_setting():
     free = {"memory.alpha", "finetune.lora_alpha", "conversation.max_turns"}  # any; at least min_turns
-    numbers = {n for n, v in Settings.of("demo").flat().items() if not isinstance(v, (str, bool))}
+    numbers = {n for n, v in Settings.of("demo").flat().items()
+               if not isinstance(v[0] if isinstance(v, tuple) else v, (str, bool))}
     assert numbers - free == set(RANGES)

@@ -1,0 +1,138 @@
+"""The memory of speakers: its mathematics against brute force, and that nothing leaks into it."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_toy
+from scipy.stats import multivariate_normal
+
+from dpmkit import speakers
+from dpmkit.finetune import Finetuned
+from dpmkit.settings import UserError
+from dpmkit.speakers import OffsetModel, SpeakerMemory
+
+EMOTIONS = ("neu", "hap", "sad", "ang")
+P = [f"p_{e}" for e in EMOTIONS]
+CHAIN = np.full((2, 2), 0.2) + 0.6 * np.eye(2)
+
+
+def model(d=2, emotions=2, seed=0):
+    rng = np.random.default_rng(seed)
+    def covariance():
+        a = rng.normal(size=(d, d))
+        return a @ a.T + np.eye(d)
+    return OffsetModel(np.zeros(d), np.ones(d), np.eye(d), rng.normal(size=(emotions, d)), covariance(),
+                       covariance(), CHAIN, np.array([0.6, 0.4]))
+
+
+def test_with_every_path_kept_it_is_the_exact_posterior():
+    m, heard = model(), np.random.default_rng(1).normal(size=(5, 2))
+    memory = SpeakerMemory(m, paths=10_000, power=1.0)
+    got = np.array([memory.hear("a", h) for h in heard])
+    for turn in range(1, 6):  # by brute force: every path of emotions, all utterances in one Gaussian
+        covariance = np.kron(np.eye(turn), m.within) + np.kron(np.ones((turn, turn)), m.between)
+        share = np.zeros(2)
+        for path in itertools.product(range(2), repeat=turn):
+            chain = m.prior[path[0]] * np.prod([CHAIN[a, b] for a, b in itertools.pairwise(path)])
+            mean = np.concatenate([m.means[e] for e in path])
+            share[path[-1]] += chain * multivariate_normal(mean, covariance).pdf(heard[:turn].ravel())
+        np.testing.assert_allclose(got[turn - 1], share / share.sum(), atol=1e-9)
+
+
+def test_few_paths_come_close_and_bound_what_is_kept():
+    m, heard = model(), np.random.default_rng(2).normal(size=(30, 2))
+    kept = {paths: SpeakerMemory(m, paths, 1.0) for paths in (1, 64, 4096)}
+    one, few, many = (np.array([memory.hear("a", h) for h in heard]) for memory in kept.values())
+    assert np.abs(few - many).mean() < 0.03 < 0.06 < np.abs(one - many).mean()
+    assert [len(memory.speakers["a"].offsets) for memory in kept.values()] == [1, 64, 4096]
+
+
+def test_the_offset_is_learned_and_each_speaker_has_an_own_one():
+    m = dataclasses.replace(model(), means=np.array([[-4.0, 0], [4.0, 0]]), within=0.1 * np.eye(2))
+    memory, rng = SpeakerMemory(m, 64, 1.0), np.random.default_rng(3)
+    for _ in range(40):
+        memory.hear("a", m.means[rng.integers(2)] + [0.5, 2.0] + 0.3 * rng.normal(size=2))
+    mean, covariance = memory.offset("a")
+    np.testing.assert_allclose(mean, [0.5, 2.0], atol=0.15)
+    assert np.trace(covariance) < 0.05 * np.trace(m.between)
+    np.testing.assert_allclose(memory.offset("b")[0], 0)
+    np.testing.assert_allclose(memory.offset("b")[1], m.between)
+
+
+def test_the_fit_finds_what_the_data_was_made_of():
+    rng = np.random.default_rng(4)
+    means, between, within = np.array([[0, 0], [3, 1.0]]), np.diag([4.0, 0.5]), np.diag([0.5, 1.5])
+    who = np.repeat(np.arange(300), 20)
+    emotion = rng.integers(0, 2, len(who))
+    offset = rng.multivariate_normal([0, 0], between, 300)
+    states = means[emotion] + offset[who] + rng.multivariate_normal([0, 0], within, len(who))
+    m = OffsetModel.fit(states, emotion, who.astype(str), 2, CHAIN, np.array([0.5, 0.5]))
+    turn = m.basis / m.scale[:, None]
+    for got, true in ((m.between, between), (m.within, within)):
+        np.testing.assert_allclose(got, turn.T @ true @ turn, atol=0.12)
+    np.testing.assert_allclose(m.means[1] - m.means[0], (means[1] - means[0]) @ turn, atol=0.1)
+
+
+@pytest.fixture
+def prepared(sharp, settings, tmp_path):
+    settings = settings.replace("speaker.dimensions", 3)
+    corpus, codes = make_toy(turns=(6, 7, 9), seed=5)
+    return settings, corpus, codes, Finetuned(sharp, "sharp", tmp_path, [], 0)
+
+
+def heard(prepared, corpus=None, codes=None, key="sharp"):
+    settings, own, said, tuned = prepared
+    tuned = dataclasses.replace(tuned, key=key)
+    m, power, tried = speakers.fitted(settings, own, said, dataclasses.replace(tuned, key="sharp"))
+    assert {row["power"] for row in tried} == set(settings.speaker.powers)
+    assert power == min(tried, key=lambda row: row["nll"])["power"]
+    return speakers.predict(settings, corpus or own, codes or said, tuned, m, power)
+
+
+def test_every_method_answers_every_utterance_with_a_distribution(prepared):
+    tables = heard(prepared)
+    assert set(tables) == set(speakers.HEARS)
+    for table in tables.values():
+        np.testing.assert_allclose(table[P].sum(axis=1), 1, atol=1e-9)
+    assert np.abs(tables["speaker-memory"][P] - tables["speaker-memory-swapped"][P]).to_numpy().max() > 1e-3
+
+
+def test_later_utterances_and_true_labels_change_no_answer(prepared):
+    _, corpus, codes, _ = prepared
+    before, now = heard(prepared), 3
+    rng = np.random.default_rng(0)
+    test = corpus.select(corpus.folds[0].test)
+    later = {u.id for c in test for u in c.utterances[now:]}
+    said = {i: rng.integers(0, 16, 7) if i in later else c for i, c in codes.codes.items()}
+    after = heard(prepared, codes=dataclasses.replace(codes, codes=said), key="other words")
+    ids = {c.id for c in test}
+    relabelled = dataclasses.replace(corpus, conversations=tuple(
+        dataclasses.replace(c, utterances=tuple(dataclasses.replace(u, emotion="neu") for u in c.utterances))
+        if c.id in ids else c for c in corpus.conversations))
+    other = heard(prepared, corpus=relabelled, key="other labels")
+    for name in set(before) - {"speaker-oracle"}:  # the bound is made of labels
+        early = before[name]["turn"] < now
+        np.testing.assert_allclose(before[name].loc[early, P], after[name].loc[early, P], atol=1e-9)
+        np.testing.assert_allclose(before[name][P], other[name][P], atol=1e-9)
+    assert np.abs(before["speaker-memory"][P] - after["speaker-memory"][P]).to_numpy().max() > 1e-3
+
+
+def test_a_conversation_alone_gives_the_same_answers(prepared):
+    settings, corpus, codes, tuned = prepared
+    m, power, _ = speakers.fitted(settings, corpus, codes, tuned)
+    test = corpus.select(corpus.folds[0].test)
+    alone = speakers.remembered(settings, test[:1], codes.codes, EMOTIONS, tuned, m, power)
+    together = heard(prepared)["speaker-memory"]
+    pd.testing.assert_frame_equal(alone[P], together[together["conversation"] == test[0].id][P], atol=1e-9)
+
+
+def test_one_training_speaker_is_refused(prepared):
+    settings, corpus, codes, tuned = prepared
+    mute = dataclasses.replace(corpus, conversations=tuple(
+        dataclasses.replace(c, utterances=tuple(dataclasses.replace(u, speaker="one") for u in c.utterances))
+        for c in corpus.conversations))
+    with pytest.raises(UserError, match="two speakers"):
+        speakers.fitted(settings, mute, codes, tuned)
