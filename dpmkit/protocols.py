@@ -62,7 +62,8 @@ METHODS = {
     "kv-window": Method("the target; of the history, the keys and values of 4 first tokens and of the last ones, "
                         "half a window in all, as they were when first heard (StreamingLLM)", writes=True,
                         memory=(("steps", 0), ("prefix_states", "reuse"), ("read", "before"), ("sinks", 4),
-                                ("rule", "semantic"), ("stepping", "sentence"), ("reset_every", 0))),
+                                ("rule", "semantic"), ("stepping", "sentence"), ("reset_every", 0),
+                                ("history_emotions", "none"))),
     "own-answers": Method("as window, with the SLLM's own emotion tokens in the history; an SLLM trained with them",
                           memory=(("history_emotions", "predicted"),)),
     "dpm": Method("the target and the n_r tokens before it; earlier sentences and the target through a temporary "

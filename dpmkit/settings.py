@@ -283,6 +283,9 @@ class Settings:
         if self.memory.stepping != "sentence" and self.memory.prefix_states == "reuse":
             raise UserError("setting memory.prefix_states = reuse goes with memory.stepping = sentence: the states "
                             "of what a longer step writes are not at hand")
+        if self.memory.history_emotions == "predicted" and self.memory.prefix_states == "reuse":
+            raise UserError("setting memory.prefix_states = reuse goes with memory.history_emotions = none: the "
+                            "states of an emotion token are not at hand")
         if self.memory.stepping != "sentence" and self.memory.rule != "semantic":
             raise UserError("setting memory.rule = emotion or both goes with memory.stepping = sentence: a longer "
                             "step does not end at a sentence's <audio_end>")

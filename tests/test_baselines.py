@@ -195,7 +195,7 @@ def test_the_filter_by_hand(filtered, settings, toy):
         who = row["conversation"], row["speaker"]  # a chain a speaker in each conversation
         belief = transition.T @ beliefs[who] if who in beliefs else prior
         p = row[P].to_numpy(dtype=float) ** (1 / temperature)
-        belief = belief * (p / p.sum()) / prior  # of turns outside the label set, too: it is not told which they are
+        belief = belief * (p / p.sum()) / prior  # outside the label set, too: it is not told which turns are
         beliefs[who] = belief / belief.sum()
         np.testing.assert_allclose(got[P].to_numpy(dtype=float), beliefs[who], atol=1e-8)
 

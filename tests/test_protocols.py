@@ -128,7 +128,7 @@ def test_streams_side_by_side_or_one_by_one(method, history, settings, toy, tune
     tables = [predict(settings.replace("evaluation.streams", n), *toy, tuned, method, "train") for n in (1, 4, 12)]
     for table in tables[1:]:
         pd.testing.assert_frame_equal(table, tables[0], atol=1e-5, rtol=1e-5)
-    if METHODS[method].writes:
+    if METHODS[method].writes and method != "dpm-still":
         assert differ(tables[0], predict(settings, *toy, tuned, "window", "train"), by=1e-4)
 
 
@@ -328,7 +328,7 @@ def test_another_setting_is_another_prediction(settings, toy, tuned):
 
 
 def test_unknown_method_split_and_a_limit(settings, toy, tuned):
-    with pytest.raises(UserError, match=r"'guess' is not known.*window, current, at-once, dpm, dpm-swapped"):
+    with pytest.raises(UserError, match=r"'guess' is not known.*window, current, at-once, .*dpm, dpm-swapped"):
         predict(settings, *toy, tuned, "guess")
     with pytest.raises(UserError, match=r"'holdout' is not known.*train, validation or test"):
         predict(settings, *toy, tuned, "dpm", "holdout")
