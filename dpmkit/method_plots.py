@@ -9,14 +9,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from .plots import COLOURS, LINES, MARKERS, heatmap
 from .records import PAPER_TABLE_1
 
-CONVERSATIONS = {"IEMOCAP": 151, "MELD, test": 280}  # targets of the protocol `complete`
+CONVERSATIONS = {"IEMOCAP": 151, "MELD test": 280}  # targets of the protocol `complete`
 # Where a point's label may stand, in points from it, and its alignment: beside it, then farther off.
 PLACES = [(x * far, y * far, "left" if x > 0 else "right")
           for far in (1, 2, 3, 4, 5) for x, y in ((7, 0), (-7, 0), (6, 9), (-6, 9), (6, -9), (-6, -9))]
@@ -25,7 +24,7 @@ PLACES = [(x * far, y * far, "left" if x > 0 else "right")
 def reliability(rows_by_method: Mapping[str, Sequence[dict[str, float]]]) -> Figure:
     """Accuracy against confidence, a line a method (six at most, to be read) of `metrics.reliability`'s rows; on
     the diagonal an answer is as sure as it is right. A marker's area grows with its bin's share of utterances."""
-    figure, axes = plt.subplots(figsize=(5.0, 3.3))
+    figure, axes = plt.subplots(figsize=(4.8, 3.3))
     axes.plot([0, 1], [0, 1], color="0.6", lw=0.8)
     for i, (method, rows) in enumerate(rows_by_method.items()):
         table = pd.DataFrame(rows)
@@ -76,21 +75,20 @@ def power(rows: Sequence[dict[str, Any]]) -> Figure:
     dpm, other = (PAPER_TABLE_1["iemocap"][m]["complete"][0] for m in ("dpm", "at-once"))
     figure, axes = plt.subplots(figsize=(6.4, 3.3))
     for i, (share, part) in enumerate(pd.DataFrame(rows).groupby("discordant")):
-        axes.plot(part["n"], part["points"], LINES[i % 4], color=COLOURS[i % 8],
-                  label=f"methods differ on {100 * share:.0f} % of targets")
+        axes.plot(part["n"], part["points"], LINES[i % 4], color=COLOURS[i % 8], label=f"{100 * share:g} %")
     axes.axhline(dpm - other, color="0.35", lw=0.8)
-    axes.set(xscale="log", xlabel="conversations, one target each", ylabel="smallest gain in WA, points")
-    axes.set_ylim(bottom=0)
-    axes.margins(x=0)
+    axes.annotate(f"claimed in the paper: {dpm - other:.2f} points", (1, dpm - other), (0, 2), va="bottom", ha="right",
+                  xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8)
     for name, n in CONVERSATIONS.items():
         axes.axvline(n, color="0.5", lw=0.8, ls=(0, (4, 3)))
-        axes.annotate(f"{name}: {n}", (n, 0.98), xycoords=("data", "axes fraction"), rotation=90, ha="center",
-                      va="top", fontsize=7, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
-    axes.annotate(f"paper, IEMOCAP, DPM against at once: {dpm - other:.2f} points", (0.01, dpm - other),
-                  xycoords=("axes fraction", "data"), xytext=(0, -3), textcoords="offset points", va="top",
-                  fontsize=7)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}"))
-    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, columnspacing=1)
+        axes.annotate(f"{name}\n{n}", (n, 1.01), xycoords=("data", "axes fraction"), ha="center", va="bottom",
+                      fontsize=8)
+    axes.set(xlabel="conversations, one target each", ylabel="smallest gain in WA, points")
+    _log_x(axes)
+    axes.margins(x=0)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8, loc="upper right", title="targets that the methods\ndiffer on",
+                title_fontsize=8)
     return figure
 
 
@@ -103,11 +101,11 @@ def pareto(rows: Sequence[dict[str, Any]]) -> Figure:
     figure, axes = plt.subplots(figsize=(6.4, 3.6))
     axes.vlines(x, low, high, color=COLOURS[0], lw=1.2, alpha=0.6)
     axes.plot(x, y, "o", ms=5, color=COLOURS[0])
-    axes.set(xscale="log", xlabel="milliseconds a sentence", ylabel="WA, %")
+    axes.set(xlabel="milliseconds a sentence", ylabel="WA, %")
+    _log_x(axes)
     axes.margins(x=0.12)
     axes.set_xlim(axes.get_xlim())
     axes.step([*x, axes.get_xlim()[1]], np.maximum.accumulate([*y, 0.0]), where="post", color="0.6", lw=1, zorder=1)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda ms, _: f"{ms:g}"))
     figure.draw_without_rendering()  # lays the axes out: the labels are fitted into them
     ends = axes.transData.transform(np.r_[np.c_[x, low], np.c_[x, high]]).reshape(2, -1, 2)
     taken = [Bbox([bottom, top]).padded(4) for bottom, top in zip(*ends, strict=True)]
@@ -116,15 +114,25 @@ def pareto(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+def _log_x(axes: plt.Axes) -> None:
+    """A logarithmic x axis with plain numbers at 1, 2, 5, 10, …: its range may be less than a decade."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def _label(axes: plt.Axes, text: str, at: tuple[float, float], taken: Sequence[Bbox]) -> Bbox:
     """Write `text` at the first of the places near `at` that is inside the axes and clear of all that is `taken`
-    (at the last one where none is); where it stands, in pixels."""
-    label = axes.annotate(text, at, (0, 0), textcoords="offset points", va="center", fontsize=8,
-                          arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.5, "shrinkA": 0, "shrinkB": 4})
-    for dx, dy, side in PLACES:
-        label.set(position=(dx, dy), ha=side)
-        box = Text.get_window_extent(label)  # of the words: an annotation's own has its line
+    (at the last one where none is), with a line to it from farther off; where it stands, in pixels."""
+    label = axes.annotate(text, at, (0, 0), textcoords="offset points", va="center", fontsize=8)
+    for place in PLACES:
+        label.set(position=place[:2], ha=place[2])
+        box = label.get_window_extent()
         inside = (box.min > axes.bbox.min).all() and (box.max < axes.bbox.max).all()
         if inside and not box.count_overlaps(taken):
             break
+    if np.hypot(*place[:2]) > 12:
+        axes.annotate("", at, place[:2], textcoords="offset points",
+                      arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.5, "shrinkA": 0, "shrinkB": 3})
     return box

@@ -13,7 +13,8 @@ from pygments.formatters import HtmlFormatter
 
 STYLE = """
 body { margin: 0; color: #1f2328; background: #fff; font: 16px/1.55 system-ui, "Segoe UI", Roboto, sans-serif }
-main { max-width: 56rem; padding: 1rem 1.25rem 4rem; overflow-wrap: break-word }
+main { max-width: 68rem; padding: 1rem 1.25rem 4rem; overflow-wrap: break-word }
+p, li { max-width: 46rem }
 h1, h2, h3 { line-height: 1.25; margin: 2.2rem 0 .6rem; scroll-margin-top: 1rem }
 h1 { margin-top: .6rem; font-size: 1.8rem }
 h2 { padding-bottom: .25rem; border-bottom: 1px solid #d8dee4; font-size: 1.3rem }
@@ -30,7 +31,7 @@ details.code > summary { width: max-content; color: #57606a; font-size: .8rem; c
 .output_area, .text_cell_render > table { overflow-x: auto }
 .text_cell_render > table { display: block }
 table { border-collapse: collapse; border: 0; font-size: .85rem; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .6rem; border: 0; text-align: right; vertical-align: top }
+th, td { max-width: 16rem; padding: .25rem .6rem; border: 0; text-align: right; vertical-align: top }
 tbody tr:nth-child(odd) { background: #f6f8fa }
 thead { border-bottom: 1.5px solid #57606a }
 img { max-width: 100%; height: auto }
@@ -48,10 +49,12 @@ nav .h3 { padding-left: 1rem }
 @media print {
   nav, audio, .anchor-link, details.code:not([open]) { display: none }
   body { display: block; font-size: 10pt }
-  main { max-width: none; padding: 0 }
+  main, p, li { max-width: none }
+  main { padding: 0 }
   h1, h2, h3 { break-after: avoid }
   img, tr { break-inside: avoid }
   .output_area { overflow: visible }
+  .highlight pre { white-space: pre-wrap }
 }
 """
 

@@ -116,8 +116,8 @@ class RecurrentSettings:
 
     hidden: int = 64  # a direction
     layers: int = 1
-    dropout: float = 0.3
-    lr: float = 3e-3
+    dropout: float = 0.2
+    lr: float = 5e-3
     epochs: int = 15
     batch: int = 8  # conversations a step
 
