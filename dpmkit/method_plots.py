@@ -32,7 +32,7 @@ def reliability(rows_by_method: Mapping[str, Sequence[dict[str, float]]]) -> Fig
         axes.plot(table["confidence"], table["accuracy"], LINES[i % 4], lw=1.2, ms=4, **look)
         axes.scatter(table["confidence"], table["accuracy"], s=12 + 200 * table["n"] / table["n"].sum(),
                      color=COLOURS[i % 8], marker=MARKERS[i % 8], alpha=0.6, lw=0)
-    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal", xlabel="confidence: probability of the answer",
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence: probability of the answer",
              ylabel="accuracy: share that is right")
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right center")
     return figure
@@ -77,8 +77,8 @@ def power(rows: Sequence[dict[str, Any]]) -> Figure:
     for i, (share, part) in enumerate(pd.DataFrame(rows).groupby("discordant")):
         axes.plot(part["n"], part["points"], LINES[i % 4], color=COLOURS[i % 8], label=f"{100 * share:g} %")
     axes.axhline(dpm - other, color="0.35", lw=0.8)
-    axes.annotate(f"claimed in the paper: {dpm - other:.2f} points", (1, dpm - other), (0, 2), va="bottom", ha="right",
-                  xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8)
+    axes.annotate(f"paper claims {dpm - other:.2f}", (0, dpm - other), (3, -2), fontsize=8, va="top",
+                  xycoords=("axes fraction", "data"), textcoords="offset points")  # left: all curves are above
     for name, n in CONVERSATIONS.items():
         axes.axvline(n, color="0.5", lw=0.8, ls=(0, (4, 3)))
         axes.annotate(f"{name}\n{n}", (n, 1.01), xycoords=("data", "axes fraction"), ha="center", va="bottom",
@@ -87,8 +87,8 @@ def power(rows: Sequence[dict[str, Any]]) -> Figure:
     _log_x(axes)
     axes.margins(x=0)
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8, loc="upper right", title="targets that the methods\ndiffer on",
-                title_fontsize=8)
+    figure.legend(frameon=False, fontsize=8, loc="outside right upper", title="targets that the\nmethods differ on",
+                  title_fontsize=8)
     return figure
 
 
@@ -105,10 +105,12 @@ def pareto(rows: Sequence[dict[str, Any]]) -> Figure:
     _log_x(axes)
     axes.margins(x=0.12)
     axes.set_xlim(axes.get_xlim())
-    axes.step([*x, axes.get_xlim()[1]], np.maximum.accumulate([*y, 0.0]), where="post", color="0.6", lw=1, zorder=1)
+    # The front's corners: a step right to the next method, then up where it is better than all before it.
+    front = np.c_[np.repeat([*x, axes.get_xlim()[1]], 2)[1:-1], np.repeat(np.maximum.accumulate(y), 2)]
+    axes.plot(*front.T, color="0.6", lw=1, zorder=1)
     figure.draw_without_rendering()  # lays the axes out: the labels are fitted into them
-    ends = axes.transData.transform(np.r_[np.c_[x, low], np.c_[x, high]]).reshape(2, -1, 2)
-    taken = [Bbox([bottom, top]).padded(4) for bottom, top in zip(*ends, strict=True)]
+    ends = np.c_[np.r_[np.c_[x, low], front[:-1]], np.r_[np.c_[x, high], front[1:]]].reshape(-1, 2)
+    taken = [Bbox(line).padded(3) for line in axes.transData.transform(ends).reshape(-1, 2, 2)]
     for r, ms, wa in zip(rows, x, y, strict=True):
         taken.append(_label(axes, r["method"], (ms, wa), taken))
     return figure
