@@ -26,7 +26,8 @@ KINDS = ("data", "backbone", "methods", "ablations", "context")  # notebooks 01 
 PACKAGES = ("dpmkit", "torch", "transformers", "peft", "accelerate", "torchaudio", "numpy", "pandas",
             "scikit-learn", "papermill", "espeakng-loader", "soundfile", "av", "silero-vad", "s3tokenizer")
 # What may differ between two equal runs: when, how fast, from which commit.
-TIMED = frozenset({"made", "seconds", "commit", "cost", "real_time_factor", "machine"})
+TIMED = frozenset({"made", "seconds", "commit", "cost", "real_time_factor", "machine", "bench", "peak_bytes",
+                   "seconds_a_sentence", "seconds_an_hour", "protocol_seconds", "crossings"})
 
 # Paper, Table 1, in %: on IEMOCAP WA, UA, WF1, on MELD WF1; the methods' names are ours.
 PAPER_TABLE_1 = {

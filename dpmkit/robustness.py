@@ -48,7 +48,9 @@ def measured(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fine
 
 def _heard(settings: Settings, changed: disturbances.Disturbed, corpus: Corpus, tuned: Finetuned,
            model: speakers.OffsetModel, power: float, method: str) -> pd.DataFrame:
-    """A method's answers for the segments."""
+    """A method's answers for the segments; without a row where none was found."""
+    if not changed.conversations:
+        return pd.DataFrame(columns=["utterance", *(f"p_{e}" for e in corpus.emotions)])
     if method == "speaker-memory":
         return speakers.remembered(settings, changed.conversations, changed.codes, corpus.emotions, tuned, model,
                                    power)
