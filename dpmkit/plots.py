@@ -217,17 +217,17 @@ def robustness(rows: Sequence[dict[str, Any]]) -> Figure:
     """WA under disturbances, a panel a family and a line a method: rows of kind and level (`disturbances.KINDS`),
     method, WA and WA_interval, in the order in which they shall stand. Boundaries that a machine has set are on no
     line, as they are on no scale with the others. What was not run has no panel."""
-    families = (("boundaries: moved by up to ± s; found", "0 (true)", ("jitter", "silero", "chunks")),
-                ("babble, dB below the speech", "none", ("babble",)),
-                ("white noise, dB below the speech", "none", ("white",)),
-                ("overlap, % of an utterance", "none", ("overlap",)))
-    ticks = {"silero": "VAD", "chunks": "{:g} s\nchunks", "overlap": "{:.0%}"}
+    families = (("boundaries moved by up to ± s", "0 (true)", ("jitter", "silero", "chunks")),
+                ("babble: SNR, dB", "none", ("babble",)),
+                ("white noise: SNR, dB", "none", ("white",)),
+                ("overlap, %", "none", ("overlap",)))
+    ticks = {"silero": "silero\nVAD", "chunks": "{:g} s\nchunk", "overlap": "{:.0%}"}
     table = pd.DataFrame(rows)
     conditions = list(dict.fromkeys(zip(table["kind"], table["level"], strict=True)))
     families = [(label, none, [c for c in conditions if c[0] in ("none", *kinds)])
                 for label, none, kinds in families if table["kind"].isin(kinds).any()]
     widths = [len(here) for *_, here in families]
-    figure, axes = plt.subplots(1, len(widths), figsize=(1 + 0.4 * sum(widths), 3), sharey=True, squeeze=False,
+    figure, axes = plt.subplots(1, len(widths), figsize=(1 + 0.42 * sum(widths), 3), sharey=True, squeeze=False,
                                 width_ratios=widths)
     methods = list(table.groupby("method", sort=False))
     for panel, (label, none, here) in zip(axes[0], families, strict=True):
