@@ -17,8 +17,8 @@ from .records import PAPER_TABLE_1
 
 CONVERSATIONS = {"IEMOCAP": 151, "MELD test": 280}  # targets of the protocol `complete`
 # Where a point's label may stand, in points from it, and its alignment: beside it, then farther off.
-PLACES = [(x * far, y * far, "left" if x > 0 else "right")
-          for far in (1, 2, 3, 4, 5) for x, y in ((7, 0), (-7, 0), (6, 9), (-6, 9), (6, -9), (-6, -9))]
+PLACES = sorted(((x, y, "left" if x > 0 else "right") for x in (7, -7, 50, -50) for y in range(-96, 97, 12)),
+                key=lambda place: abs(place[0]) + abs(place[1]))
 
 
 def reliability(rows_by_method: Mapping[str, Sequence[dict[str, float]]]) -> Figure:

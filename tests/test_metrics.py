@@ -254,6 +254,8 @@ def test_reliability_and_its_error_by_hand():
     assert low == pytest.approx({"confidence": 0.6, "accuracy": 1, "n": 1})
     assert middle == pytest.approx({"confidence": 0.7, "accuracy": 0.5, "n": 2})
     assert high == pytest.approx({"confidence": 0.975, "accuracy": 1, "n": 2}, abs=1e-5)
+    even = pd.DataFrame({"conversation": "a", "emotion": "hap", "p_neu": [0.5, 0.4], "p_hap": [0.5, 0.6]})
+    assert [r["confidence"] for r in reliability(even, ("neu", "hap"), bins=2)] == [0.5, 0.6]  # so does 0.5
     assert ece(table, ("neu", "hap")) == pytest.approx((1 * 0.4 + 2 * 0.2 + 2 * 0.025) / 5, abs=1e-5)
 
 
