@@ -151,6 +151,14 @@ def test_babble_of_acquaintances_where_there_are_no_strangers(tones):
         heard(settings, alone, first, Disturbance("babble", 0.0))
 
 
+def test_voices_of_the_babble_are_equally_loud(tmp_path):
+    for speaker, level in (("a", 1.0), ("b", 0.05)):
+        speech.write(tmp_path / f"{speaker}.wav", level * tone(speaker, 1, 0))
+    said = [Utterance(s, s, 0.0, 1.0, None, Clip(tmp_path / f"{s}.wav")) for s in "ab"]
+    noise = disturbances._babble(said, 8000, np.random.default_rng(0))
+    assert min(spectrum(noise, s) for s in "ab") > 0.02  # as loud as they are, b would have a 400th
+
+
 def test_jittered_boundaries_stay_in_bounds_and_in_order(tones):
     settings, corpus, _ = tones
     moved = []
@@ -379,6 +387,8 @@ def test_figure_has_a_panel_a_family_and_a_line_a_method():
     for axes, words in zip(panels, ("boundaries", "babble", "white noise", "overlap"), strict=True):
         assert axes.get_xlabel().startswith(words)
     assert [t.get_text() for t in panels[3].get_xticklabels()] == ["none", "10%", "20%", "30%"]
+    joined = max(panels[0].lines, key=lambda line: len(line.get_xdata()))
+    assert len(joined.get_xdata()) == 5  # true and jittered boundaries: what a machine has set is on no line
     assert {t.get_text() for t in figure.legends[0].get_texts()} == {"window", "dpm"}
     few = plots.robustness([r for r in rows if r["kind"] in ("none", "white")])  # what was not run has no panel
     assert len(few.axes) == 1
