@@ -137,7 +137,7 @@ def test_every_layout_runs_through_all_five(corpus, tmp_path):
     folder = tmp_path / "results" / f"smoke-{corpus}" / "fold1-seed0"
     assert sorted(p.stem for p in folder.glob("*.html")) == list(NOTEBOOKS)
     page = (folder / "01_data_prep.html").read_text(encoding="utf-8")
-    assert str(tmp_path) not in page and "audio/" not in page and "Traceback" not in page
+    assert str(tmp_path) not in page and "audio/" not in page and "Traceback (most recent" not in page
     record = records.load(Settings.of("smoke", corpus=corpus, home=str(tmp_path)), "data")["results"]
     published = [row for row in record["published"] if row["published"] is not None]
     assert bool(published) == (corpus != "manifest")
