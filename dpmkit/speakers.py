@@ -25,7 +25,7 @@ from .corpora import Conversation, Corpus
 from .corpora.dynamics import emotion_prior, transition_matrix
 from .filtering import forward_filter
 from .finetune import Finetuned
-from .settings import Settings, UserError
+from .settings import Settings
 
 _OF = "the target alone, as the state that the SLLM reads its emotion from"
 HEARS = {
@@ -64,21 +64,20 @@ class OffsetModel:
             transition: np.ndarray, prior: np.ndarray) -> OffsetModel:
         """By moments: `states`, (n, features), of utterances with emotions (n,), indices, and speakers (n,).
 
-        Means and offsets take turns until they agree; covariances are shrunk towards a sphere. ValueError with
-        fewer than two speakers, or an emotion that nobody has.
+        Means and offsets take turns until they agree; covariances are shrunk towards a sphere. An emotion that
+        nobody has lies at the mean of all; where there is one speaker, others may be as far off as utterances are.
         """
         names, who = np.unique(speakers, return_inverse=True)
-        if len(names) < 2 or len(np.unique(emotions)) < len(prior):
-            raise ValueError("offsets need two speakers or more, and utterances of every emotion")
         centre, scale = states.mean(0), states.std(0) + 1e-6
         standard = (states - centre) / scale
         basis = np.linalg.svd(standard, full_matrices=False)[2][:dimensions].T
         z, counts = standard @ basis, np.bincount(who)
         mean_of = [emotions == e for e in range(len(prior))]
-        means = np.stack([z[rows].mean(0) for rows in mean_of])
+        means = np.stack([z[rows].mean(0) if rows.any() else np.zeros(z.shape[1]) for rows in mean_of])
         for _ in range(50):
             offsets = _sums(z - means[emotions], who) / counts[:, None]
-            moved = np.stack([(z - offsets[who])[rows].mean(0) for rows in mean_of])
+            moved = np.stack([(z - offsets[who])[rows].mean(0) if rows.any() else mean
+                              for rows, mean in zip(mean_of, means, strict=True)])
             if np.abs(moved - means).max() < 1e-9:
                 break
             means = moved
@@ -86,8 +85,9 @@ class OffsetModel:
         means, offsets = means + offsets.mean(0), offsets - offsets.mean(0)
         within = _noise(z - means[emotions], who, len(prior))
         # A mean of few utterances lies off by within / count: that is no difference between speakers.
-        values, vectors = np.linalg.eigh(offsets.T @ offsets / (len(names) - 1) - within * (1 / counts).mean())
-        between = vectors * values.clip(max(0.0, values.max()) * 1e-4) @ vectors.T
+        spread = offsets.T @ offsets / max(1, len(names) - 1)
+        values, vectors = np.linalg.eigh(spread - within * (1 / counts).mean())
+        between = vectors * values.clip(max(0.0, values.max()) * 1e-4) @ vectors.T if len(names) > 1 else within
         return cls(centre, scale, basis, means, _round(between), _round(within), transition, prior)
 
     def heard_anew(self, states: np.ndarray, emotions: np.ndarray, speakers: np.ndarray) -> OffsetModel:
@@ -162,19 +162,15 @@ def fitted(settings: Settings, corpus: Corpus, codes: CorpusCodes,
     """The model of `settings.fold`, the likelihood's power, and a row a power that was tried (NLL, WA in %).
 
     Means, offsets, transitions and prior come from training conversations, noise and power from validation
-    conversations, each speaker of which is heard with the noise of the others. Raises UserError where the training
-    conversations have one speaker, or lack an emotion.
+    conversations, each speaker of which is heard with the noise of the others.
     """
     fold, own = corpus.folds[settings.fold - 1], settings.speaker
     train = corpus.select(fold.train)
     chain = transition_matrix(train, corpus.emotions), emotion_prior(train, corpus.emotions)
     table, states = _heard(settings, corpus, codes, tuned, "train")
     said = table["emotion"].notna().to_numpy()
-    try:
-        model = OffsetModel.fit(states[said], _indices(table[said], corpus.emotions),
-                                table.loc[said, "speaker"].to_numpy(), own.dimensions, *chain)
-    except ValueError as error:
-        raise UserError(f"the speaker memory cannot be fitted on fold {settings.fold}: {error}") from error
+    model = OffsetModel.fit(states[said], _indices(table[said], corpus.emotions),
+                            table.loc[said, "speaker"].to_numpy(), own.dimensions, *chain)
     table, states = _heard(settings, corpus, codes, tuned, "validation")
     said, who = table["emotion"].notna().to_numpy(), table["speaker"].to_numpy()
     truth = np.where(said, 0, -1)
