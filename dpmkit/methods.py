@@ -60,7 +60,7 @@ def described() -> pd.DataFrame:
     hears = baselines.HEARS | recurrent.HEARS | {n: m.hears for n, m in protocols.METHODS.items()}
     hears["dpm-tuned"] = hears["dpm"] + ", at the learning rate that validation conversations chose"
     rows = [(name, "method", hears[name]) for name in plain]
-    rows += [(name, "bound" if "oracle" in name else "control" if "swapped" in name else "extension", text)
+    rows += [(name, "bound" if text.startswith("BOUND") else "control" if "swapped" in name else "extension", text)
              for name, text in speakers.HEARS.items()]
     rows += [(f"{name} + filter", "filter", hears[name] + baselines.HEARS["filter"]) for name in FILTERED]
     rows += [("dpm-swapped", "control", hears["dpm-swapped"])]

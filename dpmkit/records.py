@@ -272,11 +272,12 @@ def verdict(record: dict[str, Any], protocol: str = "all-lengths") -> str:
     if "dpm-tuned" in rows:
         text += (f" At the learning rate that validation chose, DPM {against_window('dpm-tuned')}; its control: "
                  f"{words('dpm-tuned-swapped')}.")
-    if "speaker-memory" in rows:
+    if "speaker-memory-kept" in rows:
         best = max(("window", "current", "at-once", "kv-window"), key=lambda m: rows.get(m, {"WA": 0})["WA"])
         text += (" The extension that remembers speakers, told who speaks, against the window: "
-                 f"{words('speaker-memory')}; with another's offsets: {words('speaker-memory-swapped')}; its "
-                 "bound, with offsets from true labels: "
+                 f"{words('speaker-memory')}; with another's offsets: {words('speaker-memory-swapped')}; kept from "
+                 f"conversation to conversation: {words('speaker-memory-kept')}; its bounds, told the emotions of "
+                 f"what the speaker said before: {words('speaker-told')}, with offsets from all true labels: "
                  f"{words('speaker-oracle')}. The best SLLM without a memory is {best} ({rows[best]['WA']:.1f}).")
     return text
 

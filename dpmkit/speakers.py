@@ -1,18 +1,9 @@
-"""SpeakerMemory: an extension of this kit, not the paper's DPM. It remembers voices, in closed form, unlabelled.
-
-What an utterance leaves at the emotion head, h (the SLLM's last hidden state at `<audio_end>`, projected), is taken
-to be
-    h = mean of the emotion + offset of the speaker + noise,    offset ~ N(0, between), noise ~ N(0, within),
-and a speaker's emotions to be a Markov chain. What is known of a speaker is then a mixture of Gaussians over the
-offset, one for each path of emotions; the most probable paths are kept (mixture Kalman filter, Chen & Liu 2000).
-They share one covariance, as it does not depend on the path. Nothing grows with the conversation.
-"""
+"""The methods that remember speakers (`offsets`), beside the same head without a memory, controls and bounds."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -25,6 +16,7 @@ from .corpora import Conversation, Corpus
 from .corpora.dynamics import emotion_prior, transition_matrix
 from .filtering import forward_filter
 from .finetune import Finetuned
+from .offsets import OffsetModel, SpeakerMemory
 from .settings import Settings
 
 _OF = "the target alone, as the state that the SLLM reads its emotion from"
@@ -34,127 +26,19 @@ HEARS = {
     "speaker-head + filter": f"{_OF}; the same head under the inertia filter; is told who speaks",
     "speaker-memory": f"{_OF}; remembers of each speaker the offset from the head's means, and the paths of "
                       "emotions that go with it (extension); is told who speaks",
+    "speaker-memory-kept": "as speaker-memory, but not emptied between conversations: also hears the speaker's "
+                           "earlier ones in the split",
     "speaker-memory-swapped": "control: as speaker-memory, but the offsets are those of another conversation's "
-                              "speakers after as many turns",
+                              "speaker after as many utterances",
+    "speaker-memory-kept-swapped": "control: as speaker-memory-kept, but the offsets are those of another speaker "
+                                   "after as many utterances",
+    "speaker-told": "BOUND, no method: as speaker-memory, but told the true emotions of the speaker's earlier "
+                    "utterances in the conversation",
     "speaker-oracle": "BOUND, no method: as speaker-head + filter, but each speaker's offset is taken away with "
-                      "the help of the true labels",
+                      "the help of the true labels of all of its utterances",
 }
 
-
 BATCH = 64  # utterances of one forward
-SHRINKAGE = 0.05  # of the covariances
-
-
-@dataclass(frozen=True)
-class OffsetModel:
-    """Where emotions lie, (emotions, d), how far speakers lie from there, `between`, and utterances of one speaker
-    and emotion from each other, `within`, both (d, d), in a projection to d dimensions; and how emotions follow."""
-
-    centre: np.ndarray
-    scale: np.ndarray
-    basis: np.ndarray
-    means: np.ndarray
-    between: np.ndarray
-    within: np.ndarray
-    transition: np.ndarray
-    prior: np.ndarray
-
-    @classmethod
-    def fit(cls, states: np.ndarray, emotions: np.ndarray, speakers: np.ndarray, dimensions: int,
-            transition: np.ndarray, prior: np.ndarray) -> OffsetModel:
-        """By moments: `states`, (n, features), of utterances with emotions (n,), indices, and speakers (n,).
-
-        Means and offsets take turns until they agree; covariances are shrunk towards a sphere. An emotion that
-        nobody has lies at the mean of all; where there is one speaker, others may be as far off as utterances are.
-        """
-        names, who = np.unique(speakers, return_inverse=True)
-        centre, scale = states.mean(0), states.std(0) + 1e-6
-        standard = (states - centre) / scale
-        basis = np.linalg.svd(standard, full_matrices=False)[2][:dimensions].T
-        z, counts = standard @ basis, np.bincount(who)
-        mean_of = [emotions == e for e in range(len(prior))]
-        means = np.stack([z[rows].mean(0) if rows.any() else np.zeros(z.shape[1]) for rows in mean_of])
-        for _ in range(50):
-            offsets = _sums(z - means[emotions], who) / counts[:, None]
-            moved = np.stack([(z - offsets[who])[rows].mean(0) if rows.any() else mean
-                              for rows, mean in zip(mean_of, means, strict=True)])
-            if np.abs(moved - means).max() < 1e-9:
-                break
-            means = moved
-        offsets = _sums(z - means[emotions], who) / counts[:, None]
-        means, offsets = means + offsets.mean(0), offsets - offsets.mean(0)
-        within = _noise(z - means[emotions], who, len(prior))
-        # A mean of few utterances lies off by within / count: that is no difference between speakers.
-        spread = offsets.T @ offsets / max(1, len(names) - 1)
-        values, vectors = np.linalg.eigh(spread - within * (1 / counts).mean())
-        between = vectors * values.clip(max(0.0, values.max()) * 1e-4) @ vectors.T if len(names) > 1 else within
-        return cls(centre, scale, basis, means, _round(between), _round(within), transition, prior)
-
-    def heard_anew(self, states: np.ndarray, emotions: np.ndarray, speakers: np.ndarray) -> OffsetModel:
-        """The same with the noise of these utterances: a backbone's states of what it was trained on are too near
-        to the means."""
-        residual = self.project(states) - self.means[emotions]
-        who = np.unique(speakers, return_inverse=True)[1]
-        return replace(self, within=_round(_noise(residual, who, len(self.prior))))
-
-    def project(self, states: np.ndarray) -> np.ndarray:
-        """(n, features) -> (n, d)."""
-        return (states - self.centre) / self.scale @ self.basis
-
-
-class SpeakerMemory:
-    """What was heard of each speaker of a conversation; `hear` writes an utterance and reads its emotion."""
-
-    def __init__(self, model: OffsetModel, paths: int, power: float):
-        """`paths`: how many are kept a speaker; `power`: of the likelihood, below 1 where utterances err alike."""
-        self.model, self.paths, self.power = model, paths, power
-        self.speakers: dict[str, _Voice] = {}
-
-    def reset(self) -> None:
-        """Nobody heard."""
-        self.speakers.clear()
-
-    def hear(self, speaker: str, state: np.ndarray) -> np.ndarray:
-        """Emotion probabilities, (emotions,), of this utterance given all that the speaker said up to it; `state`:
-        (d,), projected."""
-        voice = self.speakers.setdefault(speaker, _Voice.fresh(self.model))
-        scores = self._scores(voice, state)
-        gain = voice.covariance @ np.linalg.inv(self.model.within + voice.covariance)
-        beyond = state - voice.offsets[:, None] - self.model.means  # (paths, emotions, d)
-        offsets = (voice.offsets[:, None] + beyond @ gain.T).reshape(-1, len(state))
-        kept = np.argsort(-scores.ravel(), kind="stable")[:self.paths]
-        self.speakers[speaker] = _Voice(offsets[kept], voice.covariance - gain @ voice.covariance,
-                                        scores.ravel()[kept] - np.logaddexp.reduce(scores.ravel()[kept]),
-                                        self.model.transition[kept % len(self.model.prior)])
-        return np.exp(scores - np.logaddexp.reduce(scores, None)).sum(0)
-
-    def offset(self, speaker: str) -> tuple[np.ndarray, np.ndarray]:
-        """Posterior mean, (d,), and covariance, (d, d), of a speaker's offset; the prior's if nobody was heard."""
-        voice = self.speakers.get(speaker) or _Voice.fresh(self.model)
-        mean, share = np.exp(voice.weights) @ voice.offsets, np.exp(voice.weights)[:, None]
-        apart = voice.offsets - mean
-        return mean, voice.covariance + (share * apart).T @ apart
-
-    def _scores(self, voice: _Voice, state: np.ndarray) -> np.ndarray:
-        """Log weights of every path with every next emotion, (paths, emotions)."""
-        beyond = state - voice.offsets[:, None] - self.model.means
-        likelihood = -0.5 * (beyond @ np.linalg.inv(self.model.within + voice.covariance) * beyond).sum(-1)
-        return voice.weights[:, None] + np.log(voice.following + 1e-12) + self.power * likelihood
-
-
-@dataclass(frozen=True)
-class _Voice:
-    """Of one speaker: (paths, d) offsets, their common covariance, log weights (paths,), and the distribution of
-    each path's next emotion, (paths, emotions)."""
-
-    offsets: np.ndarray
-    covariance: np.ndarray
-    weights: np.ndarray
-    following: np.ndarray
-
-    @classmethod
-    def fresh(cls, model: OffsetModel) -> _Voice:
-        return cls(np.zeros((1, len(model.within))), model.between, np.zeros(1), model.prior[None])
 
 
 def fitted(settings: Settings, corpus: Corpus, codes: CorpusCodes,
@@ -183,7 +67,8 @@ def fitted(settings: Settings, corpus: Corpus, codes: CorpusCodes,
             noisy = model.heard_anew(states[others], truth[others], who[others])
             for rows in table[who == speaker].groupby("conversation", sort=False).indices.values():
                 at = np.flatnonzero(who == speaker)[rows]
-                answers[at] = _remembered(noisy, own.paths, power, noisy.project(states[at]), [speaker] * len(at))
+                memory = SpeakerMemory(noisy, own.paths, power)
+                answers[at] = _remembered(memory, noisy.project(states[at]), [speaker] * len(at))[0]
         likely = answers[said, truth[said]]
         tried.append({"power": power, "nll": float(-np.log(likely + 1e-12).mean()),
                       "WA": 100 * float((answers[said].argmax(1) == truth[said]).mean())})
@@ -200,46 +85,77 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     donors = protocols.donors_of(conversations, "stranger")
     rows_of = dict(table.groupby("conversation", sort=False).indices.items())
     said = table["emotion"].notna().to_numpy()
-    beyond = z[said] - model.means[_indices(table[said], emotions)]
-    known = {s: beyond[who[said] == s].mean(0) for s in np.unique(who[said])}  # by true labels: the bound's alone
+    truth = np.full(len(z), None)  # for the bounds alone
+    truth[said] = _indices(table[said], emotions)
+    beyond = z[said] - model.means[truth[said].astype(int)]
+    known = {s: beyond[who[said] == s].mean(0) for s in np.unique(who[said])}
     answers = {name: np.zeros((len(z), len(emotions))) for name in HEARS}
-    whole = model.within + model.between
+    chain, whole = (model.transition, model.prior), model.within + model.between
+    kept, trails = SpeakerMemory(model, settings.speaker.paths, power), {}
     for name, rows in rows_of.items():
-        heard, speakers, theirs = z[rows], list(who[rows]), rows_of[donors[name].id]
-        alone = _posterior(model, heard, whole, power)
+        heard, speakers = z[rows], list(who[rows])
         offsets = np.stack([known.get(s, 0 * heard[0]) for s in speakers])
         oracle = _posterior(model, heard - offsets, model.within, power)
-        chain = model.transition, model.prior
-        answers["speaker-head"][rows] = alone
+        answers["speaker-head"][rows] = alone = _posterior(model, heard, whole, power)
         answers["speaker-head + filter"][rows] = forward_filter(alone, speakers, *chain)
         answers["speaker-oracle"][rows] = forward_filter(oracle, speakers, *chain)
-        answers["speaker-memory"][rows] = _remembered(model, settings.speaker.paths, power, heard, speakers)
-        strange = _strange(model, settings.speaker.paths, power, heard, speakers, z[theirs], list(who[theirs]))
-        answers["speaker-memory-swapped"][rows] = forward_filter(strange, speakers, *chain)
+        fresh, told = (SpeakerMemory(model, settings.speaker.paths, power) for _ in range(2))
+        answers["speaker-memory"][rows], trails[name] = _remembered(fresh, heard, speakers)
+        answers["speaker-told"][rows], _ = _remembered(told, heard, speakers, truth[rows])
+        kept.begin()
+        answers["speaker-memory-kept"][rows], more = _remembered(kept, heard, speakers)
+        for speaker, trail in more.items():  # each begins where the last conversation's ended
+            trails.setdefault("all", {}).setdefault(speaker, trail[:1]).extend(trail[1:])
+    strangers, counts = _strangers(table), dict.fromkeys(who, 0)
+    for name, rows in rows_of.items():
+        heard, speakers = z[rows], list(who[rows])
+        order = list(trails[donors[name].id].values())  # the first speaker gets the first stranger's, and so on
+        theirs = {s: order[i % len(order)] for i, s in enumerate(dict.fromkeys(speakers))}
+        swapped = _swapped(model, power, heard, speakers, theirs, dict.fromkeys(speakers, 0))
+        answers["speaker-memory-swapped"][rows] = forward_filter(swapped, speakers, *chain)
+        theirs = {s: trails["all"][strangers[s]] for s in speakers}
+        swapped = _swapped(model, power, heard, speakers, theirs, counts)
+        answers["speaker-memory-kept-swapped"][rows] = forward_filter(swapped, speakers, *chain)
     return {name: table.assign(**{f"p_{e}": p[:, i] for i, e in enumerate(emotions)})
             for name, p in answers.items()}
 
 
-def _remembered(model: OffsetModel, paths: int, power: float, heard: np.ndarray,
-                speakers: Sequence[str]) -> np.ndarray:
-    """Answers, (turns, emotions), of a fresh memory to one conversation, (turns, d)."""
-    memory = SpeakerMemory(model, paths, power)
-    return np.stack([memory.hear(s, h) for s, h in zip(speakers, heard, strict=True)])
+def _remembered(memory: SpeakerMemory, heard: np.ndarray, speakers: Sequence[str],
+                told: Sequence[int | None] | None = None) -> tuple[np.ndarray, dict[str, list[tuple]]]:
+    """Answers, (turns, emotions), of a memory to one conversation, (turns, d); and of each speaker the offset (mean
+    and covariance) as known before its first utterance there, its second, …, and after its last."""
+    answers, trails = [], {s: [memory.offset(s)] for s in dict.fromkeys(speakers)}
+    told = [None] * len(heard) if told is None else told
+    for speaker, state, truth in zip(speakers, heard, told, strict=True):
+        answers.append(memory.hear(speaker, state, truth))
+        trails[speaker].append(memory.offset(speaker))
+    return np.stack(answers), trails
 
 
-def _strange(model: OffsetModel, paths: int, power: float, heard: np.ndarray, speakers: Sequence[str],
-             theirs: np.ndarray, strangers: Sequence[str]) -> np.ndarray:
-    """Answers, (turns, emotions), with the offsets that a memory has learned from as many turns of another
-    conversation; the first speaker gets the first stranger's, the second the second's."""
-    memory, out = SpeakerMemory(model, paths, power), []
-    place = {s: i for i, s in enumerate(dict.fromkeys(speakers))}
-    order = list(dict.fromkeys(strangers))
-    for turn, (speaker, state) in enumerate(zip(speakers, heard, strict=True)):
-        if turn < len(theirs):
-            memory.hear(strangers[turn], theirs[turn])
-        mean, covariance = memory.offset(order[place[speaker] % len(order)])
+def _swapped(model: OffsetModel, power: float, heard: np.ndarray, speakers: Sequence[str],
+             trails: Mapping[str, list[tuple]], counts: dict[str, int]) -> np.ndarray:
+    """Answers, (turns, emotions), with the offset of each speaker's stranger, whose trail it is, after as many
+    utterances; `counts`: those of each speaker, counted on here."""
+    out = []
+    for speaker, state in zip(speakers, heard, strict=True):
+        mean, covariance = trails[speaker][min(counts[speaker], len(trails[speaker]) - 1)]
         out.append(_posterior(model, (state - mean)[None], model.within + covariance, power)[0])
+        counts[speaker] += 1
     return np.stack(out)
+
+
+def _strangers(table: pd.DataFrame) -> dict[str, str]:
+    """For each speaker another one, who never talks with it where there is such a one, and who says no less: the
+    next in order."""
+    counts = table["speaker"].value_counts(sort=False).sort_index()
+    met = {s: set(table.loc[table["conversation"].isin(own), "speaker"])
+           for s, own in table.groupby("speaker")["conversation"].unique().items()}
+    names, out = list(counts.index), {}
+    for i, name in enumerate(names):
+        others = names[i + 1:] + names[:i] or names
+        fit = [o for o in others if o not in met[name]] or others
+        out[name] = max(fit, key=lambda o: min(counts[o], counts[name]))
+    return out
 
 
 def _posterior(model: OffsetModel, heard: np.ndarray, covariance: np.ndarray, power: float) -> np.ndarray:
@@ -255,7 +171,8 @@ def remembered(settings: Settings, conversations: Sequence[Conversation], codes:
     table = _listed(conversations)
     z = model.project(_states(tuned, codes, table["utterance"], "states"))
     for rows in table.groupby("conversation", sort=False).indices.values():
-        answers = _remembered(model, settings.speaker.paths, power, z[rows], list(table["speaker"].iloc[rows]))
+        memory = SpeakerMemory(model, settings.speaker.paths, power)
+        answers, _ = _remembered(memory, z[rows], list(table["speaker"].iloc[rows]))
         table.loc[rows, [f"p_{e}" for e in emotions]] = answers
     return table
 
@@ -289,22 +206,3 @@ def _states(tuned: Finetuned, codes: Mapping[str, np.ndarray], utterances: pd.Se
 
 def _indices(table: pd.DataFrame, emotions: tuple[str, ...]) -> np.ndarray:
     return table["emotion"].map({e: i for i, e in enumerate(emotions)}).to_numpy(dtype=int)
-
-
-def _sums(values: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Sums, (groups, d), of the rows of each group."""
-    out = np.zeros((group.max() + 1, values.shape[1]))
-    np.add.at(out, group, values)
-    return out
-
-
-def _noise(residual: np.ndarray, who: np.ndarray, emotions: int) -> np.ndarray:
-    """Covariance, (d, d), of what is left when each speaker's mean is taken away."""
-    residual = residual - (_sums(residual, who) / np.bincount(who)[:, None])[who]
-    return residual.T @ residual / max(1, len(residual) - who.max() - emotions)
-
-
-def _round(covariance: np.ndarray) -> np.ndarray:
-    """Shrunk towards a sphere of the same trace."""
-    sphere = np.eye(len(covariance)) * np.trace(covariance) / len(covariance)
-    return (1 - SHRINKAGE) * covariance + SHRINKAGE * sphere

@@ -11,7 +11,7 @@ from scipy.stats import multivariate_normal
 
 from dpmkit import speakers
 from dpmkit.finetune import Finetuned
-from dpmkit.speakers import OffsetModel, SpeakerMemory
+from dpmkit.offsets import OffsetModel, SpeakerMemory
 
 EMOTIONS = ("neu", "hap", "sad", "ang")
 P = [f"p_{e}" for e in EMOTIONS]
@@ -39,6 +39,31 @@ def test_with_every_path_kept_it_is_the_exact_posterior():
             mean = np.concatenate([m.means[e] for e in path])
             share[path[-1]] += chain * multivariate_normal(mean, covariance).pdf(heard[:turn].ravel())
         np.testing.assert_allclose(got[turn - 1], share / share.sum(), atol=1e-9)
+
+
+def test_told_the_earlier_emotions_it_is_the_exact_posterior_along_their_path():
+    m, heard, truth = model(), np.random.default_rng(1).normal(size=(5, 2)), [1, 0, 0, 1, 1]
+    memory = SpeakerMemory(m, paths=8, power=1.0)
+    got = np.array([memory.hear("a", h, told) for h, told in zip(heard, truth, strict=True)])
+    for turn in range(1, 6):
+        covariance = np.kron(np.eye(turn), m.within) + np.kron(np.ones((turn, turn)), m.between)
+        share = np.zeros(2)
+        for last in range(2):
+            mean = np.concatenate([m.means[e] for e in (*truth[:turn - 1], last)])
+            chain = m.prior[last] if turn == 1 else CHAIN[truth[turn - 2], last]
+            share[last] = chain * multivariate_normal(mean, covariance).pdf(heard[:turn].ravel())
+        np.testing.assert_allclose(got[turn - 1], share / share.sum(), atol=1e-9)
+
+
+def test_a_new_conversation_keeps_offsets_and_forgets_emotions():
+    m = dataclasses.replace(model(), means=np.array([[-4.0, 0], [4.0, 0]]), within=0.1 * np.eye(2))
+    memory = SpeakerMemory(m, 64, 1.0)
+    for _ in range(20):
+        memory.hear("a", np.array([4.5, 2.0]))
+    memory.begin()
+    np.testing.assert_allclose(memory.offset("a")[0], [0.5, 2.0], atol=0.1)
+    unsure = memory.offset("a")[0]  # between both emotions: only the chain could tell
+    np.testing.assert_allclose(memory.hear("a", unsure), m.prior, atol=0.05)
 
 
 def test_few_paths_come_close_and_bound_what_is_kept():
@@ -112,11 +137,40 @@ def test_later_utterances_and_true_labels_change_no_answer(prepared):
         dataclasses.replace(c, utterances=tuple(dataclasses.replace(u, emotion="neu") for u in c.utterances))
         if c.id in ids else c for c in corpus.conversations))
     other = heard(prepared, corpus=relabelled, key="other labels")
-    for name in set(before) - {"speaker-oracle"}:  # the bound is made of labels
+    kept = {"speaker-memory-kept", "speaker-memory-kept-swapped"}  # hear earlier conversations: the test below
+    for name in set(before) - {"speaker-oracle"}:  # this bound is made of labels
         early = before[name]["turn"] < now
-        np.testing.assert_allclose(before[name].loc[early, P], after[name].loc[early, P], atol=1e-9)
-        np.testing.assert_allclose(before[name][P], other[name][P], atol=1e-9)
+        if name not in kept:
+            np.testing.assert_allclose(before[name].loc[early, P], after[name].loc[early, P], atol=1e-9)
+        if name != "speaker-told":
+            np.testing.assert_allclose(before[name][P], other[name][P], atol=1e-9)
+    first = before["speaker-told"].groupby(["conversation", "speaker"]).cumcount() == 0
+    changed = np.abs(before["speaker-told"][P] - other["speaker-told"][P]).to_numpy().max(axis=1) > 1e-9
+    assert not changed[first].any() and changed[~first].any()  # told what was said before, not what is asked
     assert np.abs(before["speaker-memory"][P] - after["speaker-memory"][P]).to_numpy().max() > 1e-3
+
+
+def test_what_is_kept_hears_earlier_conversations_and_no_later_one(prepared):
+    _, corpus, codes, _ = prepared
+    before, rng = heard(prepared)["speaker-memory-kept"], np.random.default_rng(0)
+    test = corpus.select(corpus.folds[0].test)
+    order = list(dict.fromkeys(before["conversation"]))
+    assert len(order) > 1
+    for changed in (order[0], order[-1]):
+        ids = {u.id for c in test if c.id == changed for u in c.utterances}
+        said = {i: rng.integers(0, 16, 7) if i in ids else c for i, c in codes.codes.items()}
+        after = heard(prepared, codes=dataclasses.replace(codes, codes=said), key=changed)["speaker-memory-kept"]
+        moved = np.abs(before[P] - after[P]).to_numpy().max(axis=1) > 1e-9
+        later = (before["conversation"] != changed).to_numpy()
+        assert moved[~later].any() and moved[later].any() == (changed == order[0])
+
+
+def test_a_stranger_is_another_speaker_whom_one_never_talks_with_where_there_is_one():
+    rows = [("c1", "a"), ("c1", "b"), ("c2", "b"), ("c2", "c"), ("c2", "c"), ("c3", "a"), ("c3", "d")]
+    got = speakers._strangers(pd.DataFrame(rows, columns=["conversation", "speaker"]))
+    assert got == {"a": "c", "b": "d", "c": "a", "d": "b"}
+    two = speakers._strangers(pd.DataFrame([("c1", "a"), ("c1", "b")], columns=["conversation", "speaker"]))
+    assert two == {"a": "b", "b": "a"}
 
 
 def test_a_conversation_alone_gives_the_same_answers(prepared):
