@@ -17,12 +17,13 @@ import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import protocols
+from . import protocols, speakers
 from .codes import CorpusCodes
 from .corpora import Conversation
 from .finetune import Finetuned
 from .lora import TemporaryLoRA
 from .memory import DynamicParameterMemory
+from .offsets import OffsetModel
 from .settings import MemorySettings, Settings
 from .sllm import EmotionSLLM
 
@@ -85,17 +86,33 @@ def of_method(settings: Settings, tuned: Finetuned, codes: CorpusCodes, conversa
                                   streams=settings.evaluation.streams):
             pass
 
+    how = protocols.METHODS[method].settings(settings.memory, tuned.sllm.window)
+    learns = protocols.METHODS[method].writes and how.steps
+    changed = TemporaryLoRA(tuned.sllm, 1, how.rank, how.alpha, how.layers).parameters if learns else 0
+    return {**_priced(hear, codes, conversations, tuned.sllm.device), "parameters": changed}
+
+
+def of_speakers(settings: Settings, tuned: Finetuned, codes: CorpusCodes, conversations: Sequence[Conversation],
+                emotions: tuple[str, ...], model: OffsetModel, power: float) -> dict[str, float]:
+    """The same of `speaker-memory`; its `parameters` are the numbers kept of one speaker."""
+    def hear() -> None:
+        speakers.remembered(settings, conversations, codes.codes, emotions, tuned, model, power)
+
+    size, paths = len(model.within), settings.speaker.paths
+    return {**_priced(hear, codes, conversations, tuned.sllm.device),
+            "parameters": paths * (size + 1 + len(emotions)) + size * size}
+
+
+def _priced(hear: Callable[[], None], codes: CorpusCodes, conversations: Sequence[Conversation],
+            device: torch.device) -> dict[str, float]:
     sentences = [codes.codes[u.id] for c in conversations for u in c.utterances]
     hours = sum(map(len, sentences)) / codes.facts["frame_rate"] / 3600
     hear()  # warms up
-    spent = measured(hear, tuned.sllm.device)
+    spent = measured(hear, device)
     with FlopCounterMode(display=False) as counter:
         hear()
-    how = protocols.METHODS[method].settings(settings.memory, tuned.sllm.window)
-    learns = protocols.METHODS[method].writes and how.steps
     return {"seconds_a_sentence": spent["seconds"] / len(sentences), "seconds_an_hour": spent["seconds"] / hours,
-            "flops_a_sentence": counter.get_total_flops() / len(sentences), "peak_bytes": spent["peak_bytes"],
-            "parameters": TemporaryLoRA(tuned.sllm, 1, how.rank, how.alpha, how.layers).parameters if learns else 0}
+            "flops_a_sentence": counter.get_total_flops() / len(sentences), "peak_bytes": spent["peak_bytes"]}
 
 
 def measured(work: Callable[[], None], device: torch.device) -> dict[str, float]:

@@ -68,6 +68,6 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetune.lr": 5e-5, "finetune.epochs": 20, "finetune.batch": 1,
         "finetune.lora_rank": 64, "classifier.lr": 1e-4,
         "memory.rank": 64, "memory.alpha": 64.0, "memory.prefix": 1024,
-        "evaluation.streams": 1,
+        "evaluation.streams": 1, "evaluation.own_answers": False,
     },
 }

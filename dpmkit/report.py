@@ -168,7 +168,8 @@ def _best(record: dict[str, Any]) -> str:
     """What came of the best ablated configuration on the test fold."""
     best, final = record["results"]["best"], {r["method"]: r for r in record["results"]["final"]}
     low, high = final["dpm"]["WA_gain_interval"]
-    return (f"Of {best['tried']} configurations, {best['setting']} = {best['value']} did best on validation "
+    chosen = ", ".join(f"{name} {value}" for name, value in best["memory"].items())
+    return (f"Of {best['tried']} configurations, {chosen} did best on validation "
             f"({best['validation_gain']:+.1f} points WA over no memory); on the test fold, once: "
             f"{final['dpm']['WA_gain']:+.1f} [{low:+.1f}, {high:+.1f}], its swapped control "
             f"{final['dpm-swapped']['WA_gain']:+.1f}.")

@@ -166,7 +166,7 @@ class EvaluationSettings:
     bootstrap: int = 10_000
     confidence: float = 0.95
     limit: int = 0  # test conversations; 0: all
-    own_answers: bool = False  # also train an SLLM with emotion tokens in its history, for the method `own-answers`
+    own_answers: bool = True  # train a second SLLM, on emotion tokens in its history: method `own-answers`
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class AblationSettings:
     prefix: tuple[int, ...] = (0, 32, 64, 128, 256)
     layers: tuple[str, ...] = ("all", "top-2")
     decay: tuple[float, ...] = (0.0, 0.01, 0.1)
-    rule: tuple[str, ...] = ("semantic", "emotion", "both")
+    rule: tuple[str, ...] = ("semantic", "emotion", "both")  # each at every rate
     target: tuple[str, ...] = ("sharpened", "filtered")  # of rule emotion
     scope: tuple[str, ...] = ("conversation", "speaker")
     stepping: tuple[str, ...] = ("sentence", "stride-64", "stride-128", "stride-256", "every-2", "every-4")
