@@ -11,7 +11,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
-from . import dialogues, runs, sllm, vocabulary
+from . import backbones, dialogues, runs, sllm, vocabulary
 from .codes import CorpusCodes
 from .corpora import Corpus
 from .dialogues import Dialogues, collate_sequences
@@ -46,14 +46,15 @@ def train(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> Finetuned:
     """The SLLM fine-tuned on the training conversations of `settings.fold` (paper, 'Emotion SLLM')."""
     key = runs.key(codes.key, settings.fold, settings.seed, settings.backbone, settings.finetune,
                    settings.memory.history_emotions,
-                   runs.code_version(sllm, vocabulary, dialogues, sys.modules[__name__]))
+                   runs.code_version(backbones, sllm, vocabulary, dialogues, sys.modules[__name__]))
     folder = runs.folder(settings, "sllm", key)
     done = folder / "sllm"
     log = folder / "history.json"
     if not (done / sllm.CARD).is_file():
         fold = corpus.folds[settings.fold - 1]
-        model = EmotionSLLM.create(settings.backbone, settings.finetune, codes.facts["codebook_size"],
-                                   corpus.emotions, settings.seed)
+        backbone = replace(settings.backbone, source=backbones.fetched(settings))
+        model = EmotionSLLM.create(backbone, settings.finetune, codes.facts["codebook_size"], corpus.emotions,
+                                   settings.seed)
         data = [Dialogues(model, corpus.select(ids), codes.codes, corpus.emotions, settings, moving)
                 for ids, moving in ((fold.train, True), (fold.validation, False))]
         history = fit(model, *data, collate_sequences(model.vocabulary.end), settings.finetune, folder,

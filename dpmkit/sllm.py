@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from . import backbones
 from .settings import BackboneSettings, FinetuneSettings, UserError
 from .vocabulary import NewRows, Vocabulary
 
@@ -39,6 +40,7 @@ class EmotionSLLM(nn.Module):
         super().__init__()
         self.model, self.vocabulary, self.window, self.source = model, vocabulary, window, source
         self.dropout = nn.Dropout(dropout)
+        self.loss_vocabulary = "all"  # of L_a in training
 
     @classmethod
     def create(cls, backbone: BackboneSettings, finetune: FinetuneSettings, codebook_size: int,
@@ -58,9 +60,11 @@ class EmotionSLLM(nn.Module):
                 tie_word_embeddings=False, bos_token_id=None, eos_token_id=vocabulary.end,
                 pad_token_id=vocabulary.end, attn_implementation="sdpa")
             return cls(LlamaForCausalLM(config), vocabulary, backbone.window, backbone.dropout)
-        model = _pretrained(backbone.source, backbone.dtype)
+        model = backbones.load(backbone.source, backbone.dtype, backbone.keep_layers)
         vocabulary = Vocabulary(codebook_size, emotions, base=model.get_input_embeddings().num_embeddings)
-        model.resize_token_embeddings(vocabulary.size, mean_resizing=True)
+        texts = backbones.tokenizer(backbone.source) if backbone.emotion_rows == "words" else None
+        model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
+        backbones.start_rows(model, vocabulary.base, emotions, texts, backbone.row_noise)
         if finetune.lora_rank:
             from peft import LoraConfig, get_peft_model
 
@@ -70,7 +74,11 @@ class EmotionSLLM(nn.Module):
                 r=finetune.lora_rank, lora_alpha=finetune.lora_alpha, lora_dropout=finetune.lora_dropout,
                 target_modules="all-linear", task_type="CAUSAL_LM",
                 trainable_token_indices={name: new for name in ["embed_tokens", *head]}))
-        return cls(model, vocabulary, backbone.window, source=backbone.source)
+        if finetune.checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        sllm = cls(model, vocabulary, backbone.window, source=backbone.source)
+        sllm.loss_vocabulary = finetune.loss_vocabulary
+        return sllm
 
     # -- the parts of the backbone -------------------------------------------------------------------------
 
@@ -183,15 +191,17 @@ class EmotionSLLM(nn.Module):
 
     def _new_logits(self, hidden: Tensor, part: slice, head: NewRows | None) -> Tensor:
         """Logits of some of the new rows alone, where they can be had without the others."""
-        if head is None and type(self.causal_lm.get_output_embeddings()) is not nn.Linear:
-            return self._head(hidden)[..., self.vocabulary.base:][..., part]
         return (head or self.new_rows())(self.dropout(hidden), part)
 
     def new_rows(self) -> NewRows:
-        """The head's rows of codes, `<audio_end>` and emotions, as they stand now: for a frozen SLLM."""
+        """The head's rows of codes, `<audio_end>` and emotions, as they stand now; gradients reach them where they
+        are the head's or PEFT's trained token rows."""
         head, base = self.causal_lm.get_output_embeddings(), self.vocabulary.base
         if type(head) is nn.Linear:
             return NewRows(head.weight[base:], None if head.bias is None else head.bias[base:])
+        rows = getattr(head, "token_adapter", None)
+        if rows is not None and rows.base_layer.bias is None:
+            return NewRows(rows.trainable_tokens_delta["default"], None)
         with torch.no_grad():  # a PEFT wrapper: what it does to each unit vector is its weight
             like = next(head.parameters())
             bias = head(like.new_zeros(1, self.causal_lm.config.hidden_size))[0, base:]
@@ -227,12 +237,19 @@ class EmotionSLLM(nn.Module):
         """
         hidden = self._decode(self.dropout(self.causal_lm.get_input_embeddings()(input_ids)))
         asked = (code_weight[:, 1:] > 0).nonzero(as_tuple=True)
-        losses = F.cross_entropy(self._head(hidden[asked[0], asked[1]]).float(),
-                                 input_ids[asked[0], asked[1] + 1], reduction="none")
+        states, label = hidden[asked[0], asked[1]], input_ids[asked[0], asked[1] + 1]
+        read = (emotion >= 0).nonzero(as_tuple=True)
+        if self.loss_vocabulary == "all":
+            said, logits = self._head(states), self._head(hidden[read])[:, self.vocabulary.emotion].float()
+        else:
+            sounds = self.vocabulary.codebook_size + 1
+            said = self._new_logits(states, slice(0, sounds), None)
+            logits = self._new_logits(hidden[read], slice(sounds, None), None).float()
+            label = label - self.vocabulary.base
+            label = label.masked_fill(label >= sounds, -100)  # emotion tokens in a history are no sound
+        losses = F.cross_entropy(said.float(), label, reduction="none")
         weight = code_weight[asked[0], asked[1] + 1]
         l_a = (losses * weight).sum() / weight.sum().clamp_min(1e-9)
-        read = (emotion >= 0).nonzero(as_tuple=True)
-        logits = self._head(hidden[read])[:, self.vocabulary.emotion].float()
         truth = emotion[read]
         l_e = F.cross_entropy(logits, truth) if len(truth) else hidden.sum() * 0.0
         return {"loss": (l_a + l_e) / 2, "l_a": l_a.detach(), "l_e": l_e.detach(),
@@ -251,7 +268,7 @@ class EmotionSLLM(nn.Module):
         try:
             temporary.mkdir(parents=True)
             if hasattr(self.model, "peft_config"):
-                self._save_adapter(temporary, folder)
+                self._save_adapter(temporary)
             else:
                 self.model.save_pretrained(temporary)
             card = {"vocabulary": asdict(self.vocabulary), "window": self.window, "codes": codes}
@@ -265,13 +282,14 @@ class EmotionSLLM(nn.Module):
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def _save_adapter(self, temporary: Path, folder: Path) -> None:
+    def _save_adapter(self, temporary: Path) -> None:
         # PEFT keeps the adapter and the new token rows; the backbone with room for those rows is saved beside
         # them, so that the folder needs nothing else.
-        self.model.peft_config["default"].base_model_name_or_path = str(folder / "backbone")
         self.model.save_pretrained(temporary, save_embedding_layers=False)
-        backbone = _pretrained(self.source, str(self.causal_lm.dtype).removeprefix("torch."))
+        backbone = backbones.load(self.source, str(self.causal_lm.dtype).removeprefix("torch."),
+                                  self.causal_lm.config.num_hidden_layers)
         backbone.resize_token_embeddings(self.vocabulary.size, mean_resizing=False)
+        backbones.start_rows(backbone, self.vocabulary.base, self.vocabulary.emotions, None, 0.0)
         backbone.save_pretrained(temporary / "backbone")
 
     @classmethod
@@ -297,12 +315,10 @@ class EmotionSLLM(nn.Module):
             raise UserError(f"the SLLM in {folder} answers with {', '.join(vocabulary.emotions)}, not with "
                             f"{', '.join(emotions)}: train anew for this label set")
         if (folder / "adapter_config.json").is_file():
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(_pretrained(str(folder / "backbone"), "auto"), folder)
+            model = _adapted(backbones.load(str(folder / "backbone"), "auto"), folder)
             sllm = cls(model, vocabulary, window, source=str(folder / "backbone"))
         else:
-            sllm = cls(_pretrained(str(folder), "auto"), vocabulary, window)
+            sllm = cls(backbones.load(str(folder), "auto"), vocabulary, window)
         return sllm.requires_grad_(False).eval()
 
     def fingerprint(self) -> str:
@@ -314,11 +330,15 @@ class EmotionSLLM(nn.Module):
         return digest.hexdigest()[:12]
 
 
-def _pretrained(source: str, dtype: str) -> nn.Module:
+def _adapted(backbone: nn.Module, folder: Path) -> nn.Module:
+    """The backbone with the adapter and the new rows of `folder`."""
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise UserError(f"{folder} lacks adapter_model.safetensors; an adapter_model.bin is a pickle, which can "
+                        "run code, and is not read: run notebook 02 again, or convert it where you trust it")
     try:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa",
-                                                    use_safetensors=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"backbone.source {source!r} cannot be loaded: give the id of a causal language model on "
-                        "a hub that this machine reaches, or a local folder with config.json and "
-                        f"model.safetensors ({str(error).splitlines()[0][:160]})") from error
+        return PeftModel.from_pretrained(backbone, folder)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"the adapter in {folder} does not fit its backbone or is damaged: run notebook 02 again "
+                        f"({str(error).splitlines()[0][:160]})") from error

