@@ -16,6 +16,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dpmkit", description="Dynamic Parameter Memory, reproduced")
     commands = parser.add_subparsers(dest="command", required=True)
     reproduce = commands.add_parser("reproduce", help="run the notebooks headlessly and write results/")
+    train = commands.add_parser("train", help="fine-tune the SLLM of a corpus, alone or under accelerate launch or "
+                                              "torchrun, on all processes that they start")
     settings = commands.add_parser("settings", help="print the settings of a profile as JSON")
     report = commands.add_parser("report", help="write results/README.md and the README's table from the records")
     segment = commands.add_parser("segment", help="find the utterances of recordings: a table to label, for the "
@@ -27,21 +29,21 @@ def main(arguments: list[str] | None = None) -> int:
     bench.add_argument("what", choices=("memory", "context", "stream"))
     bench.add_argument("--repeats", type=int, default=3, help="memory: rounds of all arms in turn (default 3)")
     bench.add_argument("--hours", type=float, default=1.0, help="stream: of audio (default 1)")
-    for command in (reproduce, settings, bench):
+    for command in (reproduce, train, settings, bench):
         command.add_argument("--profile", default="demo", help=f"one of {', '.join(PROFILES)}")
         command.add_argument("--corpus", default="", help="default: the profile's")
         command.add_argument("--root", default="", help="the corpus' folder; relative to the working directory")
-    for command in (reproduce, settings, segment, bench):
+    for command in (reproduce, train, settings, segment, bench):
         command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
                              help="override a setting, e.g. memory.lr=1e-3 (may be repeated)")
     reproduce.add_argument("--folds", default="1", help="e.g. 1, or 1,3, or all")
     reproduce.add_argument("--seeds", default="0", help="e.g. 0 or 0,1,2")
     reproduce.add_argument("--notebooks", default="", help="e.g. 01,03 (default: all five)")
-    for command in (reproduce, settings, report, segment, bench):
+    for command in (reproduce, train, settings, report, segment, bench):
         command.add_argument("--home", default="", help="folder of runs/ and results/ (default: the checkout)")
     options = parser.parse_args(arguments)
     try:
-        return {"reproduce": _reproduce, "settings": _settings, "report": _report,
+        return {"reproduce": _reproduce, "train": _train, "settings": _settings, "report": _report,
                 "segment": _segment, "bench": _bench}[options.command](options)
     except UserError as error:
         print(f"dpmkit: {error}", file=sys.stderr)
@@ -92,6 +94,22 @@ def _reproduce(options: argparse.Namespace) -> int:
            if (r["profile"], r["corpus"]) == (settings.profile, settings.corpus)]
     print(report.summary(ran))
     return _report(options)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from accelerate import PartialState
+
+    from . import codes, corpora, finetune, runs
+
+    settings = _of(options)[0]
+    process = PartialState(cpu=runs.device(settings).type == "cpu")
+    with process.main_process_first():  # the others find what it has made
+        data = corpora.load(settings)
+        spoken = codes.make(settings, data)
+    tuned = finetune.train(settings, data, spoken)
+    if process.is_main_process:
+        print(tuned.folder)
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:

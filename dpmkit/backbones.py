@@ -58,8 +58,8 @@ def tokenizer(source: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"backbone.source {source!r} has no tokenizer that transformers can load; emotion rows made "
-                        "of words need one: set backbone.emotion_rows=mean "
+        raise UserError(f"backbone.source {source!r} has no tokenizer that transformers can load; emotion rows "
+                        "made of words need one: set backbone.emotion_rows=mean "
                         f"({str(error).splitlines()[0][:120]})") from error
 
 

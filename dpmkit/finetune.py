@@ -6,6 +6,7 @@ run stopped, loaded where it is done. Validation conversations choose the epoch;
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -16,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError
 from sklearn.metrics import recall_score
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from . import backbones, dialogues, runs, sllm, vocabulary
@@ -60,9 +62,11 @@ def train(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> Finetuned:
         history = fit(model, *data, collate_sequences(model.vocabulary.end), settings.finetune, folder,
                       settings)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        runs.write_json(log, {"history": history, "trained_parameters": trained})
-        model.save(done, codes.facts)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        if PartialState().is_main_process:
+            runs.write_json(log, {"history": history, "trained_parameters": trained})
+            model.save(done, codes.facts)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        PartialState().wait_for_everyone()
     facts = json.loads(log.read_text(encoding="utf-8"))
     loaded = EmotionSLLM.load(done, codes.facts["codebook_size"], corpus.emotions).to(device(settings))
     return Finetuned(loaded, key, done, facts["history"], facts["trained_parameters"])
@@ -75,20 +79,22 @@ def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate
     `model.forward` returns `loss`, `logits` (rows, classes) and `truth` (rows,). The best epoch has the lowest
     emotion loss on the validation data. Goes on from the newest whole checkpoint in `folder`.
     """
-    steps = math.ceil(len(train_data) / tune.batch) * tune.epochs
     checkpoint, done = _last_whole_checkpoint(folder / "checkpoints", tune.patience)
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"), per_device_train_batch_size=tune.batch,
         per_device_eval_batch_size=tune.batch, num_train_epochs=done or tune.epochs, learning_rate=tune.lr,
-        lr_scheduler_type="cosine", warmup_steps=round(tune.warmup * steps), weight_decay=tune.weight_decay,
+        lr_scheduler_type="cosine", weight_decay=tune.weight_decay,
         max_grad_norm=1.0, eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch",
         save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="eval_l_e", greater_is_better=False,
         seed=settings.seed, data_seed=settings.seed, remove_unused_columns=False, report_to="none",
         use_cpu=device(settings).type == "cpu", dataloader_pin_memory=False,
         restore_callback_states_from_checkpoint=True)  # the patience that is left, or a resumed run trains longer
+    steps = math.ceil(len(train_data) / (tune.batch * arguments.world_size)) * tune.epochs
+    arguments.warmup_steps = round(tune.warmup * steps)
     trainer = _Trainer(model=model, args=arguments, train_dataset=train_data, eval_dataset=validation_data,
                        data_collator=collate,
                        callbacks=[_Epoch(train_data), EarlyStoppingCallback(tune.patience)])
+    trainer.forward_tokens = tune.forward_tokens
     trainer.train(resume_from_checkpoint=checkpoint)
     rows: dict[int, dict] = {}
     for entry in trainer.state.log_history:
@@ -109,14 +115,46 @@ class _Epoch(TrainerCallback):
 
 
 class _Trainer(Trainer):
-    """The Trainer, with an evaluation that knows the two losses and the emotions."""
+    """The Trainer, with steps of several forwards and an evaluation that knows the two losses and the emotions."""
+
+    forward_tokens = 0
+
+    def training_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch=None):
+        """Loss and gradient of one step. L_a and L_e are means over all of its sequences, whatever share of them a
+        forward or a process holds."""
+        inputs = self._prepare_inputs(inputs)
+        pieces = self._pieces(inputs)
+        if len(pieces) == 1 and self.accelerator.num_processes == 1:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        counts = torch.stack([_counts(piece) for piece in pieces])
+        means = self.accelerator.reduce(counts.sum(0), "mean").clamp_min(1e-9)  # as DDP averages gradients
+        total = 0.0
+        for i, piece in enumerate(pieces):
+            alone = self.accelerator.no_sync(model) if i + 1 < len(pieces) else contextlib.nullcontext()
+            with alone, self.compute_loss_context_manager():
+                out = model(**piece)
+                loss = ((torch.stack([out["l_a"], out["l_e"]]) * counts[i] / means).sum()) / 2
+                self.accelerator.backward(loss)
+            total = total + loss.detach()
+        return total
+
+    def _pieces(self, inputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """The sequences of a batch in forwards of `forward_tokens` at most, or one sequence each."""
+        rows, longest = len(inputs["emotion"]), inputs["emotion"].shape[-1]
+        if not self.forward_tokens or "code_weight" not in inputs:
+            return [inputs]
+        at_once = max(1, self.forward_tokens // longest)
+        return [{name: value[i:i + at_once] for name, value in inputs.items()} for i in range(0, rows, at_once)]
 
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         self.model.eval()
         sums, weight, said, truth = {"loss": 0.0, "l_a": 0.0, "l_e": 0.0}, 0, [], []
-        for batch in self.get_eval_dataloader(eval_dataset):
-            out = self.model(**self._prepare_inputs(batch))
+        # Every process hears all of it: a sharded loader repeats dialogues to fill its last batch.
+        loader = DataLoader(self.eval_dataset, self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
+        for piece in (p for batch in loader for p in self._pieces(self._prepare_inputs(batch))):
+            out = self.model(**piece)
             n = len(out["truth"])
             weight += n
             for name in sums:
@@ -145,6 +183,11 @@ class _Trainer(Trainer):
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save tells a full disk as the last
             raise UserError(f"cannot write {self.args.output_dir}: {' '.join(str(error).split())[:120]}; free some "
                             "disk, then run again: training goes on from its last checkpoint") from error
+
+
+def _counts(piece: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Sentences with an L_a and with an L_e, (2,)."""
+    return torch.stack([piece["code_weight"][:, 1:].sum(), (piece["emotion"] >= 0).sum().float()])
 
 
 def _last_whole_checkpoint(folder: Path, patience: int) -> tuple[str | None, int]:

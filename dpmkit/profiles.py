@@ -19,8 +19,8 @@ def _ranges() -> dict[str, tuple[str, Callable[[float], bool]]]:
             "evaluation.streams evaluation.bootstrap ablation.conversations ablation.rank "
             "context.codes context.tokens context.conversations"),
         ("0 or more", lambda v: v >= 0): (
-            "seed conversation.seed backbone.keep_layers backbone.row_noise codes.codebook_size codes.frame_rate "
-            "codes.prosody_weight segments.min_silence "
+            "seed conversation.seed backbone.keep_layers backbone.row_noise finetune.forward_tokens "
+            "codes.codebook_size codes.frame_rate codes.prosody_weight segments.min_silence "
             "segments.pad finetune.n_p finetune.lr classifier.lr recurrent.lr "
             "finetune.weight_decay finetune.patience finetune.lora_rank memory.prefix memory.lr memory.steps "
             "memory.clip memory.weight_decay memory.reset_every memory.sinks evaluation.limit ablation.lr "

@@ -105,6 +105,7 @@ class FinetuneSettings:
     lora_dropout: float = 0.05
     loss_vocabulary: str = "all"  # what the softmax of L_a is over: all | codes (cheaper with a large vocabulary)
     checkpointing: bool = False  # activations are computed again on the way back: less memory, a third more time
+    forward_tokens: int = 0  # most tokens of one forward, padding included (a step is as many as it takes); 0: all
 
 
 @dataclass(frozen=True)

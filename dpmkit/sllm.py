@@ -252,7 +252,7 @@ class EmotionSLLM(nn.Module):
         l_a = (losses * weight).sum() / weight.sum().clamp_min(1e-9)
         truth = emotion[read]
         l_e = F.cross_entropy(logits, truth) if len(truth) else hidden.sum() * 0.0
-        return {"loss": (l_a + l_e) / 2, "l_a": l_a.detach(), "l_e": l_e.detach(),
+        return {"loss": (l_a + l_e) / 2, "l_a": l_a, "l_e": l_e,
                 "logits": logits.detach(), "truth": truth}
 
     # -- on disk -------------------------------------------------------------------------------------------
