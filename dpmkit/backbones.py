@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from .settings import Settings, UserError
 
@@ -42,6 +42,24 @@ def load(source: str, dtype: str, layers: int = 0) -> nn.Module:
         raise UserError(f"backbone.source {source!r} cannot be loaded: give the id of a causal language model on "
                         "a hub that this machine reaches, or a local folder with config.json and "
                         f"model.safetensors ({str(error).splitlines()[0][:160]})") from error
+    return _first(model, layers, source)
+
+
+def shape(source: str, layers: int = 0) -> nn.Module:
+    """The same model without weights, on torch's meta device; UserErrors as of `load`."""
+    try:
+        config = AutoConfig.from_pretrained(source)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"backbone.source {source!r} cannot be loaded: give the id of a causal language model on "
+                        "a hub that this machine reaches, or a local folder with config.json "
+                        f"({str(error).splitlines()[0][:160]})") from error
+    return _first(model, layers, source)
+
+
+def _first(model: nn.Module, layers: int, source: str) -> nn.Module:
+    """The model with the first `layers` of its blocks (0: all)."""
     blocks = model.get_decoder().layers
     if layers > len(blocks):
         raise UserError(f"backbone.keep_layers is {layers}, but {source!r} has {len(blocks)} layers")

@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
-from . import backbones, dialogues, runs, sllm, vocabulary
+from . import backbones, dialogues, estimate, runs, sllm, vocabulary
 from .codes import CorpusCodes
 from .corpora import Corpus
 from .dialogues import Dialogues, collate_sequences
@@ -54,6 +54,8 @@ def train(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> Finetuned:
     log = folder / "history.json"
     if not (done / sllm.CARD).is_file():
         fold = corpus.folds[settings.fold - 1]
+        if settings.backbone.source:
+            estimate.told(settings, corpus, codes)
         backbone = replace(settings.backbone, source=backbones.fetched(settings))
         model = EmotionSLLM.create(backbone, settings.finetune, codes.facts["codebook_size"], corpus.emotions,
                                    settings.seed)

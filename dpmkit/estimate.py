@@ -1,0 +1,134 @@
+"""What fine-tuning a pretrained backbone will take, told before it starts: memory and time, from shapes alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from . import backbones
+from .codes import CorpusCodes
+from .corpora import Corpus
+from .dialogues import Dialogues, collate_sequences
+from .runs import device
+from .settings import Settings, UserError
+from .sllm import EmotionSLLM
+from .vocabulary import Vocabulary
+
+SPARE = 0.95  # of the memory at hand may be asked for
+UTILISATION = 0.4  # of the rate of a large product, which training reaches
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Counts of an epoch and of its largest forward; bytes; seconds of all epochs on `device`."""
+
+    parameters: int
+    trained: int
+    tokens: int  # an epoch, padding included
+    largest: int  # tokens of the largest forward
+    memory: dict[str, int]  # weights, optimiser, activations, logits; bytes
+    flops: float  # of all epochs
+    rate: float  # FLOP/s of a large product here
+    available: int  # bytes
+    device: str
+
+    @property
+    def seconds(self) -> float:
+        return self.flops / (UTILISATION * self.rate)
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in self.memory.items())
+        return (f"fine-tuning {self.parameters / 1e6:.0f} M parameters ({self.trained / 1e6:.1f} M trained) on "
+                f"{self.tokens / 1e6:.2f} M tokens an epoch: about {sum(self.memory.values()) / 1e9:.1f} GB "
+                f"({parts}) of {self.available / 1e9:.1f} GB, and {self.seconds / 3600:.1f} h at "
+                f"{UTILISATION:.0%} of the measured {self.rate / 1e12:.2f} TFLOP/s ({self.device})")
+
+    def checked(self) -> Estimate:
+        """Itself; UserError with the numbers where the memory cannot hold it."""
+        if sum(self.memory.values()) > SPARE * self.available:
+            raise UserError(f"it does not fit: {self}. Lower finetune.forward_tokens (its largest forward has "
+                            f"{self.largest} tokens), set finetune.checkpointing=true, keep fewer layers "
+                            "(backbone.keep_layers), or take a larger device")
+        return self
+
+
+def training(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> Estimate:
+    """For `settings`, whose backbone is pretrained, on the training conversations of its fold; loads no weights."""
+    tune, backbone = settings.finetune, settings.backbone
+    model = backbones.shape(backbones.fetched(settings), backbone.keep_layers)
+    vocabulary = Vocabulary(codes.facts["codebook_size"], corpus.emotions,
+                            base=model.get_input_embeddings().num_embeddings)
+    shell = EmotionSLLM(model, vocabulary, backbone.window)
+    data = Dialogues(shell, corpus.select(corpus.folds[settings.fold - 1].train), codes.codes, corpus.emotions,
+                     settings, True)
+    collate, forwards = collate_sequences(vocabulary.end), []
+    for i in range(0, len(data), tune.batch):
+        batch = collate([data[j] for j in range(i, min(i + tune.batch, len(data)))])
+        rows, longest = batch["input_ids"].shape
+        at_once = max(1, tune.forward_tokens // longest) if tune.forward_tokens else rows
+        forwards += [(len(part), longest, int((part > 0).sum())) for part in batch["code_weight"].split(at_once)]
+    return _of(settings, shell, forwards)
+
+
+def _of(settings: Settings, shell: EmotionSLLM, forwards: Sequence[tuple[int, int, int]]) -> Estimate:
+    """`forwards`: rows, tokens a row and predicted tokens of each forward of an epoch."""
+    tune, config, where = settings.finetune, shell.causal_lm.config, device(settings)
+    dtype = getattr(torch, settings.backbone.dtype)
+    linear = list(shell.linear_layers().values())
+    inside = sum(m.weight.numel() for m in linear)
+    tied = config.tie_word_embeddings
+    new = (shell.vocabulary.size - shell.vocabulary.base) * config.hidden_size * (1 if tied else 2)
+    parameters = sum(p.numel() for p in shell.causal_lm.parameters()) + new
+    lora = tune.lora_rank * sum(m.in_features + m.out_features for m in linear)
+    trained = lora + new if tune.lora_rank else parameters
+    largest = max(rows * tokens for rows, tokens, _ in forwards)
+    predicted = max(asked for *_, asked in forwards)
+    sounds = shell.vocabulary.codebook_size + 1
+    classes = sounds if tune.loss_vocabulary == "codes" else shell.vocabulary.size
+    own = 4 if tune.lora_rank else 0  # PEFT keeps what it trains in float32, beside the backbone's rows
+    memory = {"weights": parameters * dtype.itemsize + own * trained,
+              "optimiser": trained * (8 + 4),  # AdamW's moments and the gradient
+              "activations": largest * _activations(config, dtype.itemsize, tune.lora_rank, tune.checkpointing),
+              "logits": predicted * classes * (dtype.itemsize + 3 * 4)}
+    tokens = sum(rows * longest for rows, longest, _ in forwards)
+    passes = (4 if tune.checkpointing else 3) - (1 if tune.lora_rank else 0)  # frozen weights get no gradient
+    attention = sum(rows * longest ** 2 for rows, longest, _ in forwards) * 4 * config.hidden_size
+    flops = passes * 2 * inside * tokens + (passes + 1) * attention * config.num_hidden_layers
+    flops += 3 * 2 * sum(asked for *_, asked in forwards) * classes * config.hidden_size
+    available = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else psutil.virtual_memory().available
+    return Estimate(parameters, trained, tokens, largest, memory, flops * tune.epochs, matmul_rate(where, dtype),
+                    available, torch.cuda.get_device_name(where) if where.type == "cuda" else "CPU")
+
+
+def _activations(config, size: int, rank: int, checkpointing: bool) -> int:
+    """Bytes a token that the blocks keep for the way back: their inputs and those of every product; norms count in
+    float32. With checkpointing, each block's input, and one block's at a time."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    heads = config.num_key_value_heads / config.num_attention_heads
+    block = size * (hidden * (7 + 2 * heads) + 4 * inner) + 4 * 4 * hidden + 7 * 4 * rank
+    if checkpointing:
+        return int(config.num_hidden_layers * size * hidden + block)
+    return int(config.num_hidden_layers * block)
+
+
+def matmul_rate(where: torch.device, dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
+    """FLOP/s of a product of two `size` x `size` matrices."""
+    a = torch.randn(size, size, device=where).to(dtype)
+    a @ a
+    start, done = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        a @ a
+        if where.type == "cuda":
+            torch.cuda.synchronize(where)
+        done += 1
+    return done * 2 * size ** 3 / (time.perf_counter() - start)
+
+
+def told(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> None:
+    """Print the estimate; UserError, with its numbers, where the run cannot fit."""
+    print(training(settings, corpus, codes).checked(), flush=True)
+
