@@ -136,7 +136,9 @@ def ablations(rows: Sequence[dict[str, Any]]) -> Figure:
     """Gain in WA over the frozen SLLM with the same prefix, one panel a setting."""
     table = pd.DataFrame(rows)
     names = list(dict.fromkeys(table["setting"]))
-    figure, axes = plt.subplots(1, len(names), figsize=(2.6 * len(names), 2.7), sharey=True, squeeze=False)
+    counts = [max(3, (table["setting"] == name).sum()) for name in names]  # room for each tick's label
+    figure, axes = plt.subplots(1, len(names), figsize=(0.62 * sum(counts) + 1, 2.7), sharey=True, squeeze=False,
+                                width_ratios=counts)
     for panel, name in zip(axes[0], names, strict=True):
         part = table[table["setting"] == name]
         x = np.arange(len(part))
