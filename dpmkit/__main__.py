@@ -38,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
                              help="override a setting, e.g. memory.lr=1e-3 (may be repeated)")
     reproduce.add_argument("--folds", default="1", help="e.g. 1, or 1,3, or all")
     reproduce.add_argument("--seeds", default="0", help="e.g. 0 or 0,1,2")
+    reproduce.add_argument("--ray", nargs="?", const="local", default="", metavar="ADDRESS",
+                           help="run folds and seeds side by side on Ray: on this machine, or at this address")
     reproduce.add_argument("--notebooks", default="", help="e.g. 01,03 (default: all five)")
     for command in (reproduce, train, settings, report, segment, bench):
         command.add_argument("--home", default="", help="folder of runs/ and results/ (default: the checkout)")
@@ -75,7 +77,7 @@ def _of(options: argparse.Namespace) -> tuple[Settings, dict[str, Any]]:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from . import corpora, records, report, reproduce
+    from . import corpora, grid, records, report, reproduce
 
     settings, overrides = _of(options)
     known = corpora.load(settings).folds
@@ -84,16 +86,23 @@ def _reproduce(options: argparse.Namespace) -> int:
                  if not options.notebooks or n.split("_")[0] in options.notebooks.split(",")]
     if not notebooks:
         raise UserError(f"--notebooks {options.notebooks!r} names none of {', '.join(reproduce.NOTEBOOKS)}")
-    for fold in folds:
-        for seed in _numbers("--seeds", options.seeds):
-            if not 1 <= fold <= len(known):
-                raise UserError(f"fold {fold} does not exist: corpus {settings.corpus!r} has folds 1 to "
-                                f"{len(known)}")
-            reproduce.run(settings.replace("fold", fold).replace("seed", seed), notebooks, overrides)
+    if unknown := [fold for fold in folds if not 1 <= fold <= len(known)]:
+        raise UserError(f"fold {unknown[0]} does not exist: corpus {settings.corpus!r} has folds 1 to {len(known)}")
+    cells = [settings.replace("fold", fold).replace("seed", seed)
+             for fold in folds for seed in _numbers("--seeds", options.seeds)]
+    if options.ray:
+        failed = grid.run(cells, notebooks, overrides, options.ray)
+    else:
+        failed = {}
+        for cell in cells:
+            reproduce.run(cell, notebooks, overrides)
     ran = [r for r in records.load_all(settings.home_path)
            if (r["profile"], r["corpus"]) == (settings.profile, settings.corpus)]
     print(report.summary(ran))
-    return _report(options)
+    _report(options)
+    for name, reason in failed.items():
+        print(f"dpmkit: {name} failed: {reason}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -17,14 +17,14 @@ def _ranges() -> dict[str, tuple[str, Callable[[float], bool]]]:
             "finetune.n_q finetune.epochs finetune.batch classifier.epochs classifier.batch recurrent.hidden "
             "recurrent.layers recurrent.epochs recurrent.batch memory.rank "
             "evaluation.streams evaluation.bootstrap ablation.conversations ablation.rank "
-            "context.codes context.tokens context.conversations"),
+            "context.codes context.tokens context.conversations grid.cpus"),
         ("0 or more", lambda v: v >= 0): (
             "seed conversation.seed backbone.keep_layers backbone.row_noise finetune.forward_tokens "
             "codes.codebook_size codes.frame_rate codes.prosody_weight segments.min_silence "
             "segments.pad finetune.n_p finetune.lr classifier.lr recurrent.lr "
             "finetune.weight_decay finetune.patience finetune.lora_rank memory.prefix memory.lr memory.steps "
             "memory.clip memory.weight_decay memory.reset_every memory.sinks evaluation.limit ablation.lr "
-            "ablation.steps ablation.prefix ablation.decay"),
+            "ablation.steps ablation.prefix ablation.decay grid.gpus grid.retries"),
         ("4 or 6", lambda v: v in (4, 6)): "source.classes",
         ("2 or more", lambda v: v >= 2): "conversation.speakers",
         ("from 0 to 1", lambda v: 0 <= v <= 1): "finetune.warmup memory.decay",
@@ -77,6 +77,6 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetune.lr": 5e-5, "finetune.epochs": 20, "finetune.batch": 1,
         "finetune.lora_rank": 64, "finetune.checkpointing": True, "classifier.lr": 1e-4,
         "memory.rank": 64, "memory.alpha": 64.0, "memory.prefix": 1024,
-        "evaluation.streams": 1, "evaluation.own_answers": False,
+        "evaluation.streams": 1, "evaluation.own_answers": False, "grid.gpus": 1.0,
     },
 }

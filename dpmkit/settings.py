@@ -204,6 +204,15 @@ class ContextSettings:
 
 
 @dataclass(frozen=True)
+class GridSettings:
+    """What one run of a grid on Ray takes."""
+
+    cpus: int = 2
+    gpus: float = 0.0
+    retries: int = 2  # of a run whose worker died
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything a run depends on. Build it with `Settings.of`; relative roots start at `home`."""
 
@@ -227,6 +236,7 @@ class Settings:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     ablation: AblationSettings = field(default_factory=AblationSettings)
     context: ContextSettings = field(default_factory=ContextSettings)
+    grid: GridSettings = field(default_factory=GridSettings)
 
     @classmethod
     def of(cls, profile: str = "demo", overrides: dict[str, Any] | None = None, **named: Any) -> Settings:
