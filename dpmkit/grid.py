@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import reproduce
@@ -14,8 +14,12 @@ from .settings import Settings, UserError
 LOCAL = "local"  # address of a Ray that is started here, with all processors of this machine
 
 
-def run(cells: Sequence[Settings], notebooks: Sequence[str], overrides: dict[str, Any],
-        address: str = LOCAL) -> dict[str, str]:
+def _cell(settings: Settings, notebooks: Sequence[str], overrides: dict[str, Any]) -> None:
+    reproduce.run(settings, notebooks, overrides)
+
+
+def run(cells: Sequence[Settings], notebooks: Sequence[str], overrides: dict[str, Any], address: str = LOCAL,
+        work: Callable[[Settings, Sequence[str], dict[str, Any]], None] = _cell) -> dict[str, str]:
     """Run `reproduce.run` for every cell on Ray; the records are those of a sequential run. Returns run name ->
     what went wrong, of the cells that failed; the others' results stand.
 
@@ -26,7 +30,7 @@ def run(cells: Sequence[Settings], notebooks: Sequence[str], overrides: dict[str
     ray = _started(address)
     try:
         at = cells[0].grid
-        task = ray.remote(num_cpus=at.cpus, num_gpus=at.gpus, max_retries=at.retries, max_calls=1)(_cell)
+        task = ray.remote(num_cpus=at.cpus, num_gpus=at.gpus, max_retries=at.retries, max_calls=1)(work)
         pending = {task.remote(cell, tuple(notebooks), overrides): cell.run_name for cell in cells}
         failed: dict[str, str] = {}
         while pending:
@@ -42,10 +46,6 @@ def run(cells: Sequence[Settings], notebooks: Sequence[str], overrides: dict[str
         return failed
     finally:
         ray.shutdown()
-
-
-def _cell(settings: Settings, notebooks: Sequence[str], overrides: dict[str, Any]) -> None:
-    reproduce.run(settings, notebooks, overrides)
 
 
 def _started(address: str) -> Any:
