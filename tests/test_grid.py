@@ -26,11 +26,8 @@ def cells(home, seeds=2):
 
 def untimed(home):
     """Every record below a home, without what may differ from run to run."""
-    found = {}
-    for path in sorted(Path(home).glob("results/*/records/*.json")):
-        record = json.loads(path.read_text())
-        found[path.name] = {k: v for k, v in record.items() if k not in records.TIMED}
-    return found
+    return {path.name: records.without_times(json.loads(path.read_text()))
+            for path in sorted(Path(home).glob("results/*/records/*.json"))}
 
 
 def command_line(home, *more):
