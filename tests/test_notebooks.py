@@ -70,8 +70,8 @@ def test_a_run_from_elsewhere_leaves_records_figures_and_pages(smoke):
     for kind in records.KINDS:
         assert str(home) not in json.dumps(records.load(settings, kind))
     for figure in ("durations", "transitions", "codes", "losses", "confusion", "trace", "methods", "recalls",
-                   "confusions", "reliability", "lengths", "power", "ablations", "rules", "robustness", "positions",
-                   "pareto", "cost"):
+                   "confusions", "reliability", "lengths", "power", "ablations", "engine", "rules", "robustness",
+                   "positions", "pareto", "cost"):
         path = folder / "figures" / f"{figure}-fold1-seed0.png"
         assert 2_000 < path.stat().st_size < 300_000, figure
     assert digests() == before, "papermill must not write its input"
@@ -84,7 +84,7 @@ def test_a_run_from_elsewhere_leaves_records_figures_and_pages(smoke):
 def test_the_methods_record_is_complete(smoke):
     record = records.load(Settings.of("smoke", home=str(smoke[0])), "methods")
     listed = {row["method"]: row for row in record["results"]["listed"]}
-    wanted = set(listed) - {"own-answers", "own-answers + filter"}
+    wanted = set(listed)
     for protocol in ("all-lengths", "complete"):
         rows = record["results"]["protocols"][protocol]["methods"]
         assert {r["method"] for r in rows} == wanted
