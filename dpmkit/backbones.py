@@ -160,7 +160,7 @@ def _convert(path: Path, folder: Path) -> None:
     except ImportError as error:
         raise UserError("backbone.source: reading a GGUF file needs the package gguf: pip install "
                         f'"dpmkit[smollm2]" ({error})') from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # the tokenizers' Rust raises bare Exceptions
         raise UserError(f"backbone.source: {path.name} cannot be read as a causal language model "
                         f"({str(error).splitlines()[0][:160]})") from error
     model.save_pretrained(folder)

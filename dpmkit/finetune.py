@@ -143,28 +143,28 @@ class _Trainer(Trainer):
 
     def _pieces(self, inputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         """The sequences of a batch in forwards of `forward_tokens` at most, or one sequence each."""
-        rows, longest = len(inputs["emotion"]), inputs["emotion"].shape[-1]
         if not self.forward_tokens or "code_weight" not in inputs:
             return [inputs]
+        rows, longest = inputs["emotion"].shape
         at_once = max(1, self.forward_tokens // longest)
         return [{name: value[i:i + at_once] for name, value in inputs.items()} for i in range(0, rows, at_once)]
 
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         self.model.eval()
-        sums, weight, said, truth = {"loss": 0.0, "l_a": 0.0, "l_e": 0.0}, 0, [], []
+        sums, counts, said, truth = torch.zeros(2), torch.zeros(2), [], []
         # Every process hears all of it: a sharded loader repeats dialogues to fill its last batch.
         loader = DataLoader(self.eval_dataset, self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
         for piece in (p for batch in loader for p in self._pieces(self._prepare_inputs(batch))):
             out = self.model(**piece)
-            n = len(out["truth"])
-            weight += n
-            for name in sums:
-                sums[name] += n * float(out.get(name, out["loss"]))
+            here = _counts(piece) if "l_a" in out else torch.full((2,), float(len(out["truth"])))
+            losses = torch.stack([out.get(name, out["loss"]).float() for name in ("l_a", "l_e")])
+            sums, counts = sums + (here * losses).cpu(), counts + here.cpu()
             said.append(out["logits"].argmax(-1).cpu())
             truth.append(out["truth"].cpu())
         said, truth = torch.cat(said).numpy(), torch.cat(truth).numpy()
-        metrics = {f"eval_{name}": value / max(1, weight) for name, value in sums.items()}
+        l_a, l_e = (sums / counts.clamp_min(1e-9)).tolist()
+        metrics = {"eval_loss": (l_a + l_e) / 2, "eval_l_a": l_a, "eval_l_e": l_e}
         metrics["eval_wa"] = float((said == truth).mean())
         metrics["eval_ua"] = float(recall_score(truth, said, labels=np.unique(truth), average="macro"))
         self.log(metrics)
