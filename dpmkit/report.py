@@ -44,16 +44,21 @@ def summary(made: list[dict[str, Any]]) -> str:
     """The method table of every profile, corpus and fold (its lowest seed), what it says, and the other seeds."""
     lines = []
     for same in _by_seed(made):
-        table = records.methods_table(same[0], "all-lengths").drop(columns="hears")
-        if "group" in table:
-            table = table[~table["group"].isin(["filter", "control"]) | table["method"].isin(SHOWN)]
-        lines += [f"**{_title(same[0])}**, every labelled utterance of the test fold", "", _markdown(table), "",
+        lines += [f"**{_title(same[0])}**, every labelled utterance of the test fold", "", _short(same[0]), "",
                   records.verdict(same[0]), ""]
         lines += [line for r in made if r["kind"] == "data" and _title(r) == _title(same[0])
                   for line in _ceilings(r, ("test",))]
         if len(same) > 1:
             lines += [f"Trained anew with {len(same)} seeds:", "", _markdown(records.seeds_table(same)), ""]
     return "\n".join(lines) + "\n" if lines else "No record yet: `make reproduce` writes them.\n"
+
+
+def _short(record: dict[str, Any]) -> str:
+    """The method table, every labelled utterance, without the filters and controls that SHOWN leaves out."""
+    table = records.methods_table(record, "all-lengths").drop(columns="hears")
+    if "group" in table:
+        table = table[~table["group"].isin(["filter", "control"]) | table["method"].isin(SHOWN)]
+    return _markdown(table)
 
 
 def _by_seed(made: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -139,7 +144,7 @@ def _methods(record: dict[str, Any]) -> list[str]:
     return [records.verdict(record), "",
             f"**Every labelled utterance, each with its own history** ({part['targets']} targets, "
             f"{part['conversations']} conversations)", "",
-            _markdown(records.methods_table(record, "all-lengths")), "",
+            _short(record), "",
             f"`dpm` uses the paper's rule at lr {record['settings']['memory.lr']:g}; `dpm-tuned` takes lr "
             f"{tuned['lr']:g}, the best of {tuned['tried']} on {tuned['conversations']} validation "
             "conversations. " + "".join(f"{note} " for note in record["results"]["notes"]), ""]
@@ -150,6 +155,8 @@ def _details(kinds: dict[str, dict[str, Any]]) -> list[str]:
     lines = []
     if "methods" in kinds:
         part = kinds["methods"]["results"]["protocols"]["complete"]
+        lines += _folded("Every method, filter, control and bound, and what each of them hears",
+                         [_markdown(records.methods_table(kinds["methods"], "all-lengths"))])
         lines += _folded(f"Complete dialogues: the last labelled utterance of each ({part['targets']} targets)",
                          [_markdown(records.methods_table(kinds["methods"], "complete")), "",
                           records.verdict(kinds["methods"], "complete")])
