@@ -201,9 +201,10 @@ def _interval(middle: float, interval: Sequence[float], form: str = ".1f") -> st
     return f"{middle:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
 
 
-def seeds_table(made: list[dict[str, Any]], protocol: str = "all-lengths") -> pd.DataFrame:
-    """`methods` records that differ in their training seed alone: mean WA and mean gain over the seeds, with the
-    lowest and the highest (the spread of training; the intervals of one record are the spread of conversations)."""
+def spread_table(made: list[dict[str, Any]], what: str, protocol: str = "all-lengths") -> pd.DataFrame:
+    """`methods` records that differ in `what` alone, seeds or folds: mean WA and mean gain over them, with the
+    lowest and the highest (the spread of training or of test speakers; one record's intervals are the spread of its
+    conversations)."""
     out: dict[str, dict[str, list[float]]] = {}
     for record in made:
         for row in record["results"]["protocols"][protocol]["methods"]:
@@ -211,7 +212,7 @@ def seeds_table(made: list[dict[str, Any]], protocol: str = "all-lengths") -> pd
             kept["WA"].append(row["WA"])
             kept["WA_gain"].append(row["WA_gain"])
     return pd.DataFrame([{
-        "method": method, f"WA, mean of {len(made)} seeds": f"{np.mean(v['WA']):.1f}",
+        "method": method, f"WA, mean of {len(made)} {what}": f"{np.mean(v['WA']):.1f}",
         "lowest to highest": f"{min(v['WA']):.1f} to {max(v['WA']):.1f}",
         "WA against window, mean": f"{np.mean(v['WA_gain']):+.1f}",
         "lowest to highest gain": f"{min(v['WA_gain']):+.1f} to {max(v['WA_gain']):+.1f}",

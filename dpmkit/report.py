@@ -41,27 +41,54 @@ def committed(home: Path) -> list[dict[str, Any]]:
 
 
 def summary(made: list[dict[str, Any]]) -> str:
-    """The method table of every profile, corpus and fold (its lowest seed), what it says, and the other seeds."""
-    lines = []
-    for same in _by_seed(made):
-        table = records.methods_table(same[0], "all-lengths").drop(columns="hears")
-        if "group" in table:
-            table = table[~table["group"].isin(["filter", "control"]) | table["method"].isin(SHOWN)]
-        lines += [f"**{_title(same[0])}**, every labelled utterance of the test fold", "", _markdown(table), "",
+    """The method table of every profile and corpus (lowest fold and seed), what it says, other seeds and folds."""
+    lines, shown = [], set()
+    for same in _alike(made, "seed"):
+        if (where := (same[0]["profile"], same[0]["corpus"])) in shown:
+            continue
+        shown.add(where)
+        lines += [f"**{_title(same[0])}**, every labelled utterance of the test fold", "", _short(same[0]), "",
                   records.verdict(same[0]), ""]
         lines += [line for r in made if r["kind"] == "data" and _title(r) == _title(same[0])
                   for line in _ceilings(r, ("test",))]
         if len(same) > 1:
-            lines += [f"Trained anew with {len(same)} seeds:", "", _markdown(records.seeds_table(same)), ""]
+            lines += [f"Trained anew with {len(same)} seeds:", "", _spread(same, "seeds"), ""]
+        lines += _folds([r for r in made if (r["profile"], r["corpus"]) == where])
     return "\n".join(lines) + "\n" if lines else "No record yet: `make reproduce` writes them.\n"
 
 
-def _by_seed(made: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """`methods` records in groups that differ in the seed alone, lowest seed first."""
+def _short(record: dict[str, Any]) -> str:
+    """The method table, every labelled utterance, without the filters and controls that SHOWN leaves out."""
+    return _markdown(_kept(record, records.methods_table(record, "all-lengths").drop(columns="hears")))
+
+
+def _spread(same: list[dict[str, Any]], what: str) -> str:
+    return _markdown(_kept(same[0], records.spread_table(same, what)))
+
+
+def _kept(record: dict[str, Any], table: pd.DataFrame) -> pd.DataFrame:
+    groups = {row["method"]: row["group"] for row in record["results"].get("listed", [])}
+    return table[[m in SHOWN or groups.get(m) not in ("filter", "control") for m in table["method"]]]
+
+
+def _alike(made: list[dict[str, Any]], but: str) -> list[list[dict[str, Any]]]:
+    """`methods` records in groups that differ in `but`, seed or fold, alone; lowest first."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
-    for record in sorted((r for r in made if r["kind"] == "methods"), key=lambda r: r["seed"]):
-        groups.setdefault((record["profile"], record["corpus"], record["fold"]), []).append(record)
+    for record in sorted((r for r in made if r["kind"] == "methods"), key=lambda r: r[but]):
+        same = tuple(record[name] for name in ("profile", "corpus", "fold", "seed") if name != but)
+        groups.setdefault(same, []).append(record)
     return [groups[name] for name in sorted(groups)]
+
+
+def _folds(made: list[dict[str, Any]]) -> list[str]:
+    """Means over folds, for each seed that has several."""
+    lines = []
+    for same in _alike(made, "fold"):
+        if len(same) > 1:
+            folds = ", ".join(str(r["fold"]) for r in same)
+            lines += [f"Folds {folds} (seed {same[0]['seed']}), each with test speakers of its own:", "",
+                      _spread(same, "folds"), ""]
+    return lines
 
 
 def page(made: list[dict[str, Any]], home: Path) -> str:
@@ -94,10 +121,13 @@ def page(made: list[dict[str, Any]], home: Path) -> str:
         lines += ["Rendered notebooks: " + " · ".join(pages), ""] if pages else []
         lines += ["Records: " + " · ".join(f"[{k}]({folder}/records/{k}-{run}.json)" for k in kinds), ""]
         lines += _details(kinds)
-    for same in _by_seed(made):
+    for same in _alike(made, "seed"):
         if len(same) > 1:
             lines += [f"## Seeds: `{same[0]['profile']}` on `{same[0]['corpus']}`, fold {same[0]['fold']}", "",
-                      _markdown(records.seeds_table(same)), ""]
+                      _spread(same, "seeds"), ""]
+    for profile, corpus in sorted({(r["profile"], r["corpus"]) for r in made}):
+        over = _folds([r for r in made if (r["profile"], r["corpus"]) == (profile, corpus)])
+        lines += [f"## Folds: `{profile}` on `{corpus}`", "", *over] if over else []
     lines += ["## Others, as the paper quotes them", "", "Audio only, from its Table 2; none of them was run here.",
               "", _markdown(records.quoted_table()), ""]
     return "\n".join(lines + _benches(home))
@@ -139,7 +169,7 @@ def _methods(record: dict[str, Any]) -> list[str]:
     return [records.verdict(record), "",
             f"**Every labelled utterance, each with its own history** ({part['targets']} targets, "
             f"{part['conversations']} conversations)", "",
-            _markdown(records.methods_table(record, "all-lengths")), "",
+            _short(record), "",
             f"`dpm` uses the paper's rule at lr {record['settings']['memory.lr']:g}; `dpm-tuned` takes lr "
             f"{tuned['lr']:g}, the best of {tuned['tried']} on {tuned['conversations']} validation "
             "conversations. " + "".join(f"{note} " for note in record["results"]["notes"]), ""]
@@ -150,6 +180,8 @@ def _details(kinds: dict[str, dict[str, Any]]) -> list[str]:
     lines = []
     if "methods" in kinds:
         part = kinds["methods"]["results"]["protocols"]["complete"]
+        lines += _folded("Every method, filter, control and bound, and what each of them hears",
+                         [_markdown(records.methods_table(kinds["methods"], "all-lengths"))])
         lines += _folded(f"Complete dialogues: the last labelled utterance of each ({part['targets']} targets)",
                          [_markdown(records.methods_table(kinds["methods"], "complete")), "",
                           records.verdict(kinds["methods"], "complete")])

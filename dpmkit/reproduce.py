@@ -66,7 +66,8 @@ def _render(executed: Path, target: Path, name: str, home: str) -> None:
             cell.source = cell.source.replace(f'home = "{home}"', 'home = ""')
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"
-                            and "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+                            and "application/vnd.jupyter.widget-view+json" not in o.get("data", {})
+                            and "<progress" not in "".join(o.get("data", {}).get("text/html", ""))]
     notebook.metadata.pop("widgets", None)
     for suffix, text in ((".ipynb", nbformat.writes(notebook) + "\n"), (".html", render.page(notebook))):
         path = target / f"{name}{suffix}"

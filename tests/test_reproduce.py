@@ -64,11 +64,11 @@ def row(method: str, wa: float, gain: float, low: float, high: float) -> dict:
     return out
 
 
-def a_record(home: Path, low: float, high: float, seed: int = 0) -> dict:
+def a_record(home: Path, low: float, high: float, seed: int = 0, fold: int = 1) -> dict:
     rows = [row("window", 60, 0, 0, 0), row("dpm", 60 + (low + high) / 2, (low + high) / 2, low, high),
             row("dpm-swapped", 60.5, 0.5, -1, 2)]
     part = {"targets": 9, "conversations": 3, "methods": rows}
-    settings = Settings.of("demo", home=str(home), seed=seed, root=str(home / "secret" / "emodb"))
+    settings = Settings.of("demo", home=str(home), seed=seed, fold=fold, root=str(home / "secret" / "emodb"))
     records.save(settings, "methods", {
         "protocols": {"all-lengths": part, "complete": part}, "hears": {r["method"]: "x" for r in rows},
         "notes": [], "tuned": {"lr": 1e-3, "tried": 2, "conversations": 4}, "nothing": float("nan"),
@@ -110,11 +110,19 @@ def test_the_report_is_made_of_records_alone(tmp_path):
 
 def test_seeds_share_one_table_of_means(tmp_path):
     made = [a_record(tmp_path, 1.0, 3.0), a_record(tmp_path, 3.0, 5.0, seed=1)]
-    table = records.seeds_table(made).set_index("method")
+    table = records.spread_table(made, "seeds").set_index("method")
     assert table.loc["dpm"].tolist() == ["63.0", "62.0 to 64.0", "+3.0", "+2.0 to +4.0"]
     said = report.summary(made[::-1])
     assert said.count("**`demo` profile") == 1 and "seed 0**" in said and "Trained anew with 2 seeds" in said
     assert "| dpm | 63.0 |" in report.page(made, tmp_path)
+
+
+def test_folds_share_one_table_of_means_and_only_the_first_has_its_own(tmp_path):
+    made = [a_record(tmp_path, low, low + 2, fold=fold) for low, fold in ((1.0, 1), (3.0, 2), (5.0, 4))]
+    said = report.summary(made[::-1])
+    assert said.count("**`demo` profile") == 1 and "fold 1, seed 0**" in said and "Folds 1, 2, 4 (seed 0)" in said
+    assert "| dpm | 64.0 | 62.0 to 66.0 | +4.0 | +2.0 to +6.0 |" in said and "seeds:" not in said
+    assert report.page(made, tmp_path).count("## Folds: `demo` on `demo`") == 1
 
 
 def test_the_committed_pages_are_those_of_the_committed_records():
