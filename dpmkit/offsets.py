@@ -82,10 +82,6 @@ class SpeakerMemory:
         self.model, self.paths, self.power = model, paths, power
         self.speakers: dict[str, _Voice] = {}
 
-    def reset(self) -> None:
-        """Nobody heard."""
-        self.speakers.clear()
-
     def begin(self) -> None:
         """A new conversation of the same speakers: offsets are kept, emotions begin anew."""
         self.speakers = {s: replace(v, following=np.tile(self.model.prior, (len(v.weights), 1)))
@@ -95,12 +91,14 @@ class SpeakerMemory:
         """Emotion probabilities, (emotions,), of this utterance given all that the speaker said up to it; `state`:
         (d,), projected. `told`: its true emotion, learned after the answer (for the bound alone)."""
         voice = self.speakers.setdefault(speaker, _Voice.fresh(self.model))
-        scores = self._scores(voice, state)
+        precision = np.linalg.inv(self.model.within + voice.covariance)
+        beyond = state - voice.offsets[:, None] - self.model.means  # (paths, emotions, d)
+        likelihood = -0.5 * (beyond @ precision * beyond).sum(-1)
+        scores = voice.weights[:, None] + np.log(voice.following + 1e-12) + self.power * likelihood
         answer = np.exp(scores - np.logaddexp.reduce(scores, None)).sum(0)
         if told is not None:
             scores = np.where(np.arange(len(answer)) == told, scores, scores.min() - 1e6)
-        gain = voice.covariance @ np.linalg.inv(self.model.within + voice.covariance)
-        beyond = state - voice.offsets[:, None] - self.model.means  # (paths, emotions, d)
+        gain = voice.covariance @ precision
         offsets = (voice.offsets[:, None] + beyond @ gain.T).reshape(-1, len(state))
         kept = np.argsort(-scores.ravel(), kind="stable")[:self.paths]
         self.speakers[speaker] = _Voice(offsets[kept], voice.covariance - gain @ voice.covariance,
@@ -114,12 +112,6 @@ class SpeakerMemory:
         mean, share = np.exp(voice.weights) @ voice.offsets, np.exp(voice.weights)[:, None]
         apart = voice.offsets - mean
         return mean, voice.covariance + (share * apart).T @ apart
-
-    def _scores(self, voice: _Voice, state: np.ndarray) -> np.ndarray:
-        """Log weights of every path with every next emotion, (paths, emotions)."""
-        beyond = state - voice.offsets[:, None] - self.model.means
-        likelihood = -0.5 * (beyond @ np.linalg.inv(self.model.within + voice.covariance) * beyond).sum(-1)
-        return voice.weights[:, None] + np.log(voice.following + 1e-12) + self.power * likelihood
 
 
 @dataclass(frozen=True)

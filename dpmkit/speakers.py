@@ -68,7 +68,7 @@ def fitted(settings: Settings, corpus: Corpus, codes: CorpusCodes,
             for rows in table[who == speaker].groupby("conversation", sort=False).indices.values():
                 at = np.flatnonzero(who == speaker)[rows]
                 memory = SpeakerMemory(noisy, own.paths, power)
-                answers[at] = _remembered(memory, noisy.project(states[at]), [speaker] * len(at))[0]
+                answers[at] = _remembered(memory, noisy.project(states[at]), [speaker] * len(at))
         likely = answers[said, truth[said]]
         tried.append({"power": power, "nll": float(-np.log(likely + 1e-12).mean()),
                       "WA": 100 * float((answers[said].argmax(1) == truth[said]).mean())})
@@ -91,7 +91,8 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     known = {s: beyond[who[said] == s].mean(0) for s in np.unique(who[said])}
     answers = {name: np.zeros((len(z), len(emotions))) for name in HEARS}
     chain, whole = (model.transition, model.prior), model.within + model.between
-    kept, trails = SpeakerMemory(model, settings.speaker.paths, power), {}
+    kept = SpeakerMemory(model, settings.speaker.paths, power)
+    trails, whole_trails = {name: {} for name in rows_of}, {}
     for name, rows in rows_of.items():
         heard, speakers = z[rows], list(who[rows])
         offsets = np.stack([known.get(s, 0 * heard[0]) for s in speakers])
@@ -100,12 +101,10 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
         answers["speaker-head + filter"][rows] = forward_filter(alone, speakers, *chain)
         answers["speaker-oracle"][rows] = forward_filter(oracle, speakers, *chain)
         fresh, told = (SpeakerMemory(model, settings.speaker.paths, power) for _ in range(2))
-        answers["speaker-memory"][rows], trails[name] = _remembered(fresh, heard, speakers)
-        answers["speaker-told"][rows], _ = _remembered(told, heard, speakers, truth[rows])
+        answers["speaker-memory"][rows] = _remembered(fresh, heard, speakers, trails=trails[name])
+        answers["speaker-told"][rows] = _remembered(told, heard, speakers, truth[rows])
         kept.begin()
-        answers["speaker-memory-kept"][rows], more = _remembered(kept, heard, speakers)
-        for speaker, trail in more.items():  # each begins where the last conversation's ended
-            trails.setdefault("all", {}).setdefault(speaker, trail[:1]).extend(trail[1:])
+        answers["speaker-memory-kept"][rows] = _remembered(kept, heard, speakers, trails=whole_trails)
     strangers, counts = _strangers(table), dict.fromkeys(who, 0)
     for name, rows in rows_of.items():
         heard, speakers = z[rows], list(who[rows])
@@ -113,7 +112,7 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
         theirs = {s: order[i % len(order)] for i, s in enumerate(dict.fromkeys(speakers))}
         swapped = _swapped(model, power, heard, speakers, theirs, dict.fromkeys(speakers, 0))
         answers["speaker-memory-swapped"][rows] = forward_filter(swapped, speakers, *chain)
-        theirs = {s: trails["all"][strangers[s]] for s in speakers}
+        theirs = {s: whole_trails[strangers[s]] for s in speakers}
         swapped = _swapped(model, power, heard, speakers, theirs, counts)
         answers["speaker-memory-kept-swapped"][rows] = forward_filter(swapped, speakers, *chain)
     return {name: table.assign(**{f"p_{e}": p[:, i] for i, e in enumerate(emotions)})
@@ -121,15 +120,20 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
 
 
 def _remembered(memory: SpeakerMemory, heard: np.ndarray, speakers: Sequence[str],
-                told: Sequence[int | None] | None = None) -> tuple[np.ndarray, dict[str, list[tuple]]]:
-    """Answers, (turns, emotions), of a memory to one conversation, (turns, d); and of each speaker the offset (mean
-    and covariance) as known before its first utterance there, its second, …, and after its last."""
-    answers, trails = [], {s: [memory.offset(s)] for s in dict.fromkeys(speakers)}
+                told: Sequence[int | None] | None = None,
+                trails: dict[str, list[tuple]] | None = None) -> np.ndarray:
+    """Answers, (turns, emotions), of a memory to one conversation, (turns, d). `trails`, where given, go on with
+    the offset (mean and covariance) of each speaker as known before its first utterance, its second, …, and after
+    its last."""
+    answers = []
     told = [None] * len(heard) if told is None else told
     for speaker, state, truth in zip(speakers, heard, told, strict=True):
+        if trails is not None:
+            trails.setdefault(speaker, [memory.offset(speaker)])
         answers.append(memory.hear(speaker, state, truth))
-        trails[speaker].append(memory.offset(speaker))
-    return np.stack(answers), trails
+        if trails is not None:
+            trails[speaker].append(memory.offset(speaker))
+    return np.stack(answers)
 
 
 def _swapped(model: OffsetModel, power: float, heard: np.ndarray, speakers: Sequence[str],
@@ -172,7 +176,7 @@ def remembered(settings: Settings, conversations: Sequence[Conversation], codes:
     z = model.project(_states(tuned, codes, table["utterance"], "states"))
     for rows in table.groupby("conversation", sort=False).indices.values():
         memory = SpeakerMemory(model, settings.speaker.paths, power)
-        answers, _ = _remembered(memory, z[rows], list(table["speaker"].iloc[rows]))
+        answers = _remembered(memory, z[rows], list(table["speaker"].iloc[rows]))
         table.loc[rows, [f"p_{e}" for e in emotions]] = answers
     return table
 
