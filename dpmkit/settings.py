@@ -1,6 +1,6 @@
-"""What a run is made of: frozen settings, three profiles, and one kind of error for the user's mistakes.
+"""What a run is made of: frozen settings, four profiles, and one kind of error for the user's mistakes.
 
-A profile (`smoke`, `demo`, `paper`) is a set of values, never another path through the code. Any value can
+A profile (`smoke`, `demo`, `smollm2`, `paper`) is a set of values, never another path through the code. Any value can
 be overridden by its dotted name, e.g. ``Settings.of("demo", {"memory.lr": 1e-3})``; a name that does not
 exist is refused, with the known ones listed.
 """
@@ -161,6 +161,11 @@ class Settings:
             raise UserError(f"root {self.root!r} of corpus {self.corpus!r} is not a folder: give the path of "
                             "an existing one (relative paths start at the project folder)")
         return path.resolve()
+
+    @property
+    def tolerance(self) -> float:
+        """How far two ways to the same probability may lie apart by rounding, in the backbone's precision."""
+        return 1e-4 if self.backbone.dtype == "float32" else 0.05
 
     @property
     def run_name(self) -> str:
