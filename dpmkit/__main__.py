@@ -107,16 +107,25 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from accelerate import PartialState
+    from torch.distributed import DistNetworkError
 
-    from . import codes, corpora, finetune, runs
+    from . import card, codes, corpora, finetune, runs
 
     settings = _of(options)[0]
-    process = PartialState(cpu=runs.device(settings).type == "cpu")
+    try:
+        process = PartialState(cpu=runs.device(settings).type == "cpu")
+    except DistNetworkError as error:
+        meet = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(f"the processes cannot meet at {meet} (in use, or out of reach): use torchrun --standalone "
+                        "on one machine, or give another --master-port "
+                        f"({str(error).splitlines()[0][:120]})") from error
     with process.main_process_first():  # the others find what it has made
         data = corpora.load(settings)
         spoken = codes.make(settings, data)
     tuned = finetune.train(settings, data, spoken)
     if process.is_main_process:
+        if not (tuned.folder / "README.md").is_file():
+            card.write(settings, tuned, data, spoken)
         print(tuned.folder)
     return 0
 

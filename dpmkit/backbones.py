@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -24,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from .settings import Settings, UserError
 
 WHEEL = re.compile(r"pypi:([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What an emotion is called in a text, where its label is no word.
 WORDS = {"neu": "neutral", "hap": "happy", "ang": "angry", "exc": "excited", "fru": "frustrated", "fea": "fear",
          "dis": "disgust", "sur": "surprise", "bor": "bored"}
@@ -71,11 +73,26 @@ def _first(model: nn.Module, layers: int, source: str) -> nn.Module:
     return model
 
 
-def tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """The text tokenizer of a backbone; UserError where it has none."""
+def downloaded(source: str) -> Path:
+    """The folder of an SLLM: itself, or the copy of a hub's repository `owner/name`. UserError where no hub answers
+    or it has none; weights other than safetensors stay there."""
+    if Path(source).exists() or not HUB_ID.fullmatch(source):
+        return Path(source)
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.md"]))
+    except (OSError, ValueError) as error:  # a hub's errors are of requests, which are OSErrors
+        raise UserError(f"{source!r} is no folder here, and no hub gives a model of this name: give the folder "
+                        f"that notebook 02 wrote, or check id and network ({str(error).splitlines()[0][:160]})"
+                        ) from error
+
+
+def tokenizer(source: str, needed: bool = True) -> PreTrainedTokenizerBase | None:
+    """The text tokenizer of a backbone; where it has none, None, or a UserError if one is `needed`."""
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
+        if not needed:
+            return None
         raise UserError(f"backbone.source {source!r} has no tokenizer that transformers can load; emotion rows "
                         "made of words need one: set backbone.emotion_rows=mean "
                         f"({str(error).splitlines()[0][:120]})") from error

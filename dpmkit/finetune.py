@@ -97,7 +97,15 @@ def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate
                        data_collator=collate,
                        callbacks=[_Epoch(train_data), EarlyStoppingCallback(tune.patience)])
     trainer.forward_tokens = tune.forward_tokens
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.is_fsdp_enabled:
+        raise UserError("training is not written for FSDP, which splits a model over GPUs: launch it without, so "
+                        "that each GPU has a copy (the estimate printed above says whether one fits)")
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except torch.OutOfMemoryError as error:
+        raise UserError("training does not fit the GPU: set finetune.forward_tokens, of one forward (now "
+                        f"{tune.forward_tokens}; 0: a step is one), or finetune.checkpointing=true, and run again"
+                        ) from error
     rows: dict[int, dict] = {}
     for entry in trainer.state.log_history:
         row = rows.setdefault(round(entry["epoch"]), {"epoch": round(entry["epoch"])})

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from . import filtering, history, lora, memory, optimizer, runs, sllm, vocabulary
+from . import cluster, filtering, history, lora, memory, optimizer, runs, sllm, vocabulary
 from . import prefix as prefixes
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus, Fold
@@ -111,22 +111,17 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     # Longest first, so that no stream is left alone with a long one; the order does not depend on the caller's. In
     # groups, as a group heard again after a kill has the same company, and so the same bits.
     queue = sorted(spoken, key=lambda c: (-len(c.utterances), c.id))
-    size, tables = GROUP * settings.evaluation.streams, []
+    share = -(-len(queue) // settings.evaluation.workers)
+    size = max(1, min(GROUP * settings.evaluation.streams, share))
+    groups = [queue[start:start + size] for start in range(0, len(queue), size)]
+    parts = [folder / f"{runs.key([c.id for c in group])}.parquet" for group in groups]
+    shared = (tuned.sllm, codes.codes, corpus.emotions, settings.memory, method, donors, settings.seed, inertia)
     with tqdm(total=sum(len(c.utterances) for c in queue), desc=f"{method} ({split})", unit="utt") as bar:
-        for group in (queue[start:start + size] for start in range(0, len(queue), size)):
-            part = folder / f"{runs.key([c.id for c in group])}.parquet"
-            if not part.is_file():
-                heard = listen(tuned.sllm, group, codes.codes, corpus.emotions, settings.memory, method, donors,
-                               settings.seed, settings.evaluation.streams, inertia)
-                made = []
-                for table in heard:
-                    made.append(table)
-                    bar.update(len(table))
-                with runs.atomic(part) as temporary:
-                    pd.concat(made, ignore_index=True).to_parquet(temporary, index=False)
-            else:
-                bar.update(sum(len(c.utterances) for c in group))
-            tables.append(_read(part))
+        bar.update(sum(len(c.utterances) for group, part in zip(groups, parts, strict=True) if part.is_file()
+                       for c in group))
+        missing = [(group, part) for group, part in zip(groups, parts, strict=True) if not part.is_file()]
+        _hear_all(shared, missing, settings, bar)
+    tables = [_read(part) for part in parts]
     table = pd.concat(tables, ignore_index=True)
     order = {u.id: place for place, u in enumerate(u for c in conversations for u in c.utterances)}
     table = table.iloc[np.argsort(table["utterance"].map(order))].reset_index(drop=True)
@@ -134,6 +129,51 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
         said = [(c, turn) for c in conversations for turn in range(len(c.utterances))]
         table["conversation"], table["turn"] = [c.id for c, _ in said], [turn for _, turn in said]
     return table
+
+
+def _hear_all(shared: tuple, missing: Sequence[tuple[Sequence[Conversation], Path]], settings: Settings,
+              bar: tqdm) -> None:
+    """Hear these groups of conversations and write each one's predictions; on Ray, where there are workers."""
+    streams = settings.evaluation.streams
+    if settings.evaluation.workers == 1 or len(missing) < 2:
+        for group, part in missing:
+            streams = _hear(*shared, group, part, streams, bar)
+        return
+    ended = cluster.results(_hear, [(group, part, streams) for group, part in missing],
+                            settings.grid.address or cluster.LOCAL, settings.grid, shared)
+    for number, _, wrong in ended:
+        if wrong:
+            raise UserError(f"a worker could not hear its conversations: {wrong}; finished ones are kept")
+        bar.update(sum(len(c.utterances) for c in missing[number][0]))
+
+
+def _hear(model: EmotionSLLM, codes: Mapping[str, np.ndarray], emotions: tuple[str, ...], settings: MemorySettings,
+          method: str, donors: Mapping[str, Conversation], seed: int, inertia: tuple | None,
+          group: Sequence[Conversation], part: Path, streams: int, bar: tqdm | None = None) -> int:
+    """Write the predictions of one group to `part`. Where the GPU's memory cannot hold so many streams the group is
+    heard again with half as many; returns how many it held."""
+    while True:
+        made = []
+        try:
+            for table in listen(model, group, codes, emotions, settings, method, donors, seed, streams, inertia):
+                made.append(table)
+                if bar is not None:
+                    bar.update(len(table))
+            break
+        except torch.OutOfMemoryError as error:
+            if bar is not None:
+                bar.update(-sum(len(table) for table in made))
+            if streams == 1:
+                raise UserError("the GPU's memory cannot hold one conversation: lower memory.prefix or memory.rank "
+                                "or set memory.layers=top-2; finished conversations are kept") from error
+            streams //= 2
+        # Out of the handler, whose traceback holds what filled the memory.
+        torch.cuda.empty_cache()
+        tqdm.write(f"CUDA out of memory: going on with {streams} stream(s); evaluation.streams={streams} would "
+                   "have started there", file=sys.stderr)
+    with runs.atomic(part) as temporary:
+        pd.concat(made, ignore_index=True).to_parquet(temporary, index=False)
+    return streams
 
 
 def listen(model: EmotionSLLM, conversations: Sequence[Conversation], codes: Mapping[str, np.ndarray],

@@ -81,6 +81,9 @@ def _record(settings: Settings, kind: str, results: dict[str, Any], seconds: flo
     flat = settings.flat()
     flat.pop("home")  # machine paths do not belong in a record: the root keeps its folder's name
     flat["root"] = Path(flat["root"]).name
+    for name in ("backbone.source", "codes.source"):
+        if Path(flat[name]).is_absolute():
+            flat[name] = Path(flat[name]).name
     return {"kind": kind, "profile": settings.profile, "corpus": settings.corpus, "fold": settings.fold,
             "seed": settings.seed, "results": _plain(results), "settings": _plain(flat),
             "packages": dict(_versions()),

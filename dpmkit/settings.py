@@ -1,8 +1,8 @@
 """What a run is made of: frozen settings, four profiles, and one kind of error for the user's mistakes.
 
-A profile (`smoke`, `demo`, `smollm2`, `paper`) is a set of values, never another path through the code. Any value can
-be overridden by its dotted name, e.g. ``Settings.of("demo", {"memory.lr": 1e-3})``; a name that does not
-exist is refused, with the known ones listed.
+A profile (`smoke`, `demo`, `smollm2`, `paper`) is a set of values, never another path through the code. Any
+value can be overridden by its dotted name, e.g. ``Settings.of("demo", {"memory.lr": 1e-3})``; a name that does
+not exist is refused, with the known ones listed.
 """
 
 from __future__ import annotations

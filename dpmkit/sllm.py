@@ -41,6 +41,7 @@ class EmotionSLLM(nn.Module):
         self.model, self.vocabulary, self.window, self.source = model, vocabulary, window, source
         self.dropout = nn.Dropout(dropout)
         self.loss_vocabulary = "all"  # of L_a in training
+        self.texts = None  # the text tokenizer with the new tokens, where there is one
 
     @classmethod
     def create(cls, backbone: BackboneSettings, finetune: FinetuneSettings, codebook_size: int,
@@ -59,12 +60,15 @@ class EmotionSLLM(nn.Module):
                 intermediate_size=backbone.intermediate, max_position_embeddings=backbone.window,
                 tie_word_embeddings=False, bos_token_id=None, eos_token_id=vocabulary.end,
                 pad_token_id=vocabulary.end, attn_implementation="sdpa")
-            return cls(LlamaForCausalLM(config), vocabulary, backbone.window, backbone.dropout)
+            sllm = cls(LlamaForCausalLM(config), vocabulary, backbone.window, backbone.dropout)
+            sllm.texts = vocabulary.tokenizer()
+            return sllm
         model = backbones.load(backbone.source, backbone.dtype, backbone.keep_layers)
         vocabulary = Vocabulary(codebook_size, emotions, base=model.get_input_embeddings().num_embeddings)
-        texts = backbones.tokenizer(backbone.source) if backbone.emotion_rows == "words" else None
+        texts = backbones.tokenizer(backbone.source, needed=backbone.emotion_rows == "words")
         model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
-        backbones.start_rows(model, vocabulary.base, emotions, texts, backbone.row_noise)
+        backbones.start_rows(model, vocabulary.base, emotions,
+                             texts if backbone.emotion_rows == "words" else None, backbone.row_noise)
         if finetune.lora_rank:
             from peft import LoraConfig, get_peft_model
 
@@ -77,7 +81,7 @@ class EmotionSLLM(nn.Module):
         if finetune.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         sllm = cls(model, vocabulary, backbone.window, source=backbone.source)
-        sllm.loss_vocabulary = finetune.loss_vocabulary
+        sllm.loss_vocabulary, sllm.texts = finetune.loss_vocabulary, vocabulary.tokenizer(texts)
         return sllm
 
     # -- the parts of the backbone -------------------------------------------------------------------------
@@ -259,7 +263,7 @@ class EmotionSLLM(nn.Module):
 
     def save(self, folder: Path, codes: dict) -> None:
         """A transformers folder (`AutoModelForCausalLM.from_pretrained(folder)`) plus `dpmkit.json`; for a
-        PEFT model the adapter, with its resized backbone beside it. `codes` says which tokenizer it hears.
+        PEFT model the adapter, with its resized backbone beside it. `codes` says which speech tokenizer it hears.
 
         Written into a temporary folder first, so that `folder` is whole or absent.
         """
@@ -268,9 +272,11 @@ class EmotionSLLM(nn.Module):
         try:
             temporary.mkdir(parents=True)
             if hasattr(self.model, "peft_config"):
-                self._save_adapter(temporary, folder)
+                self._save_adapter(temporary)
             else:
                 self.model.save_pretrained(temporary)
+            if self.texts is not None:
+                self.texts.save_pretrained(temporary)
             card = {"vocabulary": asdict(self.vocabulary), "window": self.window, "codes": codes}
             (temporary / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
@@ -282,10 +288,10 @@ class EmotionSLLM(nn.Module):
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def _save_adapter(self, temporary: Path, folder: Path) -> None:
+    def _save_adapter(self, temporary: Path) -> None:
         # PEFT keeps the adapter and the new token rows; the backbone with room for those rows is saved beside
         # them, so that the folder needs nothing else.
-        self.model.peft_config["default"].base_model_name_or_path = str(folder / "backbone")
+        self.model.peft_config["default"].base_model_name_or_path = "backbone"
         self.model.save_pretrained(temporary, save_embedding_layers=False)
         backbone = backbones.load(self.source, str(self.causal_lm.dtype).removeprefix("torch."),
                                   self.causal_lm.config.num_hidden_layers)
@@ -294,14 +300,14 @@ class EmotionSLLM(nn.Module):
         backbone.save_pretrained(temporary / "backbone")
 
     @classmethod
-    def load(cls, folder: Path, codebook_size: int | None = None,
+    def load(cls, folder: Path | str, codebook_size: int | None = None,
              emotions: tuple[str, ...] | None = None) -> EmotionSLLM:
-        """The SLLM that `save` wrote, in eval mode, frozen.
+        """The SLLM that `save` wrote, in a folder or a repository of a hub (`owner/name`); in eval mode, frozen.
 
-        Raises UserError where the folder is no such SLLM, or was trained on another codebook or label set than
-        the ones asked for.
+        Raises UserError where there is no such SLLM, or it was trained on another codebook or label set than the
+        ones asked for.
         """
-        folder = Path(folder)
+        folder = backbones.downloaded(str(folder))
         try:
             card = json.loads((folder / CARD).read_text(encoding="utf-8"))
             vocabulary = Vocabulary(**{**card["vocabulary"], "emotions": tuple(card["vocabulary"]["emotions"])})
@@ -320,6 +326,8 @@ class EmotionSLLM(nn.Module):
             sllm = cls(model, vocabulary, window, source=str(folder / "backbone"))
         else:
             sllm = cls(backbones.load(str(folder), "auto"), vocabulary, window)
+        if (folder / "tokenizer.json").is_file():
+            sllm.texts = backbones.tokenizer(str(folder))
         return sllm.requires_grad_(False).eval()
 
     def fingerprint(self) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from tokenizers import Tokenizer, models
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,21 @@ class Vocabulary:
     @property
     def size(self) -> int:
         return self.base + self.codebook_size + 1 + len(self.emotions)
+
+    def tokenizer(self, texts: PreTrainedTokenizerBase | None = None) -> PreTrainedTokenizerBase | None:
+        """A text tokenizer that gives `<audio_0>`, `<audio_end>`, `<neu>` … their ids: the backbone's own `texts`
+        with them added, or one of these tokens alone; None where the backbone has none that fits."""
+        new = [*(f"<audio_{i}>" for i in range(self.codebook_size)), "<audio_end>",
+               *(f"<{e}>" for e in self.emotions)]
+        if not self.base:
+            texts = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(
+                {token: i for i, token in enumerate(new)}, unk_token=new[0])))
+        elif texts is None or len(texts) > self.base:
+            return None
+        else:  # a backbone may have more rows than its tokenizer has tokens
+            texts.add_tokens([f"<unused_{i}>" for i in range(self.base - len(texts))])
+        texts.add_tokens(new, special_tokens=True)
+        return texts
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def test_the_driver_killed_and_started_again_leaves_the_records_of_a_sequential_
 
 
 def test_a_dead_worker_is_tried_again_and_a_failing_cell_leaves_the_others(tmp_path):
-    def work(settings, notebooks, overrides):
+    def work(notebooks, overrides, settings):
         from dpmkit.settings import UserError
 
         tried = Path(settings.home) / f"tried{settings.seed}"

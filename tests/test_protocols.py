@@ -303,6 +303,35 @@ def test_killed_in_the_second_batch_it_goes_on_there(method, settings, toy, tune
     pd.testing.assert_frame_equal(predict(settings, *toy, tuned, method, "train"), whole, check_exact=True)
 
 
+@pytest.mark.parametrize("holds", [1, 2])
+def test_where_the_gpu_cannot_hold_the_streams_half_as_many_go_on(holds, settings, toy, tuned, tmp_path,
+                                                                 monkeypatch, capsys):
+    """A GPU that holds `holds` streams: the answers are those of as many streams from the start."""
+    settings = settings.replace("evaluation.streams", 4)
+    whole = predict(settings.replace("home", str(tmp_path / "whole")), *toy, tuned, "dpm")
+    plain, asked = DynamicParameterMemory._write, []
+
+    def write(self, batch, streams):
+        asked.append(self.streams)
+        if len(streams) > holds:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return plain(self, batch, streams)
+
+    monkeypatch.setattr(DynamicParameterMemory, "_write", write)
+    close(predict(settings, *toy, tuned, "dpm"), whole)
+    assert list(dict.fromkeys(asked)) == ([4, 2] if holds == 2 else [4, 2, 1])
+    assert "CUDA out of memory: going on with 2 stream(s)" in capsys.readouterr().err
+
+
+def test_a_gpu_that_cannot_hold_one_stream_is_one_clear_error(settings, toy, tuned, monkeypatch):
+    def write(self, batch, streams):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(DynamicParameterMemory, "_write", write)
+    with pytest.raises(UserError, match="cannot hold one conversation"):
+        predict(settings, *toy, tuned, "dpm")
+
+
 def test_a_full_disk_and_a_broken_file(settings, toy, tuned, tmp_path, small_disk):
     with small_disk(500), pytest.raises(UserError, match=r"cannot write .*predictions.*free some disk"):
         predict(settings, *toy, tuned, "window")
