@@ -272,7 +272,7 @@ class EmotionSLLM(nn.Module):
         try:
             temporary.mkdir(parents=True)
             if hasattr(self.model, "peft_config"):
-                self._save_adapter(temporary)
+                self._save_adapter(temporary, folder)
             else:
                 self.model.save_pretrained(temporary)
             if self.texts is not None:
@@ -288,10 +288,10 @@ class EmotionSLLM(nn.Module):
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def _save_adapter(self, temporary: Path) -> None:
+    def _save_adapter(self, temporary: Path, folder: Path) -> None:
         # PEFT keeps the adapter and the new token rows; the backbone with room for those rows is saved beside
         # them, so that the folder needs nothing else.
-        self.model.peft_config["default"].base_model_name_or_path = "backbone"
+        self.model.peft_config["default"].base_model_name_or_path = str(folder / "backbone")
         self.model.save_pretrained(temporary, save_embedding_layers=False)
         backbone = backbones.load(self.source, str(self.causal_lm.dtype).removeprefix("torch."),
                                   self.causal_lm.config.num_hidden_layers)
