@@ -25,15 +25,21 @@ def main(arguments: list[str] | None = None) -> int:
     segment.add_argument("recordings", nargs="+", metavar="RECORDING", help="an audio or video file")
     segment.add_argument("--out", required=True, metavar="FOLDER", help="where manifest.csv is written")
     segment.set_defaults(profile="demo", corpus="", root="")
+    plan = commands.add_parser("plan", help="GPU hours of all folds and seeds, from shapes and lengths alone")
+    plan.add_argument("--folds", default="all", help="e.g. 1, or 1,3, or all (default)")
+    plan.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
+    plan.add_argument("--tflops", type=float, default=0.0, help="rate of a large product on the GPU planned for "
+                                                                "(default: of this machine, measured)")
+    plan.add_argument("--price", type=float, default=0.0, help="of a GPU hour")
     bench = commands.add_parser("bench", help="measure the memory: rungs beside a PEFT loop, cost, long streams")
     bench.add_argument("what", choices=("memory", "context", "stream"))
     bench.add_argument("--repeats", type=int, default=3, help="memory: rounds of all arms in turn (default 3)")
     bench.add_argument("--hours", type=float, default=1.0, help="stream: of audio (default 1)")
-    for command in (reproduce, train, settings, bench):
+    for command in (reproduce, train, settings, plan, bench):
         command.add_argument("--profile", default="demo", help=f"one of {', '.join(PROFILES)}")
         command.add_argument("--corpus", default="", help="default: the profile's")
         command.add_argument("--root", default="", help="the corpus' folder; relative to the working directory")
-    for command in (reproduce, train, settings, segment, bench):
+    for command in (reproduce, train, settings, segment, plan, bench):
         command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
                              help="override a setting, e.g. memory.lr=1e-3 (may be repeated)")
     reproduce.add_argument("--folds", default="1", help="e.g. 1, or 1,3, or all")
@@ -41,12 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
     reproduce.add_argument("--ray", nargs="?", const="local", default="", metavar="ADDRESS",
                            help="run folds and seeds side by side on Ray: on this machine, or at this address")
     reproduce.add_argument("--notebooks", default="", help="e.g. 01,03 (default: all five)")
-    for command in (reproduce, train, settings, report, segment, bench):
+    for command in (reproduce, train, settings, report, segment, plan, bench):
         command.add_argument("--home", default="", help="folder of runs/ and results/ (default: the checkout)")
     options = parser.parse_args(arguments)
     try:
         return {"reproduce": _reproduce, "train": _train, "settings": _settings, "report": _report,
-                "segment": _segment, "bench": _bench}[options.command](options)
+                "segment": _segment, "plan": _plan, "bench": _bench}[options.command](options)
     except UserError as error:
         print(f"dpmkit: {error}", file=sys.stderr)
         return 2
@@ -80,14 +86,11 @@ def _reproduce(options: argparse.Namespace) -> int:
     from . import corpora, grid, records, report, reproduce
 
     settings, overrides = _of(options)
-    known = corpora.load(settings).folds
-    folds = list(range(1, len(known) + 1)) if options.folds == "all" else _numbers("--folds", options.folds)
+    folds = _folds(options, corpora.load(settings))
     notebooks = [n for n in reproduce.NOTEBOOKS
                  if not options.notebooks or n.split("_")[0] in options.notebooks.split(",")]
     if not notebooks:
         raise UserError(f"--notebooks {options.notebooks!r} names none of {', '.join(reproduce.NOTEBOOKS)}")
-    if unknown := [fold for fold in folds if not 1 <= fold <= len(known)]:
-        raise UserError(f"fold {unknown[0]} does not exist: corpus {settings.corpus!r} has folds 1 to {len(known)}")
     cells = [settings.replace("fold", fold).replace("seed", seed)
              for fold in folds for seed in _numbers("--seeds", options.seeds)]
     if options.ray:
@@ -169,6 +172,27 @@ def _bench(options: argparse.Namespace) -> int:
             "stream": lambda: bench.stream(settings, options.hours)}[options.what]()
     print(f"wrote {made}", file=sys.stderr)
     return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from . import corpora, plan, records
+
+    settings = _of(options)[0]
+    if options.seeds < 1 or options.tflops < 0 or options.price < 0:
+        raise UserError("--seeds must be 1 or more, --tflops and --price 0 or more")
+    corpus = corpora.load(settings)
+    made = plan.write(settings, corpus, _folds(options, corpus), options.seeds, options.tflops, options.price)
+    table = records.plan_table(json.loads(made.read_text(encoding="utf-8"))["results"])
+    print(table.T.to_string(header=False))
+    return 0
+
+
+def _folds(options: argparse.Namespace, corpus: Any) -> list[int]:
+    known = len(corpus.folds)
+    folds = list(range(1, known + 1)) if options.folds == "all" else _numbers("--folds", options.folds)
+    if unknown := [fold for fold in folds if not 1 <= fold <= known]:
+        raise UserError(f"fold {unknown[0]} does not exist: corpus {corpus.name!r} has folds 1 to {known}")
+    return folds
 
 
 def _numbers(name: str, text: str) -> list[int]:

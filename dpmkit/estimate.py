@@ -58,20 +58,24 @@ class Estimate:
 
 def training(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> Estimate:
     """For `settings`, whose backbone is pretrained, on the training conversations of its fold; loads no weights."""
-    tune, backbone = settings.finetune, settings.backbone
-    model = backbones.shape(backbones.fetched(settings), backbone.keep_layers)
-    vocabulary = Vocabulary(codes.facts["codebook_size"], corpus.emotions,
-                            base=model.get_input_embeddings().num_embeddings)
-    shell = EmotionSLLM(model, vocabulary, backbone.window)
-    data = Dialogues(shell, corpus.select(corpus.folds[settings.fold - 1].train), codes.codes, corpus.emotions,
+    tune, model = settings.finetune, shell(settings, corpus, codes)
+    data = Dialogues(model, corpus.select(corpus.folds[settings.fold - 1].train), codes.codes, corpus.emotions,
                      settings, True)
-    collate, forwards = collate_sequences(vocabulary.end), []
+    collate, forwards = collate_sequences(model.vocabulary.end), []
     for i in range(0, len(data), tune.batch):
         batch = collate([data[j] for j in range(i, min(i + tune.batch, len(data)))])
         rows, longest = batch["input_ids"].shape
         at_once = max(1, tune.forward_tokens // longest) if tune.forward_tokens else rows
         forwards += [(len(part), longest, int((part > 0).sum())) for part in batch["code_weight"].split(at_once)]
-    return _of(settings, shell, forwards)
+    return _of(settings, model, forwards)
+
+
+def shell(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> EmotionSLLM:
+    """The SLLM of a pretrained backbone without weights, on torch's meta device."""
+    model = backbones.shape(backbones.fetched(settings), settings.backbone.keep_layers)
+    vocabulary = Vocabulary(codes.facts["codebook_size"], corpus.emotions,
+                            base=model.get_input_embeddings().num_embeddings)
+    return EmotionSLLM(model, vocabulary, settings.backbone.window)
 
 
 def _of(settings: Settings, shell: EmotionSLLM, forwards: Sequence[tuple[int, int, int]]) -> Estimate:

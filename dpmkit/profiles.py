@@ -80,7 +80,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "backbone.dtype": "bfloat16",
         "finetune.n_o": 1024, "finetune.n_p": 1024, "finetune.n_q": 2048,
         "finetune.lr": 5e-5, "finetune.epochs": 20, "finetune.batch": 1,
-        "finetune.lora_rank": 64, "finetune.checkpointing": True, "classifier.lr": 1e-4,
+        "finetune.lora_rank": 64, "finetune.checkpointing": True, "finetune.forward_tokens": 8192, "classifier.lr": 1e-4,
         "memory.rank": 64, "memory.alpha": 64.0, "memory.prefix": 1024,
         "evaluation.streams": 1, "evaluation.own_answers": False, "grid.gpus": 1.0,
     },

@@ -252,6 +252,24 @@ def stream_table(results: dict[str, Any]) -> pd.DataFrame:
         "WA": rows["WA"].map("{:.1f}".format)})
 
 
+def plan_table(results: dict[str, Any]) -> pd.DataFrame:
+    """GPU hours of each corpus' grid, from a `plan` record."""
+    out = []
+    for r in results["rows"]:
+        cells = r["cells"]
+        shares = {w: sum(c[w] for c in cells) for w in ("training", "writing", "reading")}
+        out.append({
+            "corpus": r["corpus"], "profile": r["profile"], "folds x seeds": f"{len(cells)} x {r['seeds']}",
+            "PFLOP a cell: 02, writes, reads": ", ".join(f"{v / len(cells) / 1e15:,.0f}" for v in shares.values()),
+            "GB in training": f"{max(c['gigabytes'] for c in cells):.0f}",
+            "rate": f"{r['teraflops']:.3g} TFLOP/s {'measured here' if r['measured_here'] else 'given'}, "
+                    f"{r['utilisation']:.0%} of it reached",
+            "GPU hours": f"{r['gpu_hours']:.1f}",
+            **{f"hours on {n} GPU{'s' * (n != '1')}": f"{h:.1f}" for n, h in r["hours_on"].items()},
+            "cost": f"{r['gpu_hours'] * r['price']:,.0f}" if r["price"] else ""})
+    return pd.DataFrame(out)
+
+
 def context_table(results: dict[str, Any]) -> pd.DataFrame:
     """A bench's cost against history as text, a row a length: seconds / MB of each path."""
     rows = pd.DataFrame(results["rows"])
