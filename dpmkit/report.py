@@ -150,8 +150,8 @@ def _benches(home: Path) -> list[str]:
                      "seconds, and peak memory beyond the model.")
             title, table = "cost against history", records.context_table(results)
         elif path.stem == "plan":
-            words = ("Counted from shapes and lengths, not run: FLOPs of notebooks 02 and 03 of every fold and seed, "
-                     "a cell on one GPU; cost is GPU hours at the price that was given.")
+            words = ("Counted from shapes and lengths, not run: FLOPs of notebooks 02 and 03 of every fold and "
+                     "seed, a cell on one GPU; cost is GPU hours at the price that was given.")
             title, table = "plan of a whole reproduction", records.plan_table(results)
         else:
             words = (f"One stream that is never reset, lr {results['lr']:g}: validation conversations one after "
