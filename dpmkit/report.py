@@ -150,8 +150,8 @@ def _benches(home: Path) -> list[str]:
                      "seconds, and peak memory beyond the model.")
             title, table = "cost against history", records.context_table(results)
         elif path.stem == "rows":
-            words = ("A pretrained backbone's new token rows, by what they start from: validation after each epoch, "
-                     "one training run each.")
+            words = ("A pretrained backbone's new token rows, by what they start from: validation after each "
+                     "epoch, one training run each.")
             title, table = "what new rows start from", records.rows_table(results)
         elif path.stem == "plan":
             words = ("Counted from shapes and lengths, not run: FLOPs of notebooks 02 and 03 of every fold and "

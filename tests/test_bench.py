@@ -70,7 +70,8 @@ def test_rows_are_compared_from_every_start(prepared, tmp_path, monkeypatch):
         return finetune.Finetuned(None, "toy", tmp_path, [row], 0)
 
     monkeypatch.setattr(finetune, "train", train)
-    record = json.loads(bench.rows(prepared.replace("backbone.source", "some/backbone")).read_text(encoding="utf-8"))
+    path = bench.rows(prepared.replace("backbone.source", "some/backbone"))
+    record = json.loads(path.read_text(encoding="utf-8"))
     assert asked == [("words", 0.1), ("mean", 0.1), ("words", 0.0)]
     assert records.rows_table(record["results"])["WA"].tolist() == ["10.0", "20.0", "30.0"]
     assert "what new rows start from" in report.page([], prepared.home_path)
