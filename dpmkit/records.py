@@ -266,7 +266,7 @@ def plan_table(results: dict[str, Any]) -> pd.DataFrame:
                     f"{r['utilisation']:.0%} of it reached",
             "GPU hours": f"{r['gpu_hours']:.1f}",
             **{f"hours on {n} GPU{'s' * (n != '1')}": f"{h:.1f}" for n, h in r["hours_on"].items()},
-            "cost": f"{r['gpu_hours'] * r['price']:,.0f}" if r["price"] else ""})
+            "cost": f"{r['gpu_hours'] * r['price']:,.0f} at {r['price']:g} a GPU hour" if r["price"] else ""})
     return pd.DataFrame(out)
 
 

@@ -8,7 +8,7 @@ from conftest import make_toy
 from test_backbones import made
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpmkit import estimate, plan, records
+from dpmkit import estimate, plan, records, report
 from dpmkit.settings import UserError
 from dpmkit.sllm import EmotionSLLM
 
@@ -78,5 +78,10 @@ def test_the_record_keeps_other_corpora_and_no_path(asked, tmp_path):
         (c["training"] + c["writing"] + c["reading"]) / (estimate.UTILISATION * 4e12) / 3600 for c in hours))
     table = records.plan_table(json.loads(path.read_text())["results"])
     assert table["folds x seeds"].tolist() == ["1 x 3", "2 x 3"]
+    readme = settings.home_path / "README.md"
+    readme.write_text("\n".join(("a", report.BEGIN, report.END, report.PLAN, "old", report.END_PLAN, "z")))
+    report.write(settings.home_path)
+    text = readme.read_text()
+    assert f"| {rows['demo']['gpu_hours']:.1f} |" in text and "old" not in text and text.endswith("\nz")
     with pytest.raises(UserError, match="pretrained backbone"):
         plan.write(settings.replace("backbone.source", ""), corpus, (1,), 1)
