@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from .sections import GridSettings
@@ -23,34 +24,36 @@ def results(work: Callable, calls: Sequence[tuple], address: str, at: GridSettin
     Raises UserError where Ray is not installed or does not answer at `address` (host:port, or ray://host:port).
     """
     ray = _started(address)
-    try:
-        task = ray.remote(num_cpus=at.cpus, num_gpus=at.gpus, max_retries=at.retries, max_calls=1)(work)
-        sent = [ray.put(value) for value in shared]  # once, whatever number of tasks needs it
-        pending = {task.remote(*sent, *call): number for number, call in enumerate(calls)}
-        while pending:
-            (done,), _ = ray.wait(list(pending), num_returns=1)
-            number, made, wrong = pending.pop(done), None, ""
-            try:
-                made = ray.get(done)
-            except ray.exceptions.RayTaskError as error:
-                wrong = str(error.cause)
-            except ray.exceptions.RayError as error:
-                wrong = f"its worker died {at.retries + 1} times ({str(error).splitlines()[0]})"
-            yield number, made, wrong
-    finally:
-        ray.shutdown()
+    task = ray.remote(num_cpus=at.cpus, num_gpus=at.gpus, max_retries=at.retries)(work)
+    sent = [ray.put(value) for value in shared]  # once, whatever number of tasks needs it
+    pending = {task.remote(*sent, *call): number for number, call in enumerate(calls)}
+    while pending:
+        (done,), _ = ray.wait(list(pending), num_returns=1)
+        number, made, wrong = pending.pop(done), None, ""
+        try:
+            made = ray.get(done)
+        except ray.exceptions.RayTaskError as error:
+            wrong = str(error.cause)
+        except ray.exceptions.RayError as error:
+            wrong = f"its worker died {at.retries + 1} times ({str(error).splitlines()[0]})"
+        yield number, made, wrong
 
 
 def _started(address: str) -> Any:
-    """The module ray, connected."""
+    """The module ray, connected: once a process, which spares each later call some ten seconds."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    told = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
+    if address != LOCAL and (told or Path("~/.ray/auth_token").expanduser().exists()):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray 2.60 itself asks an address before it looks for one
     try:
         import ray
     except ImportError as error:
         raise UserError(f'Ray is not installed: pip install "dpmkit[ray]" ({error})') from error
     if address != LOCAL:
         _answers(address)
+    if ray.is_initialized():
+        return ray
     for attempt in (1, 2):
         try:
             ray.init(address, log_to_driver=False, logging_level="error",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import psutil
 import torch
+from accelerate import PartialState
 
 from . import backbones
 from .codes import CorpusCodes
@@ -134,5 +135,7 @@ def matmul_rate(where: torch.device, dtype: torch.dtype, size: int = 1024, secon
 
 def told(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> None:
     """Print the estimate; UserError, with its numbers, where the run cannot fit."""
-    print(training(settings, corpus, codes).checked(), flush=True)
+    made = training(settings, corpus, codes).checked()
+    if PartialState().is_main_process:
+        print(made, flush=True)
 

@@ -53,6 +53,7 @@ def test_a_share_that_fails_is_one_clear_error_and_the_others_are_kept(settings,
 def test_a_ray_that_takes_too_long_to_start_is_tried_twice(monkeypatch):
     import ray
 
+    ray.shutdown()  # of an earlier test
     tried = []
 
     def init(*given, **named):

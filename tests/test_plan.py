@@ -79,9 +79,9 @@ def test_the_record_keeps_other_corpora_and_no_path(asked, tmp_path):
     table = records.plan_table(json.loads(path.read_text())["results"])
     assert table["folds x seeds"].tolist() == ["1 x 3", "2 x 3"]
     readme = settings.home_path / "README.md"
-    readme.write_text("\n".join(("a", report.BEGIN, report.END, report.PLAN, "old", report.END_PLAN, "z")))
+    readme.write_text("\n".join(("a", report.BEGIN, report.END, report.PLAN, "stale", report.END_PLAN, "z")))
     report.write(settings.home_path)
     text = readme.read_text()
-    assert f"| {rows['demo']['gpu_hours']:.1f} |" in text and "old" not in text and text.endswith("\nz")
+    assert f"| {rows['demo']['gpu_hours']:.1f} |" in text and "stale" not in text and text.endswith("\nz")
     with pytest.raises(UserError, match="pretrained backbone"):
         plan.write(settings.replace("backbone.source", ""), corpus, (1,), 1)
