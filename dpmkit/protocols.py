@@ -9,6 +9,7 @@ one is), which `one_by_one` hears anew for every target, as the paper does.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -139,12 +140,19 @@ def _hear_all(shared: tuple, missing: Sequence[tuple[Sequence[Conversation], Pat
         for group, part in missing:
             streams = _hear(*shared, group, part, streams, bar)
         return
-    ended = cluster.results(_hear, [(group, part, streams) for group, part in missing],
-                            settings.grid.address or cluster.LOCAL, settings.grid, shared)
+    model, *others = shared
+    sent = (model if model.device.type == "cpu" else copy.deepcopy(model).cpu(), model.device.type, *others)
+    ended = cluster.results(_hear_there, [(group, part, streams) for group, part in missing],
+                            settings.grid.address or cluster.LOCAL, settings.grid, sent)
     for number, _, wrong in ended:
         if wrong:
             raise UserError(f"a worker could not hear its conversations: {wrong}; finished ones are kept")
         bar.update(sum(len(c.utterances) for c in missing[number][0]))
+
+
+def _hear_there(model: EmotionSLLM, where: str, *given: Any) -> int:
+    """`_hear` in a worker, on the device that Ray has given it."""
+    return _hear(model.to(where), *given)
 
 
 def _hear(model: EmotionSLLM, codes: Mapping[str, np.ndarray], emotions: tuple[str, ...], settings: MemorySettings,

