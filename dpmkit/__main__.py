@@ -41,8 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     visit.set_defaults(profile="smollm2", corpus="", root="")
     bench = commands.add_parser("bench", help="measure: rungs of the memory beside a PEFT loop, cost, long "
                                               "streams, what new rows start from")
-    bench.add_argument("what", choices=("memory", "context", "stream", "rows"))
-    bench.add_argument("--repeats", type=int, default=3, help="memory: rounds of all arms in turn (default 3)")
+    bench.add_argument("what", choices=("memory", "context", "stream", "rows", "workers"))
+    bench.add_argument("--repeats", type=int, default=3, help="memory, workers: rounds of all arms (default 3)")
     bench.add_argument("--hours", type=float, default=1.0, help="stream: of audio (default 1)")
     for command in (reproduce, train, settings, plan, bench):
         command.add_argument("--profile", default="demo", help=f"one of {', '.join(PROFILES)}")
@@ -173,13 +173,14 @@ def _segment(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from . import bench
+    from . import bench, scale
 
     settings = _of(options)[0]
     if not (options.repeats > 0 and options.hours > 0):
         raise UserError("--repeats and --hours must be greater than 0")
-    extra = {"memory": (options.repeats,), "stream": (options.hours,)}.get(options.what, ())
-    made = getattr(bench, options.what)(settings, *extra)
+    made = {"memory": lambda: bench.memory(settings, options.repeats), "context": lambda: bench.context(settings),
+            "stream": lambda: bench.stream(settings, options.hours), "rows": lambda: bench.rows(settings),
+            "workers": lambda: scale.workers(settings, options.repeats)}[options.what]()
     print(f"wrote {made}", file=sys.stderr)
     return 0
 

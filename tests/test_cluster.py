@@ -1,12 +1,14 @@
 """Work on Ray, and conversations shared out to it: the predictions of one process, whatever fails on the way."""
 
+import json
 import logging
+import os
 import time
 
 import pandas as pd
 import pytest
 
-from dpmkit import cluster, protocols
+from dpmkit import cluster, codes, corpora, protocols, report, scale
 from dpmkit.finetune import Finetuned
 from dpmkit.sections import GridSettings
 from dpmkit.settings import UserError
@@ -48,6 +50,17 @@ def test_a_share_that_fails_is_one_clear_error_and_the_others_are_kept(settings,
     with pytest.raises(UserError, match="a worker could not hear its conversations"):
         protocols.predict(shared, corpus, codes, tuned, "dpm")
     assert list((settings.home_path / "runs" / "predictions").rglob("*.parquet"))
+
+
+def test_throughput_against_workers_is_measured_and_shown(settings, toy, monkeypatch):
+    corpus, spoken = toy
+    monkeypatch.setattr(corpora, "load", lambda _: corpus)
+    monkeypatch.setattr(codes, "make", lambda *_: spoken)
+    record = json.loads(scale.workers(settings, repeats=1).read_text(encoding="utf-8"))
+    results = record["results"]
+    assert [r["workers"] for r in results["rates"]] == [n for n in (1, 2, 4, 8, 16) if n <= os.cpu_count()]
+    assert all(r["rate"] > 0 for r in results["rates"]) and results["ray_task_seconds"] > 0
+    assert "conversations over workers" in report.page([], settings.home_path)
 
 
 def test_a_ray_that_takes_too_long_to_start_is_tried_twice(monkeypatch):
