@@ -144,10 +144,12 @@ def _hear_all(shared: tuple, missing: Sequence[tuple[Sequence[Conversation], Pat
     sent = (model if model.device.type == "cpu" else copy.deepcopy(model).cpu(), model.device.type, *others)
     ended = cluster.results(_hear_there, [(group, part, streams) for group, part in missing],
                             settings.grid.address or cluster.LOCAL, settings.grid, sent)
+    failed = ""
     for number, _, wrong in ended:
-        if wrong:
-            raise UserError(f"a worker could not hear its conversations: {wrong}; finished ones are kept")
-        bar.update(sum(len(c.utterances) for c in missing[number][0]))
+        failed = failed or wrong
+        bar.update(0 if wrong else sum(len(c.utterances) for c in missing[number][0]))
+    if failed:
+        raise UserError(f"a worker could not hear its conversations: {failed}; the others' are kept")
 
 
 def _hear_there(model: EmotionSLLM, where: str, *given: Any) -> int:

@@ -14,7 +14,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["--profile", "huge"], "profile 'huge' is not known; choose one of smoke, demo, paper"),
+    (["--profile", "huge"], "profile 'huge' is not known; choose one of smoke, demo, smollm2, paper"),
     (["--corpus", "ravdess"], "corpus 'ravdess' is not known; choose one of demo, emodb"),
     (["--corpus", "emodb"], "needs a root"),
     (["--corpus", "emodb", "--root", "nowhere"], "is not a folder"),
