@@ -1,5 +1,6 @@
 """Corpora: `load(settings)` gives Conversations of Utterances, their folds, and what was skipped."""
 
+from dataclasses import replace
 from importlib import import_module
 
 from ..settings import Settings, UserError
@@ -11,7 +12,8 @@ __all__ = ["CORPORA", "Clip", "Conversation", "Corpus", "Count", "Fold", "Skippe
 
 
 def load(settings: Settings) -> Corpus:
-    """The corpus that `settings.corpus` names, read from `settings.root` (the demo corpus makes itself).
+    """The corpus that `settings.corpus` names, read from `settings.root` (the demo corpus makes itself); of the test
+    conversations the first `evaluation.limit`, so that every method answers for the same ones.
 
     Raises UserError for an unknown corpus, a missing root, a root of another shape, a fold it lacks, or a fold
     that nothing can be learned from or scored on.
@@ -22,6 +24,8 @@ def load(settings: Settings) -> Corpus:
     if not 1 <= settings.fold <= len(corpus.folds):
         raise UserError(f"fold {settings.fold} does not exist: corpus {corpus.name!r} has folds 1 to "
                         f"{len(corpus.folds)}")
+    if limit := settings.evaluation.limit:
+        corpus = replace(corpus, folds=tuple(replace(fold, test=fold.test[:limit]) for fold in corpus.folds))
     for split, least in (("train", 2), ("validation", 1), ("test", 1)):
         chosen = corpus.select(getattr(corpus.folds[settings.fold - 1], split))
         known = {u.emotion for c in chosen for u in c.utterances} - {None}
