@@ -49,7 +49,7 @@ def _plain(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetu
     if name == "own-answers":
         settings = settings.replace("memory.history_emotions", "predicted")
         tuned = finetune.train(settings, corpus, codes)
-    some = settings.ablation.conversations if split == "validation" else None
+    some = settings.ablation.conversations if split == "validation" else 0
     return protocols.predict(settings, corpus, codes, tuned, name, split, some)
 
 

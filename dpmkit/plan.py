@@ -53,8 +53,7 @@ def cell(settings: Settings, corpus: Corpus) -> Cell:
     fold = corpus.folds[settings.fold - 1]
     lengths = {split: [[len(codes.codes[u.id]) + 1 for u in c.utterances]
                        for c in corpus.select(getattr(fold, split))] for split in ("train", "validation", "test")}
-    test = lengths["test"][:settings.evaluation.limit or None]
-    some = lengths["validation"][:settings.ablation.conversations]
+    test, some = lengths["test"], lengths["validation"][:settings.ablation.conversations]
 
     config, inside = shell.causal_lm.config, sum(m.weight.numel() for m in shell.linear_layers().values())
 

@@ -83,14 +83,13 @@ METHODS = {
 
 
 def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, method: str,
-            split: str = "test", limit: int | None = None) -> pd.DataFrame:
+            split: str = "test", limit: int = 0) -> pd.DataFrame:
     """Predictions of `method` on a split of `settings.fold`, one row an utterance, in order.
 
     Columns: conversation, session, utterance, speaker, turn, start and end (seconds), emotion (None outside the
     label set), p_<emotion>, loss (L_t; NaN where nothing was written), norm (of the memory's change), pieces
     (writes of this sentence) and skipped (updates left out so far, as they were not finite). Cached a group of
-    conversations, so that a killed run goes on; `limit` takes the first conversations of the split (default:
-    `settings.evaluation.limit`; 0: all).
+    conversations, so that a killed run goes on; `limit` takes the first conversations of the split (0: all).
     """
     if method not in METHODS:
         raise UserError(f"method {method!r} is not known; choose one of {', '.join(METHODS)}")
@@ -98,9 +97,7 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
         raise UserError(f"split {split!r} is not known; choose train, validation or test")
     how, fold = METHODS[method], corpus.folds[settings.fold - 1]
     asked = how.settings(settings.memory, tuned.sllm.window)
-    ids = getattr(fold, split)
-    limit = settings.evaluation.limit if limit is None else limit
-    conversations = corpus.select(ids[:limit] if limit else ids)
+    conversations = corpus.select(getattr(fold, split)[:limit or None])
     spoken = _by_speaker(conversations) if how.writes and asked.scope == "speaker" else conversations
     donors = donors_of(spoken, how.donor) if how.donor in ("stranger", "speaker") else {}
     inertia = _inertia(asked, corpus, fold) if how.writes else None

@@ -27,7 +27,6 @@ def workers(settings: Settings, repeats: int = 3) -> Path:
     started = time.perf_counter()
     corpus = corpora.load(settings)
     spoken = codes.make(settings, corpus)
-    settings = settings.replace("evaluation.limit", CONVERSATIONS)
     cores, out = os.cpu_count() or 1, {}
     counts = [n for n in (1, 2, 4, 8, 16) if n <= cores]
     began = time.perf_counter()
@@ -41,7 +40,7 @@ def workers(settings: Settings, repeats: int = 3) -> Path:
             asked = settings.replace("evaluation.workers", n).replace("grid.cpus", cores // n)
             tuned = Finetuned(sllm, f"untrained {os.getpid()} {number} {n}", Path(), [], 0)  # a key of its own
             began = time.perf_counter()
-            heard = len(protocols.predict(asked, corpus, spoken, tuned, "dpm"))
+            heard = len(protocols.predict(asked, corpus, spoken, tuned, "dpm", limit=CONVERSATIONS))
             if number:  # the first round warms up
                 out.setdefault(n, []).append(heard / (time.perf_counter() - began))
     empty = []

@@ -41,6 +41,13 @@ def test_espeak_keeps_nothing_between_utterances():
         np.testing.assert_array_equal(espeak.speak(*a)[0], before)
 
 
+def test_a_limit_takes_the_first_test_conversations_for_whoever_asks(tiny, corpus):
+    few = corpora.load(tiny.replace("evaluation.limit", 2))
+    assert [f.test for f in few.folds] == [f.test[:2] for f in corpus.folds] and len(corpus.folds[0].test) > 2
+    assert [(f.train, f.validation) for f in few.folds] == [(f.train, f.validation) for f in corpus.folds]
+    assert few.key == corpus.key
+
+
 def test_every_voice_exists_and_sounds():
     for voice in demo.VOICES:
         samples, hertz = espeak.speak("it is down the hall", f"en-us+{voice}", 50, 50, 190)

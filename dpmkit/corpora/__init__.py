@@ -12,8 +12,8 @@ __all__ = ["CORPORA", "Clip", "Conversation", "Corpus", "Count", "Fold", "Skippe
 
 
 def load(settings: Settings) -> Corpus:
-    """The corpus that `settings.corpus` names, read from `settings.root` (the demo corpus makes itself); of the test
-    conversations the first `evaluation.limit`, so that every method answers for the same ones.
+    """The corpus that `settings.corpus` names, read from `settings.root` (the demo corpus makes itself); of the
+    test conversations the first `evaluation.limit`, so that every method answers for the same ones.
 
     Raises UserError for an unknown corpus, a missing root, a root of another shape, a fold it lacks, or a fold
     that nothing can be learned from or scored on.
