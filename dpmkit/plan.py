@@ -101,7 +101,8 @@ def write(settings: Settings, corpus: Corpus, folds: Sequence[int], seeds: int, 
            "cells": [asdict(c) for c in cells], "gpu_hours": sum(hours),
            "hours_on": {str(n): makespan(hours, n) for n in GPUS}}
     rows = [r for r in _kept(settings) if (r["profile"], r["corpus"]) != (row["profile"], row["corpus"])]
-    return records.save_bench(settings, "plan", {"rows": [*rows, row]}, time.perf_counter() - started)
+    rows = sorted([*rows, row], key=lambda r: (r["profile"], r["corpus"]))
+    return records.save_bench(settings, "plan", {"rows": rows}, time.perf_counter() - started)
 
 
 def makespan(hours: Sequence[float], gpus: int) -> float:

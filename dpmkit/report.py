@@ -57,7 +57,9 @@ def summary(made: list[dict[str, Any]]) -> str:
         if (where := (same[0]["profile"], same[0]["corpus"])) in shown:
             continue
         shown.add(where)
-        lines += [f"**{_title(same[0])}**, every labelled utterance of the test fold", "", _short(same[0]), "",
+        limit = same[0]["settings"].get("evaluation.limit")
+        part = f" (its first {limit} conversations)" if limit else ""
+        lines += [f"**{_title(same[0])}**, every labelled utterance of the test fold{part}", "", _short(same[0]), "",
                   records.verdict(same[0]), ""]
         lines += [line for r in made if r["kind"] == "data" and _title(r) == _title(same[0])
                   for line in _ceilings(r, ("test",))]
