@@ -15,7 +15,7 @@ from .codes import CorpusCodes
 from .corpora import Corpus
 from .dialogues import Dialogues, collate_sequences
 from .runs import device
-from .settings import Settings, UserError
+from .settings import FinetuneSettings, Settings, UserError
 from .sllm import EmotionSLLM
 from .vocabulary import Vocabulary
 
@@ -97,7 +97,7 @@ def _of(settings: Settings, shell: EmotionSLLM, forwards: Sequence[tuple[int, in
     own = 4 if tune.lora_rank else 0  # PEFT keeps what it trains in float32, beside the backbone's rows
     memory = {"weights": parameters * dtype.itemsize + own * trained,
               "optimiser": trained * (8 + 4),  # AdamW's moments and the gradient
-              "activations": largest * _activations(config, dtype.itemsize, tune.lora_rank, tune.checkpointing),
+              "activations": largest * _activations(config, dtype.itemsize, tune),
               "logits": predicted * classes * (dtype.itemsize + 3 * 4)}
     tokens = sum(rows * longest for rows, longest, _ in forwards)
     passes = (4 if tune.checkpointing else 3) - (1 if tune.lora_rank else 0)  # frozen weights get no gradient
@@ -109,13 +109,17 @@ def _of(settings: Settings, shell: EmotionSLLM, forwards: Sequence[tuple[int, in
                     available, torch.cuda.get_device_name(where) if where.type == "cuda" else "CPU")
 
 
-def _activations(config, size: int, rank: int, checkpointing: bool) -> int:
+def _activations(config, size: int, tune: FinetuneSettings) -> int:
     """Bytes a token that the blocks keep for the way back: their inputs and those of every product; norms count in
-    float32. With checkpointing, each block's input, and one block's at a time."""
+    float32, and a LoRA keeps its inputs in it, after their dropout. With checkpointing, each block's input, and one
+    block's at a time."""
     hidden, inner = config.hidden_size, config.intermediate_size
     heads = config.num_key_value_heads / config.num_attention_heads
-    block = size * (hidden * (7 + 2 * heads) + 4 * inner) + 4 * 4 * hidden + 7 * 4 * rank
-    if checkpointing:
+    block = size * (hidden * (7 + 2 * heads) + 4 * inner) + 4 * 4 * hidden + 7 * 4 * tune.lora_rank
+    if tune.lora_rank:
+        own = 4 if size < 4 or tune.lora_dropout else 0  # else they are the layers' own inputs
+        block += (own + bool(tune.lora_dropout)) * (6 * hidden + inner)
+    if tune.checkpointing:
         return int(config.num_hidden_layers * size * hidden + block)
     return int(config.num_hidden_layers * block)
 

@@ -59,8 +59,8 @@ def summary(made: list[dict[str, Any]]) -> str:
         shown.add(where)
         limit = same[0]["settings"].get("evaluation.limit")
         part = f" (its first {limit} conversations)" if limit else ""
-        lines += [f"**{_title(same[0])}**, every labelled utterance of the test fold{part}", "", _short(same[0]), "",
-                  records.verdict(same[0]), ""]
+        lines += [f"**{_title(same[0])}**, every labelled utterance of the test fold{part}", "",
+                  _short(same[0]), "", records.verdict(same[0]), ""]
         lines += [line for r in made if r["kind"] == "data" and _title(r) == _title(same[0])
                   for line in _ceilings(r, ("test",))]
         if len(same) > 1:

@@ -50,10 +50,13 @@ def test_parameters_and_flops_are_those_that_are_counted(asked, rank):
     assert got.flops == pytest.approx(counter.get_total_flops(), rel=0.25)
 
 
+@pytest.mark.parametrize(("dtype", "dropout"), [("float32", 0.0), ("float32", 0.05), ("bfloat16", 0.05)])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_are_about_what_autograd_keeps(asked, checkpointing):
+def test_activations_are_about_what_autograd_keeps(asked, checkpointing, dtype, dropout):
     settings, corpus, codes = asked
-    settings = settings.replace("finetune.checkpointing", checkpointing)
+    for name, value in (("finetune.checkpointing", checkpointing), ("backbone.dtype", dtype),
+                        ("finetune.lora_dropout", dropout)):
+        settings = settings.replace(name, value)
     got, (model, batch) = estimate.training(settings, corpus, codes), real(settings, corpus, codes)
     kept = {}
 
