@@ -53,6 +53,7 @@ def _text(settings: Settings, tuned: Finetuned, corpus: Corpus, codes: CorpusCod
     vocabulary, fold = tuned.sllm.vocabulary, corpus.folds[settings.fold - 1]
     source, kept = settings.backbone.source, settings.backbone.keep_layers
     source = Path(source).name if Path(source).exists() else source  # a machine's folders say nothing elsewhere
+    scratch = f"a Llama of {settings.backbone.layers} layers x {settings.backbone.hidden}, trained from scratch"
     on_hub = [f"base_model: {source}"] if "/" in source else []
     tune, facts = settings.finetune, codes.facts
     heard = {split: corpus.select(getattr(fold, split)) for split in ("train", "validation", "test")}
@@ -69,7 +70,7 @@ def _text(settings: Settings, tuned: Finetuned, corpus: Corpus, codes: CorpusCod
              f"| answers | {', '.join(vocabulary.emotions)} |",
              f"| speech tokenizer | {facts['tokenizer']}, {vocabulary.codebook_size} codes at "
              f"{facts['frame_rate']:g} Hz; `speech_tokenizer/` where it was fitted on the training fold |",
-             f"| backbone | {source or 'a Llama of this shape, trained from scratch'}"
+             f"| backbone | {source or scratch}"
              f"{f', its first {kept} layers' if kept else ''} |",
              f"| window | {tuned.sllm.window} tokens |",
              f"| trained | {tuned.trained_parameters:,} parameters"
