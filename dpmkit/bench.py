@@ -86,7 +86,7 @@ def peft_loop(sllm: EmotionSLLM, conversation: Sequence[np.ndarray], settings: M
         sentence = sllm.sentence(said)
         ids = torch.cat([before[max(0, len(before) - settings.prefix):], sentence]).to(device)
         for step in range(settings.steps if turn else 0):
-            logits = model(input_ids=ids[None]).logits[0, -len(sentence) - 1:-1]
+            logits = model(input_ids=ids[None]).logits[0, -len(sentence) - 1:-1].float()
             target = ids[-len(sentence):]
             if settings.loss_vocabulary == "codes":
                 logits, target = logits[:, vocabulary.base:vocabulary.end + 1], target - vocabulary.base
@@ -100,7 +100,7 @@ def peft_loop(sllm: EmotionSLLM, conversation: Sequence[np.ndarray], settings: M
                 losses.append(loss.item())
         with torch.no_grad():
             logits = model(input_ids=ids[None]).logits[0, -1, vocabulary.emotion]
-        probabilities.append(logits.softmax(-1).cpu().numpy())
+        probabilities.append(logits.float().softmax(-1).cpu().numpy())
         before = torch.cat([before, sentence])
     sllm.model = model.unload()
     return losses, probabilities

@@ -277,3 +277,13 @@ def test_the_memory_of_an_adapted_backbone_is_the_peft_loops(kind, tied, tmp_pat
     still = list(DynamicParameterMemory(sllm, MemorySettings(prefix=8, lr=0.0)).listen(conversation))
     assert max(abs(a.probabilities - b.probabilities).max() for a, b in zip(turns, still, strict=True)) > 1e-3
     assert sllm.fingerprint() == before
+
+
+def test_the_peft_loop_hears_an_adapted_backbone_in_bfloat16_too(tmp_path):
+    sllm = created(made(tmp_path / "text"), dtype="bfloat16").requires_grad_(False).eval()
+    conversation = [np.random.default_rng(i).integers(0, 16, 5) for i in range(3)]
+    losses, probabilities = peft_loop(merged(sllm), conversation, MemorySettings(rank=2, prefix=8))
+    assert len(losses) == 2 and np.isfinite(losses).all() and np.isfinite(probabilities).all()
+    memory = DynamicParameterMemory(sllm, MemorySettings(rank=2, prefix=8))
+    ours = [t.probabilities for t in memory.listen(conversation)]
+    np.testing.assert_allclose(ours[0], probabilities[0], atol=0.02)
