@@ -77,7 +77,7 @@ def test_the_record_keeps_other_corpora_and_no_path(asked, tmp_path):
     assert rows["demo"]["gpu_hours"] == pytest.approx(sum(
         (c["training"] + c["writing"] + c["reading"]) / (estimate.UTILISATION * 4e12) / 3600 for c in hours))
     table = records.plan_table(json.loads(path.read_text())["results"])
-    assert table["folds x seeds"].tolist() == ["1 x 3", "2 x 3"]
+    assert table["folds x seeds"].tolist() == ["2 x 3", "1 x 3"]  # demo, meld
     readme = settings.home_path / "README.md"
     readme.write_text("\n".join(("a", report.BEGIN, report.END, report.PLAN, "stale", report.END_PLAN, "z")))
     report.write(settings.home_path)
