@@ -186,14 +186,14 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from . import corpora, plan, records
+    from . import corpora, plan, records, summaries
 
     settings = _of(options)[0]
     if options.seeds < 1 or options.tflops < 0 or options.price < 0:
         raise UserError("--seeds must be 1 or more, --tflops and --price 0 or more")
     corpus = corpora.load(settings)
-    made = plan.write(settings, corpus, _folds(options, corpus), options.seeds, options.tflops, options.price)
-    table = records.plan_table(json.loads(made.read_text(encoding="utf-8"))["results"])
+    plan.write(settings, corpus, _folds(options, corpus), options.seeds, options.tflops, options.price)
+    table = summaries.plan_table(records.load_bench(settings.home_path, "plan")["results"])
     print(table.T.to_string(header=False))
     return 0
 

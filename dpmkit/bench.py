@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from . import codes, corpora, cost, finetune, metrics, protocols, records
+from . import codes, corpora, cost, finetune, metrics, protocols, records, summaries
 from .corpora.dynamics import EMOTIONS
 from .memory import DynamicParameterMemory
 from .settings import MemorySettings, Settings, UserError
@@ -126,7 +126,7 @@ def memory(settings: Settings, repeats: int = 3) -> Path:
     results = {"rates": [], "peak": _peak(device), "changes": _changes(settings, corpus, spoken, tuned)}
     for name, prepared in shapes.items():
         results["rates"] += _rates(name, *prepared(), repeats)
-    print(records.rungs_table(results).to_string(index=False))
+    print(summaries.rungs_table(results).to_string(index=False))
     return records.save_bench(settings, "memory", results, time.perf_counter() - started)
 
 
@@ -204,7 +204,7 @@ def stream(settings: Settings, hours: float) -> Path:
                          "L_t": float(np.nanmean(losses)), "WA": 100 * float(np.mean(hits))})
             since, hits, losses = now, [], []
     name = f"stream-{hours:g}h" + (f"-decay{settings.memory.decay:g}" if settings.memory.decay else "")
-    print(records.stream_table({"rows": rows}).to_string(index=False))
+    print(summaries.stream_table({"rows": rows}).to_string(index=False))
     return records.save_bench(settings, name, {"rows": rows, "lr": settings.memory.lr},
                               time.perf_counter() - started)
 
@@ -221,7 +221,7 @@ def context(settings: Settings) -> Path:
     for length, path in tqdm(list(itertools.product(settings.context.codes, cost.PATHS)), desc="bench: context"):
         measured = cost.label_after(tuned.sllm, np.resize(joined, length), sentence, settings.memory, path)
         rows.append({"codes": length, "path": path, **measured})
-    print(records.context_table({"rows": rows}).to_string(index=False))
+    print(summaries.context_table({"rows": rows}).to_string(index=False))
     return records.save_bench(settings, "context", {"rows": rows, "sentence": sentence},
                               time.perf_counter() - started)
 
@@ -239,7 +239,7 @@ def rows(settings: Settings) -> Path:
         for setting, value in change.items():
             asked = asked.replace(setting, value)
         out.append({"rows": name, **change, "history": finetune.train(asked, corpus, spoken).history})
-    print(records.rows_table({"rows": out}).to_string(index=False))
+    print(summaries.rows_table({"rows": out}).to_string(index=False))
     return records.save_bench(settings, "rows", {"rows": out}, time.perf_counter() - started)
 
 

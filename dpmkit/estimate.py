@@ -57,9 +57,9 @@ class Estimate:
         return self
 
 
-def training(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> Estimate:
+def training(settings: Settings, corpus: Corpus, codes: CorpusCodes, model: EmotionSLLM | None = None) -> Estimate:
     """For `settings`, whose backbone is pretrained, on the training conversations of its fold; loads no weights."""
-    tune, model = settings.finetune, shell(settings, corpus, codes)
+    tune, model = settings.finetune, model or shell(settings, corpus, codes)
     data = Dialogues(model, corpus.select(corpus.folds[settings.fold - 1].train), codes.codes, corpus.emotions,
                      settings, True)
     collate, forwards = collate_sequences(model.vocabulary.end), []

@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from .plots import COLOURS, LINES, MARKERS, heatmap
-from .records import PAPER_TABLE_1
+from .summaries import PAPER_TABLE_1
 
 CONVERSATIONS = {"IEMOCAP": 151, "MELD test": 280}  # targets of the protocol `complete`
 # Where a point's label may stand, in points from it, and its alignment: beside it, then farther off.

@@ -8,12 +8,10 @@ audio is heard: an utterance has as many codes as its seconds at the tokenizer's
 from __future__ import annotations
 
 import heapq
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +47,8 @@ class Cell:
 def cell(settings: Settings, corpus: Corpus) -> Cell:
     """What `settings`, whose backbone is pretrained, take on one fold."""
     codes = silent(settings, corpus)
-    told, shell = estimate.training(settings, corpus, codes), estimate.shell(settings, corpus, codes)
+    shell = estimate.shell(settings, corpus, codes)
+    told = estimate.training(settings, corpus, codes, shell)
     fold = corpus.folds[settings.fold - 1]
     lengths = {split: [[len(codes.codes[u.id]) + 1 for u in c.utterances]
                        for c in corpus.select(getattr(fold, split))] for split in ("train", "validation", "test")}
@@ -100,7 +99,8 @@ def write(settings: Settings, corpus: Corpus, folds: Sequence[int], seeds: int, 
            "measured_here": not teraflops, "utilisation": estimate.UTILISATION, "price": price,
            "cells": [asdict(c) for c in cells], "gpu_hours": sum(hours),
            "hours_on": {str(n): makespan(hours, n) for n in GPUS}}
-    rows = [r for r in _kept(settings) if (r["profile"], r["corpus"]) != (row["profile"], row["corpus"])]
+    known = (records.load_bench(settings.home_path, "plan") or {"results": {"rows": []}})["results"]["rows"]
+    rows = [r for r in known if (r["profile"], r["corpus"]) != (row["profile"], row["corpus"])]
     rows = sorted([*rows, row], key=lambda r: (r["profile"], r["corpus"]))
     return records.save_bench(settings, "plan", {"rows": rows}, time.perf_counter() - started)
 
@@ -111,8 +111,3 @@ def makespan(hours: Sequence[float], gpus: int) -> float:
     for h in sorted(hours, reverse=True):
         heapq.heappush(free, heapq.heappop(free) + h)
     return max(free)
-
-
-def _kept(settings: Settings) -> list[dict[str, Any]]:
-    path = settings.home_path / "results" / "bench" / "plan.json"
-    return json.loads(path.read_text(encoding="utf-8"))["results"]["rows"] if path.is_file() else []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from . import records, runs
+from . import records, runs, summaries
 from .reproduce import NOTEBOOKS
 from .settings import UserError
 
@@ -29,10 +29,9 @@ def write(home: Path) -> list[Path]:
         if BEGIN not in text or END not in text:
             raise UserError(f"{readme} lacks the markers {BEGIN} … {END}: put them back where the table belongs")
         text = _between(text, BEGIN, END, summary(made))
-        plan = home / "results" / "bench" / "plan.json"
-        if PLAN in text and END_PLAN in text and plan.is_file():
-            results = json.loads(plan.read_text(encoding="utf-8"))["results"]
-            text = _between(text, PLAN, END_PLAN, "\n" + _markdown(records.plan_table(results)) + "\n\n")
+        if PLAN in text and END_PLAN in text and (plan := records.load_bench(home, "plan")):
+            table = _markdown(summaries.plan_table(plan["results"]))
+            text = _between(text, PLAN, END_PLAN, f"\n{table}\n\n")
         pages[readme] = text
     for path, text in pages.items():
         with runs.atomic(path) as temporary:
@@ -60,7 +59,7 @@ def summary(made: list[dict[str, Any]]) -> str:
         limit = same[0]["settings"].get("evaluation.limit")
         part = f" (its first {limit} conversations)" if limit else ""
         lines += [f"**{_title(same[0])}**, every labelled utterance of the test fold{part}", "",
-                  _short(same[0]), "", records.verdict(same[0]), ""]
+                  _short(same[0]), "", summaries.verdict(same[0]), ""]
         lines += [line for r in made if r["kind"] == "data" and _title(r) == _title(same[0])
                   for line in _ceilings(r, ("test",))]
         if len(same) > 1:
@@ -71,11 +70,11 @@ def summary(made: list[dict[str, Any]]) -> str:
 
 def _short(record: dict[str, Any]) -> str:
     """The method table, every labelled utterance, without the filters and controls that SHOWN leaves out."""
-    return _markdown(_kept(record, records.methods_table(record, "all-lengths").drop(columns="hears")))
+    return _markdown(_kept(record, summaries.methods_table(record, "all-lengths").drop(columns="hears")))
 
 
 def _spread(same: list[dict[str, Any]], what: str) -> str:
-    return _markdown(_kept(same[0], records.spread_table(same, what)))
+    return _markdown(_kept(same[0], summaries.spread_table(same, what)))
 
 
 def _kept(record: dict[str, Any], table: pd.DataFrame) -> pd.DataFrame:
@@ -141,7 +140,7 @@ def page(made: list[dict[str, Any]], home: Path) -> str:
         over = _folds([r for r in made if (r["profile"], r["corpus"]) == (profile, corpus)])
         lines += [f"## Folds: `{profile}` on `{corpus}`", "", *over] if over else []
     lines += ["## Others, as the paper quotes them", "", "Audio only, from its Table 2; none of them was run here.",
-              "", _markdown(records.quoted_table()), ""]
+              "", _markdown(summaries.quoted_table()), ""]
     return "\n".join(lines + _benches(home))
 
 
@@ -156,29 +155,29 @@ def _benches(home: Path) -> list[str]:
                      "turns, with the lowest and highest; the matmul peak is that of a large product in the same "
                      "precision. The loop is Algorithm 1 written with PEFT, a fresh adapter and AdamW a "
                      "conversation. WA and answers: the trained SLLM on validation conversations.")
-            title, table = "the memory's rungs", records.rungs_table(results)
+            title, table = "the memory's rungs", summaries.rungs_table(results)
         elif path.stem == "context":
             words = ("Until the last sentence of a recording has its label, after so many codes of history: "
                      "seconds, and peak memory beyond the model.")
-            title, table = "cost against history", records.context_table(results)
+            title, table = "cost against history", summaries.context_table(results)
         elif path.stem == "rows":
             words = ("A pretrained backbone's new token rows, by what they start from: validation after each "
                      "epoch, one training run each.")
-            title, table = "what new rows start from", records.rows_table(results)
+            title, table = "what new rows start from", summaries.rows_table(results)
         elif path.stem == "workers":
             low, high = results["ray_task_seconds_range"]
             words = (f"DPM on {results['conversations']} conversations, shared out to Ray workers: medians with "
                      f"the lowest and highest. Ray took {results['ray_start_seconds']:.1f} s to start and "
                      f"{results['ray_task_seconds']:.2f} s [{low:.2f}, {high:.2f}] for a task that does nothing.")
-            title, table = "conversations over workers", records.workers_table(results)
+            title, table = "conversations over workers", summaries.workers_table(results)
         elif path.stem == "plan":
             words = ("Counted from shapes and lengths, not run: FLOPs of notebooks 02 and 03 of every fold and "
                      "seed, a cell on one GPU; cost is GPU hours at the price that was given.")
-            title, table = "plan of a whole reproduction", records.plan_table(results)
+            title, table = "plan of a whole reproduction", summaries.plan_table(results)
         else:
             words = (f"One stream that is never reset, lr {results['lr']:g}: validation conversations one after "
                      "the other, over and over.")
-            title, table = path.stem, records.stream_table(results)
+            title, table = path.stem, summaries.stream_table(results)
         lines += [f"## Bench: {title}", "", words, "", _markdown(table), "",
                   f"Run on {machine['processor']}, {machine['threads']} threads, {machine['gpu'] or 'no GPU'}; "
                   f"commit {record['commit']}; {record['made']}. [Record](bench/{path.name})", ""]
@@ -192,7 +191,7 @@ def _title(record: dict[str, Any]) -> str:
 def _methods(record: dict[str, Any]) -> list[str]:
     """The verdict and Table 1, every labelled utterance."""
     part, tuned = record["results"]["protocols"]["all-lengths"], record["results"]["tuned"]
-    return [records.verdict(record), "",
+    return [summaries.verdict(record), "",
             f"**Every labelled utterance, each with its own history** ({part['targets']} targets, "
             f"{part['conversations']} conversations)", "",
             _short(record), "",
@@ -207,16 +206,16 @@ def _details(kinds: dict[str, dict[str, Any]]) -> list[str]:
     if "methods" in kinds:
         part = kinds["methods"]["results"]["protocols"]["complete"]
         lines += _folded("Every method, filter, control and bound, and what each of them hears",
-                         [_markdown(records.methods_table(kinds["methods"], "all-lengths"))])
+                         [_markdown(summaries.methods_table(kinds["methods"], "all-lengths"))])
         lines += _folded(f"Complete dialogues: the last labelled utterance of each ({part['targets']} targets)",
-                         [_markdown(records.methods_table(kinds["methods"], "complete")), "",
-                          records.verdict(kinds["methods"], "complete")])
+                         [_markdown(summaries.methods_table(kinds["methods"], "complete")), "",
+                          summaries.verdict(kinds["methods"], "complete")])
     if "ablations" in kinds and "best" in kinds["ablations"]["results"]:
         lines += _folded("Stepping (the paper's Table 3), validation conversations",
-                         [_markdown(records.stepping_table(kinds["ablations"])), "", _best(kinds["ablations"])])
+                         [_markdown(summaries.stepping_table(kinds["ablations"])), "", _best(kinds["ablations"])])
     if "context" in kinds and "windows" in kinds["context"]["results"]:
         lines += _folded("The SLLM at once, by its history (the paper's Table 4)",
-                         [_markdown(records.windows_table(kinds["context"]))])
+                         [_markdown(summaries.windows_table(kinds["context"]))])
     about = [line for kind, words in (("data", _data), ("backbone", _backbone)) if kind in kinds
              for line in words(kinds[kind])]
     return lines + _folded("Corpus, ceilings and backbone", about) if about else lines

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from . import backbones, cluster, codes, corpora, protocols, records, runs
+from . import backbones, cluster, codes, corpora, protocols, records, runs, summaries
 from .finetune import Finetuned
 from .settings import Settings
 from .sllm import EmotionSLLM
@@ -53,7 +53,7 @@ def workers(settings: Settings, repeats: int = 3) -> Path:
                           "ratio": float(np.median(np.divide(rates, out[1])))} for n, rates in out.items()],
                "conversations": CONVERSATIONS, "ray_start_seconds": start,
                "ray_task_seconds": float(np.median(empty)), "ray_task_seconds_range": [min(empty), max(empty)]}
-    print(records.workers_table(results).to_string(index=False))
+    print(summaries.workers_table(results).to_string(index=False))
     return records.save_bench(settings, "workers", results, time.perf_counter() - started)
 
 

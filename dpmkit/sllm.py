@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache
 
 from . import backbones
 from .settings import BackboneSettings, FinetuneSettings, UserError
@@ -54,30 +54,17 @@ class EmotionSLLM(nn.Module):
         torch.manual_seed(seed)
         if not backbone.source:
             vocabulary = Vocabulary(codebook_size, emotions)
-            config = LlamaConfig(
-                vocab_size=vocabulary.size, hidden_size=backbone.hidden, num_hidden_layers=backbone.layers,
-                num_attention_heads=backbone.heads, num_key_value_heads=backbone.heads,
-                intermediate_size=backbone.intermediate, max_position_embeddings=backbone.window,
-                tie_word_embeddings=False, bos_token_id=None, eos_token_id=vocabulary.end,
-                pad_token_id=vocabulary.end, attn_implementation="sdpa")
-            sllm = cls(LlamaForCausalLM(config), vocabulary, backbone.window, backbone.dropout)
+            sllm = cls(backbones.scratch(backbone, vocabulary.size, vocabulary.end), vocabulary, backbone.window,
+                       backbone.dropout)
             sllm.texts = vocabulary.tokenizer()
             return sllm
         model = backbones.load(backbone.source, backbone.dtype, backbone.keep_layers)
         vocabulary = Vocabulary(codebook_size, emotions, base=model.get_input_embeddings().num_embeddings)
         texts = backbones.tokenizer(backbone.source, needed=backbone.emotion_rows == "words")
-        model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
-        backbones.start_rows(model, vocabulary.base, emotions,
-                             texts if backbone.emotion_rows == "words" else None, backbone.row_noise)
+        backbones.widen(model, vocabulary.size, emotions, texts if backbone.emotion_rows == "words" else None,
+                        backbone.row_noise)
         if finetune.lora_rank:
-            from peft import LoraConfig, get_peft_model
-
-            new = list(range(vocabulary.base, vocabulary.size))
-            head = [] if model.config.tie_word_embeddings else ["lm_head"]
-            model = get_peft_model(model, LoraConfig(
-                r=finetune.lora_rank, lora_alpha=finetune.lora_alpha, lora_dropout=finetune.lora_dropout,
-                target_modules="all-linear", task_type="CAUSAL_LM",
-                trainable_token_indices={name: new for name in ["embed_tokens", *head]}))
+            model = backbones.with_lora(model, finetune, range(vocabulary.base, vocabulary.size))
         if finetune.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         sllm = cls(model, vocabulary, backbone.window, source=backbone.source)
@@ -177,15 +164,19 @@ class EmotionSLLM(nn.Module):
         weight = torch.tensor([1.0 / counts[i] for i in stream], device=hidden.device)
         stream = torch.tensor(stream, device=hidden.device)
         asked = hidden[stream, torch.tensor(position, device=hidden.device)]
+        losses = self._next_losses(asked, label, vocabulary, head)
+        return torch.zeros(len(rows), device=hidden.device).index_add(0, stream, losses * weight)
+
+    def _next_losses(self, states: Tensor, label: Tensor, vocabulary: str, head: NewRows | None = None) -> Tensor:
+        """Cross-entropy of the token after each state, shape (states,); `vocabulary`: see `code_losses`."""
         if vocabulary == "all":
-            logits = self._head(asked)
+            logits = self._head(states)
         else:
-            logits = self._new_logits(asked, slice(0, self.vocabulary.codebook_size + 1), head)
+            logits = self._new_logits(states, slice(0, self.vocabulary.codebook_size + 1), head)
             label = label - self.vocabulary.base
         # Emotion tokens (ablation `history_emotions`) may stand in a row; they are no sound to be predicted.
         label = label.masked_fill(label >= logits.shape[1], -100)
-        losses = F.cross_entropy(logits.float(), label, reduction="none")
-        return torch.zeros(len(rows), device=hidden.device).index_add(0, stream, losses * weight)
+        return F.cross_entropy(logits.float(), label, reduction="none")
 
     def emotions_after(self, hidden: Tensor, rows: Sequence[Tensor], head: NewRows | None = None) -> Tensor:
         """Emotion logits, shape (batch, emotions), at each row's last token."""
@@ -200,17 +191,8 @@ class EmotionSLLM(nn.Module):
     def new_rows(self) -> NewRows:
         """The head's rows of codes, `<audio_end>` and emotions, as they stand now; gradients reach them where they
         are the head's or PEFT's trained token rows."""
-        head, base = self.causal_lm.get_output_embeddings(), self.vocabulary.base
-        if type(head) is nn.Linear:
-            return NewRows(head.weight[base:], None if head.bias is None else head.bias[base:])
-        rows = getattr(head, "token_adapter", None)
-        if rows is not None and rows.base_layer.bias is None:
-            return NewRows(rows.trainable_tokens_delta["default"], None)
-        with torch.no_grad():  # a PEFT wrapper: what it does to each unit vector is its weight
-            like = next(head.parameters())
-            bias = head(like.new_zeros(1, self.causal_lm.config.hidden_size))[0, base:]
-            units = torch.eye(self.causal_lm.config.hidden_size, dtype=like.dtype, device=like.device)
-            return NewRows((head(units)[:, base:] - bias).T.contiguous(), bias)
+        lm = self.causal_lm
+        return NewRows.of(lm.get_output_embeddings(), self.vocabulary.base, lm.config.hidden_size)
 
     def embedded(self, rows: Sequence[Tensor]) -> Tensor:
         """Embeddings, shape (batch, longest, hidden). Padding stands on the right, where a causal model cannot see
@@ -243,15 +225,11 @@ class EmotionSLLM(nn.Module):
         asked = (code_weight[:, 1:] > 0).nonzero(as_tuple=True)
         states, label = hidden[asked[0], asked[1]], input_ids[asked[0], asked[1] + 1]
         read = (emotion >= 0).nonzero(as_tuple=True)
+        losses = self._next_losses(states, label, self.loss_vocabulary)
         if self.loss_vocabulary == "all":
-            said, logits = self._head(states), self._head(hidden[read])[:, self.vocabulary.emotion].float()
+            logits = self._head(hidden[read])[:, self.vocabulary.emotion].float()
         else:
-            sounds = self.vocabulary.codebook_size + 1
-            said = self._new_logits(states, slice(0, sounds), None)
-            logits = self._new_logits(hidden[read], slice(sounds, None), None).float()
-            label = label - self.vocabulary.base
-            label = label.masked_fill(label >= sounds, -100)  # emotion tokens in a history are no sound
-        losses = F.cross_entropy(said.float(), label, reduction="none")
+            logits = self._new_logits(hidden[read], slice(self.vocabulary.codebook_size + 1, None), None).float()
         weight = code_weight[asked[0], asked[1] + 1]
         l_a = (losses * weight).sum() / weight.sum().clamp_min(1e-9)
         truth = emotion[read]
@@ -295,8 +273,7 @@ class EmotionSLLM(nn.Module):
         self.model.save_pretrained(temporary, save_embedding_layers=False)
         backbone = backbones.load(self.source, str(self.causal_lm.dtype).removeprefix("torch."),
                                   self.causal_lm.config.num_hidden_layers)
-        backbone.resize_token_embeddings(self.vocabulary.size, mean_resizing=False)
-        backbones.start_rows(backbone, self.vocabulary.base, self.vocabulary.emotions, None, 0.0)
+        backbones.widen(backbone, self.vocabulary.size)
         backbone.save_pretrained(temporary / "backbone")
 
     @classmethod
@@ -322,7 +299,7 @@ class EmotionSLLM(nn.Module):
             raise UserError(f"the SLLM in {folder} answers with {', '.join(vocabulary.emotions)}, not with "
                             f"{', '.join(emotions)}: train anew for this label set")
         if (folder / "adapter_config.json").is_file():
-            model = _adapted(backbones.load(str(folder / "backbone"), "auto"), folder)
+            model = backbones.adapted(backbones.load(str(folder / "backbone"), "auto"), folder)
             sllm = cls(model, vocabulary, window, source=str(folder / "backbone"))
         else:
             sllm = cls(backbones.load(str(folder), "auto"), vocabulary, window)
@@ -337,17 +314,3 @@ class EmotionSLLM(nn.Module):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:12]
-
-
-def _adapted(backbone: nn.Module, folder: Path) -> nn.Module:
-    """The backbone with the adapter and the new rows of `folder`."""
-    from peft import PeftModel
-
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise UserError(f"{folder} lacks adapter_model.safetensors; an adapter_model.bin is a pickle, which can "
-                        "run code, and is not read: run notebook 02 again, or convert it where you trust it")
-    try:
-        return PeftModel.from_pretrained(backbone, folder)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the adapter in {folder} does not fit its backbone or is damaged: run notebook 02 again "
-                        f"({str(error).splitlines()[0][:160]})") from error

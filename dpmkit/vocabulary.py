@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, models
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
@@ -54,6 +55,21 @@ class NewRows:
 
     weight: Tensor  # (codes + 1 + emotions, hidden)
     bias: Tensor | None
+
+    @classmethod
+    def of(cls, head: nn.Module, base: int, hidden: int) -> NewRows:
+        """The rows of a head of `hidden` inputs from `base` on, as they stand now; gradients reach them where they
+        are the head's own or PEFT's trained token rows."""
+        if type(head) is nn.Linear:
+            return cls(head.weight[base:], None if head.bias is None else head.bias[base:])
+        rows = getattr(head, "token_adapter", None)
+        if rows is not None and rows.base_layer.bias is None:
+            return cls(rows.trainable_tokens_delta["default"], None)
+        with torch.no_grad():  # a PEFT wrapper: what it does to each unit vector is its weight
+            like = next(head.parameters())
+            bias = head(like.new_zeros(1, hidden))[0, base:]
+            units = torch.eye(hidden, dtype=like.dtype, device=like.device)
+            return cls((head(units)[:, base:] - bias).T.contiguous(), bias)
 
     def __call__(self, hidden: Tensor, part: slice) -> Tensor:
         """Logits of some of the rows; hidden: (…, hidden)."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make_settings, make_toy
 
-from dpmkit import bench, codes, corpora, cost, finetune, records, report
+from dpmkit import bench, codes, corpora, cost, finetune, report, summaries
 from dpmkit.settings import UserError
 
 
@@ -37,7 +37,7 @@ def test_every_rung_is_timed_beside_the_loop_and_compared_with_exact(prepared, s
     assert set(changes) == set(bench.RUNGS) and changes["top-2"]["largest_change"] < 1e-4  # it has no more layers
     assert changes["exact, read before the write"]["largest_change"] > 0
     assert sllm.fingerprint() == before
-    table = records.rungs_table(record["results"])
+    table = summaries.rungs_table(record["results"])
     assert len(table) == len(rates)
     page = report.page([], prepared.home_path)
     assert "the memory's rungs" in page and page.count("| PEFT loop |") == 2
@@ -73,5 +73,5 @@ def test_rows_are_compared_from_every_start(prepared, tmp_path, monkeypatch):
     path = bench.rows(prepared.replace("backbone.source", "some/backbone"))
     record = json.loads(path.read_text(encoding="utf-8"))
     assert asked == [("words", 0.1), ("mean", 0.1), ("words", 0.0)]
-    assert records.rows_table(record["results"])["WA"].tolist() == ["10.0", "20.0", "30.0"]
+    assert summaries.rows_table(record["results"])["WA"].tolist() == ["10.0", "20.0", "30.0"]
     assert "what new rows start from" in report.page([], prepared.home_path)

@@ -3,7 +3,7 @@
 import pytest
 from conftest import make_toy
 
-from dpmkit import methods, metrics, records, significance, speakers
+from dpmkit import methods, metrics, significance, speakers, summaries
 from dpmkit.finetune import Finetuned
 
 
@@ -32,6 +32,6 @@ def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, set
     record = {"corpus": "toy", "results": {
         "listed": described.to_dict("records"),
         "protocols": {"all-lengths": {"methods": significance.adjusted(scored, "window")}}}}
-    table = records.methods_table(record, "all-lengths").set_index("method")
+    table = summaries.methods_table(record, "all-lengths").set_index("method")
     assert (table["WA"] == "not run").sum() == 2 and table.loc["own-answers", "WA"] == "not run"
-    assert "speakers" in records.verdict(record)
+    assert "speakers" in summaries.verdict(record)

@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dpmkit import records, report, reproduce
+from dpmkit import records, report, reproduce, summaries
 from dpmkit.__main__ import main
 from dpmkit.settings import Settings, UserError
 
@@ -79,7 +79,7 @@ def a_record(home: Path, low: float, high: float, seed: int = 0, fold: int = 1) 
 @pytest.mark.parametrize(("low", "high", "words"), [
     (0.5, 2.0, "DPM beats"), (-2.0, -0.5, "DPM is worse than"), (-1.0, 1.0, "DPM cannot be told from")])
 def test_the_verdict_follows_the_interval(tmp_path, low, high, words):
-    said = records.verdict(a_record(tmp_path, low, high))
+    said = summaries.verdict(a_record(tmp_path, low, high))
     assert words in said and "another conversation: +0.5 points WA [-1.0, +2.0]." in said
 
 
@@ -87,7 +87,7 @@ def test_records_hold_no_path_and_tables_hold_the_records_numbers(tmp_path):
     record = a_record(tmp_path, 1.0, 3.0)
     assert str(tmp_path) not in json.dumps(record) and record["settings"]["root"] == "emodb"
     assert record["results"]["nothing"] is None
-    table = records.methods_table(record, "complete").set_index("method")
+    table = summaries.methods_table(record, "complete").set_index("method")
     assert table.loc["dpm", "WA"] == "62.0 [60.0, 64.0]"
     assert table.loc["dpm", "WA against window"] == "+2.0 [+1.0, +3.0]"
     assert table.loc["dpm", "paper, IEMOCAP (WA / UA / WF1)"] == "79.38 / 79.62 / 79.34"
@@ -110,7 +110,7 @@ def test_the_report_is_made_of_records_alone(tmp_path):
 
 def test_seeds_share_one_table_of_means(tmp_path):
     made = [a_record(tmp_path, 1.0, 3.0), a_record(tmp_path, 3.0, 5.0, seed=1)]
-    table = records.spread_table(made, "seeds").set_index("method")
+    table = summaries.spread_table(made, "seeds").set_index("method")
     assert table.loc["dpm"].tolist() == ["63.0", "62.0 to 64.0", "+3.0", "+2.0 to +4.0"]
     said = report.summary(made[::-1])
     assert said.count("**`demo` profile") == 1 and "seed 0**" in said and "Trained anew with 2 seeds" in said
