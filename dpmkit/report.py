@@ -164,12 +164,6 @@ def _benches(home: Path) -> list[str]:
             words = ("A pretrained backbone's new token rows, by what they start from: validation after each "
                      "epoch, one training run each.")
             title, table = "what new rows start from", summaries.rows_table(results)
-        elif path.stem == "workers":
-            low, high = results["ray_task_seconds_range"]
-            words = (f"DPM on {results['conversations']} conversations, shared out to Ray workers: medians with "
-                     f"the lowest and highest. Ray took {results['ray_start_seconds']:.1f} s to start and "
-                     f"{results['ray_task_seconds']:.2f} s [{low:.2f}, {high:.2f}] for a task that does nothing.")
-            title, table = "conversations over workers", summaries.workers_table(results)
         elif path.stem == "plan":
             words = ("Counted from shapes and lengths, not run: FLOPs of notebooks 02 and 03 of every fold and "
                      "seed, a cell on one GPU; cost is GPU hours at the price that was given.")

@@ -151,7 +151,6 @@ class SpeakerSettings:
 @dataclass(frozen=True)
 class EvaluationSettings:
     streams: int = 16  # conversations heard side by side
-    workers: int = 1  # Ray tasks that share the conversations, each with `streams` of its own
     bootstrap: int = 10_000
     confidence: float = 0.95
     limit: int = 0  # test conversations; 0: all
@@ -187,9 +186,8 @@ class ContextSettings:
 
 @dataclass(frozen=True)
 class GridSettings:
-    """What one task on Ray takes: a run of `--ray`, or a share of the conversations (evaluation.workers)."""
+    """What one task on Ray takes: a run of `--ray`."""
 
-    address: str = ""  # of the Ray that evaluation.workers run on, host:port; empty: this machine
     cpus: int = 2
     gpus: float = 0.0
     retries: int = 2  # of a task whose worker died

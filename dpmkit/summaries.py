@@ -161,13 +161,6 @@ def plan_table(results: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
-def workers_table(results: dict[str, Any]) -> pd.DataFrame:
-    """Sentences a second against workers, from a `workers` record."""
-    return pd.DataFrame([{"workers": r["workers"], "threads each": r["threads"], "n": r["n"],
-                          "sentences a second": _interval(r["rate"], r["rate_range"]),
-                          "against one": f"{r['ratio']:.2f}"} for r in results["rates"]])
-
-
 def rows_table(results: dict[str, Any]) -> pd.DataFrame:
     """Validation losses and accuracy an epoch, from a `rows` record."""
     return pd.DataFrame([{
