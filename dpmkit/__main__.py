@@ -33,8 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     plan.add_argument("--price", type=float, default=0.0, help="of a GPU hour")
     bench = commands.add_parser("bench", help="measure: rungs of the memory beside a PEFT loop, cost, long "
                                               "streams, what new rows start from")
-    bench.add_argument("what", choices=("memory", "context", "stream", "rows"))
-    bench.add_argument("--repeats", type=int, default=3, help="memory: rounds of all arms (default 3)")
+    bench.add_argument("what", choices=("memory", "context", "stream", "rows", "threads"))
+    bench.add_argument("--repeats", type=int, default=3, help="memory, threads: rounds of all arms (default 3)")
     bench.add_argument("--hours", type=float, default=1.0, help="stream: of audio (default 1)")
     for command in (reproduce, train, settings, plan, bench):
         command.add_argument("--profile", default="demo", help=f"one of {', '.join(PROFILES)}")
@@ -51,6 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
     for command in (reproduce, train, settings, report, segment, plan, bench):
         command.add_argument("--home", default="", help="folder of runs/ and results/ (default: the checkout)")
     options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that knows no × or ü must not end a run
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if options.home:
+        options.home = os.path.abspath(os.path.expanduser(options.home))  # a kernel works in another folder
     try:
         return {"reproduce": _reproduce, "train": _train, "settings": _settings, "report": _report,
                 "segment": _segment, "plan": _plan, "bench": _bench}[options.command](options)
@@ -75,6 +80,9 @@ def _of(options: argparse.Namespace) -> tuple[Settings, dict[str, Any]]:
             overrides[name] = json.loads(value.lower() if value in ("True", "False") else value)
         except ValueError:
             overrides[name] = value
+    for name in ("backbone.source", "codes.source"):  # of the working directory, as every path on a command line
+        if isinstance(overrides.get(name), str) and os.path.exists(os.path.expanduser(overrides[name])):
+            overrides[name] = os.path.abspath(os.path.expanduser(overrides[name]))
     settings = Settings.of(options.profile, overrides, home=options.home)
     if options.corpus:
         settings = settings.replace("corpus", options.corpus)
@@ -164,13 +172,14 @@ def _segment(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from . import bench
+    from . import bench, threads
 
     settings = _of(options)[0]
     if not (options.repeats > 0 and options.hours > 0):
         raise UserError("--repeats and --hours must be greater than 0")
     made = {"memory": lambda: bench.memory(settings, options.repeats), "context": lambda: bench.context(settings),
-            "stream": lambda: bench.stream(settings, options.hours), "rows": lambda: bench.rows(settings)}[options.what]()
+            "stream": lambda: bench.stream(settings, options.hours), "rows": lambda: bench.rows(settings),
+            "threads": lambda: threads.measure(settings, options.repeats)}[options.what]()
     print(f"wrote {made}", file=sys.stderr)
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ def results(work: Callable, calls: Sequence[tuple], address: str, at: GridSettin
     Raises UserError where Ray is not installed or does not answer at `address` (host:port, or ray://host:port).
     """
     ray = _started(address)
+    _fits(ray, at)
     task = ray.remote(num_cpus=at.cpus, num_gpus=at.gpus, max_retries=at.retries)(work)
     sent = [ray.put(value) for value in shared]  # once, whatever number of tasks needs it
     pending = {task.remote(*sent, *call): number for number, call in enumerate(calls)}
@@ -61,6 +63,9 @@ def _started(address: str) -> Any:
             return ray
         except Exception as error:  # Ray raises bare ones, e.g. of a node that took too long to start
             ray.shutdown()
+            if "AF_UNIX" in str(error):
+                raise UserError(f"Ray's sockets need a shorter folder than {tempfile.gettempdir()}: set "
+                                "TMPDIR=/tmp, then run again") from error
             if address == LOCAL and attempt == 1:
                 time.sleep(5)  # what a killed run left behind goes by itself
                 continue
@@ -68,6 +73,15 @@ def _started(address: str) -> Any:
                     else "start a cluster there (ray start --head)")
             raise UserError(f"no Ray answers at {address!r}: {cure}; finished work is kept "
                             f"({(str(error).splitlines() or [type(error).__name__])[0][:160]})") from error
+
+
+def _fits(ray: Any, at: GridSettings) -> None:
+    # Ray would wait for ever for a machine that is large enough.
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(node.get("CPU", 0) >= at.cpus and node.get("GPU", 0) >= at.gpus for node in nodes):
+        there = "; ".join(f"{node.get('CPU', 0):g} processors and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        raise UserError(f"no machine of Ray has the {at.cpus} processors and {at.gpus:g} GPUs that one task asks "
+                        f"for (there: {there}): lower grid.cpus or grid.gpus, or add a larger machine")
 
 
 def _answers(address: str) -> None:

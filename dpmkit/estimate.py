@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -104,9 +106,35 @@ def _of(settings: Settings, shell: EmotionSLLM, forwards: Sequence[tuple[int, in
     attention = sum(rows * longest ** 2 for rows, longest, _ in forwards) * 4 * config.hidden_size
     flops = passes * 2 * inside * tokens + (passes + 1) * attention * config.num_hidden_layers
     flops += 3 * 2 * sum(asked for *_, asked in forwards) * classes * config.hidden_size
-    available = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else psutil.virtual_memory().available
+    available = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else _free_memory()
     return Estimate(parameters, trained, tokens, largest, memory, flops * tune.epochs, matmul_rate(where, dtype),
                     available, torch.cuda.get_device_name(where) if where.type == "cuda" else "CPU")
+
+
+def _free_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes that this process may still take: of the machine, or of the container or job (control group) that it
+    runs in, whichever is less."""
+    free = [psutil.virtual_memory().available]
+    with suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if "memory" in controllers.split(","):  # version 1
+                place, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            elif not controllers:  # version 2
+                place, limit, used = root, "memory.max", "memory.current"
+            else:
+                continue
+            within = place / path.lstrip("/")
+            for group in (within, *within.parents):  # a container may see its own group as the root
+                with suppress(OSError, ValueError):  # no such file; no limit ("max")
+                    cached = 0  # given back when it is needed
+                    if (group / "memory.stat").is_file():
+                        lines = (group / "memory.stat").read_text().splitlines()
+                        cached = next((int(n.split()[1]) for n in lines if n.startswith("inactive_file ")), 0)
+                    free.append(int((group / limit).read_text()) - int((group / used).read_text()) + cached)
+                if group == place:
+                    break
+    return max(0, min(free))
 
 
 def _activations(config, size: int, tune: FinetuneSettings) -> int:

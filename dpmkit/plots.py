@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vPX*"
 COLOURS = ("#1b4f72", "#c0562f", "#3f8f5f", "#8e5ea2", "#6b6b6b", "#b8860b", "#2a9d9d", "#b03060")
 
+matplotlib.rcdefaults()  # a user's own matplotlibrc (usetex, dark colours) is for other figures
 plt.rcParams.update({"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False,
                      "font.size": 9, "figure.dpi": 110, "savefig.dpi": 140, "axes.titlesize": 10})
 

@@ -11,6 +11,9 @@ from typing import Any
 
 import nbformat
 import papermill
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from . import render, runs
@@ -18,6 +21,17 @@ from .settings import Settings, UserError
 
 NOTEBOOKS = ("01_data_prep", "02_backbone_finetuning", "03_dpm_inference", "04_ablations", "05_context_length")
 SOURCE = Path(__file__).resolve().parent.parent / "notebooks"
+
+
+class OwnKernel(AsyncKernelManager):
+    """A kernel of the interpreter and the package that run now, whatever kernels a site has by the same name."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        package = str(Path(__file__).resolve().parent.parent)
+        path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+        return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+                          display_name="Python 3", language="python", env={"PYTHONPATH": path})
 
 
 def run(settings: Settings, notebooks: Sequence[str] = NOTEBOOKS, overrides: dict[str, Any] | None = None) -> None:
@@ -44,6 +58,7 @@ def run(settings: Settings, notebooks: Sequence[str] = NOTEBOOKS, overrides: dic
         try:
             papermill.execute_notebook(SOURCE / f"{name}.ipynb", executed, parameters, kernel_name="python3",
                                        cwd=SOURCE, progress_bar=True, log_output=False,
+                                       kernel_manager_class=OwnKernel,
                                        extra_arguments=["--IPKernelApp.log_level=ERROR"])
         except PapermillExecutionError as error:
             if error.ename == "UserError":
@@ -51,8 +66,18 @@ def run(settings: Settings, notebooks: Sequence[str] = NOTEBOOKS, overrides: dic
             raise RuntimeError(f"notebook {name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}; "
                                f"{executed} holds what it did. Finished stages are kept: run again to go on"
                                ) from error
+        except DeadKernelError as error:
+            raise RuntimeError(f"the kernel of notebook {name} died in cell {_begun(executed)}: most likely the "
+                               "system stopped it as memory ran out (lower evaluation.streams or "
+                               f"finetune.forward_tokens, or give the container more); {executed} holds what it did. "
+                               "Finished stages are kept: run again to go on") from error
         _render(executed, target, name, settings.home)
         print(f"    {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+
+
+def _begun(executed: Path) -> int:
+    """Number of the last cell of a notebook that was begun, as its prompt counts them."""
+    return max(c.get("execution_count") or 0 for c in nbformat.read(executed, as_version=4).cells)
 
 
 def _render(executed: Path, target: Path, name: str, home: str) -> None:

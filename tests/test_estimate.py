@@ -94,3 +94,21 @@ def test_what_cannot_fit_is_refused_before_it_starts(asked, monkeypatch, capsys)
     monkeypatch.setattr(EmotionSLLM, "create", None)
     with pytest.raises(UserError, match=r"does not fit: .* GB .*finetune\.forward_tokens"):
         finetune.train(settings.replace("seed", 5), corpus, codes)
+
+
+@pytest.mark.parametrize(("files", "own", "free"), [
+    ({"memory/job/memory.limit_in_bytes": "5000", "memory/job/memory.usage_in_bytes": "3000",
+      "memory/job/memory.stat": "cache 700\ninactive_file 600\n"}, "5:cpu:/x\n4:memory:/job\n0::/\n", 2600),
+    ({"memory/memory.limit_in_bytes": "5000", "memory/memory.usage_in_bytes": "1000"}, "4:memory:/of the host\n",
+     4000),  # a container sees its group as the root
+    ({"a/b/memory.max": "max", "a/b/memory.current": "10", "a/memory.max": "900", "a/memory.current": "100"},
+     "0::/a/b\n", 800),  # the group above is what limits
+    ({"memory.max": "50", "memory.current": "90"}, "0::/\n", 0),
+])
+def test_a_containers_limit_counts(files, own, free, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "own").write_text(own)
+    assert estimate._free_memory(tmp_path, tmp_path / "own") == free
+    assert estimate._free_memory(tmp_path, tmp_path / "absent") > 10**6  # no groups: the machine's

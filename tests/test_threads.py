@@ -1,0 +1,74 @@
+"""How threads wait is chosen by what else runs, and never against a user's own setting."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dpmkit import threads
+from dpmkit.settings import Settings
+
+
+@pytest.fixture
+def before_torch(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch")
+
+
+@pytest.mark.parametrize(("percent", "chosen"), [(3.0, threads.QUIET), (50.0, threads.BUSY)])
+@pytest.mark.parametrize("parent", [{}, {**threads.QUIET, threads.MARK: "1"}, {**threads.BUSY, threads.MARK: "1"}])
+def test_others_that_keep_a_processor_busy_decide_anew_in_every_process(percent, chosen, parent, before_torch,
+                                                                        monkeypatch):
+    monkeypatch.setattr(threads.psutil, "cpu_percent", lambda _: percent)
+    monkeypatch.setattr(threads.psutil, "cpu_count", lambda: 2)
+    environment = dict(parent)
+    threads.choose(environment)
+    assert environment == {**chosen, threads.MARK: "1"}
+
+
+@pytest.mark.parametrize("own", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}, {"OMP_NUM_THREADS": "1"}])
+def test_a_users_own_setting_stays(own, before_torch):
+    environment = dict(own)
+    threads.choose(environment)
+    assert environment == own
+
+
+def test_the_choice_reaches_openmp_in_every_process_that_imports_the_kit_first():
+    plain = {k: v for k, v in os.environ.items()
+             if k not in (*threads.NAMES, threads.MARK, "OMP_NUM_THREADS")} | {"OMP_DISPLAY_ENV": "VERBOSE"}
+    asked = {"OMP_WAIT_POLICY": "PASSIVE"}  # libgomp prints what it has read when torch loads it
+    for environment, words in ((plain, ("GOMP_SPINCOUNT = '4000'", "GOMP_SPINCOUNT = '0'")),
+                               ({**plain, **asked}, ("GOMP_SPINCOUNT = '0'",))):
+        done = subprocess.run([sys.executable, "-c", "import dpmkit.settings, torch"], env=environment,
+                              capture_output=True, text=True, check=True)
+        assert any(w in done.stderr for w in words), done.stderr[-2000:]
+
+
+def test_rates_are_measured_quiet_and_beside_a_busy_process(tmp_path, monkeypatch):
+    started = []
+
+    real = subprocess.run
+
+    def run(line, env=None, **named):
+        if env is None:  # the record asks git
+            return real(line, **named)
+        started.append((line[-1], {n: env[n] for n in threads.NAMES if n in env}))
+        return subprocess.CompletedProcess(line, 0, json.dumps(
+            {"sentences_per_second": float(len(started)), "steps_per_second": 1.0, "chose": "x"}))
+
+    monkeypatch.setattr(threads.subprocess, "run", run)
+    path = threads.measure(Settings.of("smoke", home=str(tmp_path)), repeats=2)
+    rows = json.loads(path.read_text())["results"]["rows"]
+    assert [(r["machine"], r["waiting"]) for r in rows] == [
+        (m, a) for m in ("quiet", "beside a busy process")
+        for a in ("default", "quiet's choice", "busy's choice", "chosen")]
+    assert all(r["n"] == len(r["sentences_per_second"]) == 2 for r in rows)
+    assert [e for _, e in started[:4]] == [{}, threads.QUIET, threads.BUSY, {}]
+    assert ["import torch" in code for code, _ in started[:4]] == [True, False, False, False]
+
+
+def test_a_child_prints_its_rates(capsys):
+    threads.print_rates("smoke", seconds=0.01)
+    made = json.loads(capsys.readouterr().out)
+    assert made["sentences_per_second"] > 0 and made["steps_per_second"] > 0
