@@ -54,8 +54,6 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows no × or ü must not end a run
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    if options.home:
-        options.home = os.path.abspath(os.path.expanduser(options.home))  # a kernel works in another folder
     try:
         return {"reproduce": _reproduce, "train": _train, "settings": _settings, "report": _report,
                 "segment": _segment, "plan": _plan, "bench": _bench}[options.command](options)

@@ -68,8 +68,8 @@ def run(settings: Settings, notebooks: Sequence[str] = NOTEBOOKS, overrides: dic
                                ) from error
         except DeadKernelError as error:
             raise RuntimeError(f"the kernel of notebook {name} died in cell {_begun(executed)}: most likely the "
-                               "system stopped it as memory ran out (lower evaluation.streams or "
-                               f"finetune.forward_tokens, or give the container more); {executed} holds what it did. "
+                               "system stopped it as memory ran out (lower evaluation.streams or finetune."
+                               f"forward_tokens, or give the container more); {executed} holds what it did. "
                                "Finished stages are kept: run again to go on") from error
         _render(executed, target, name, settings.home)
         print(f"    {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)

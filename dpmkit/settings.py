@@ -89,7 +89,10 @@ class Settings:
             raise UserError(f"setting {name!r} is not known; known settings: {', '.join(sorted(self.flat()))}")
         section, _, leaf = name.rpartition(".")
         owner = getattr(self, section) if section else self
-        changed = dataclasses.replace(owner, **{leaf or name: _typed(name, getattr(owner, leaf or name), value)})
+        value = _typed(name, getattr(owner, leaf or name), value)
+        if name == "home" and value:
+            value = os.path.abspath(os.path.expanduser(value))  # once, here: a kernel works in another folder
+        changed = dataclasses.replace(owner, **{leaf or name: value})
         return dataclasses.replace(self, **{section: changed}) if section else changed
 
     def flat(self) -> dict[str, Any]:
@@ -144,7 +147,7 @@ class Settings:
     def home_path(self) -> Path:
         """The folder that holds runs/ and results/."""
         if self.home:
-            return Path(self.home).expanduser().resolve()
+            return Path(self.home).resolve()
         checkout = Path(__file__).resolve().parent.parent
         return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
 

@@ -1,5 +1,7 @@
 """Tiny models, a corpus without audio, and settings that write into a temporary folder."""
 
+import dpmkit  # noqa: F401, I001 (first: it says how threads wait, which is asked once, with torch)
+
 from pathlib import Path
 
 import numpy as np
