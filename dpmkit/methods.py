@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 
-from . import baselines, finetune, protocols, recurrent, speakers
+from . import baselines, finetune, metrics, protocols, recurrent, speakers
 from .codes import CorpusCodes
 from .corpora import Corpus
 from .finetune import Finetuned
@@ -15,15 +17,26 @@ FILTERED = ("classifier", "lstm", "blstm", "current", "window", "at-once", "kv-w
 TUNED = ("dpm", "dpm-swapped", "dpm-same-speaker", "dpm-shuffled", "dpm-reset", "dpm-still")
 
 
-def answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, lr: float,
+def rated(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned,
+          method: str) -> dict[float, float]:
+    """Each learning rate of `ablation.lr` -> WA in % of an SLLM method with a memory on `ablation.conversations`
+    validation conversations; 0: without a memory."""
+    return {lr: metrics.wa(protocols.predict(settings.replace("memory.lr", lr), corpus, codes, tuned,
+                                             method if lr else "window", "validation",
+                                             settings.ablation.conversations), corpus.emotions)
+            for lr in (0.0, *(lr for lr in settings.ablation.lr if lr))}
+
+
+def answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, rates: Mapping[str, float],
             model: speakers.OffsetModel, power: float) -> dict[str, pd.DataFrame]:
     """Name -> predictions (as `protocols.predict`'s) for the test targets of `settings.fold`.
 
-    `lr`: the learning rate that validation chose, of the rows `dpm-tuned…`; `model`, `power`: the speaker memory's.
+    `rates`: the learning rates that validation chose: of `dpm`, for the rows `dpm-tuned…`, and of the bound
+    `dpm-told`, which takes another loss; `model`, `power`: the speaker memory's.
     `own-answers` needs an SLLM trained with emotion tokens in its history, made here where
     `evaluation.own_answers` asks for it.
     """
-    at_best = settings.replace("memory.lr", lr)
+    at_best = settings.replace("memory.lr", rates["dpm"])
 
     def held_out(name: str) -> pd.DataFrame:
         return _plain(at_best, corpus, codes, tuned, name.replace("dpm-tuned", "dpm"), "validation")

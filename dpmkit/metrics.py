@@ -1,12 +1,12 @@
-"""WA, UA, WF1, per emotion, calibration, and paired-bootstrap intervals over conversations.
+"""WA, UA, WF1, per emotion, calibration, and paired-bootstrap intervals over conversations or speakers.
 
-A table of predictions has one row an utterance: `conversation`, `emotion` (the true one, or None for a turn
-outside the label set, which is never scored) and `p_<emotion>` for each emotion.
+A table of predictions has one row per utterance: `conversation`, `speaker`, `turn`, `emotion` (the true one, or
+None for a turn outside the label set, which is never scored) and `p_<emotion>` for each emotion.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ MEASURES = ("WA", "UA", "WF1")
 
 
 def said(table: pd.DataFrame, emotions: tuple[str, ...]) -> np.ndarray:
-    """Index of the most probable emotion a row, shape (rows,); ValueError where an answer is NaN."""
+    """Index of the most probable emotion per row, shape (rows,); ValueError where an answer is NaN."""
     return _answers(table, emotions).argmax(1)
 
 
@@ -27,7 +27,7 @@ def _answers(table: pd.DataFrame, emotions: tuple[str, ...]) -> np.ndarray:
 
 
 def _truth(table: pd.DataFrame, emotions: tuple[str, ...]) -> np.ndarray:
-    """Index of the true emotion a row, shape (rows,); ValueError where it is outside the label set."""
+    """Index of the true emotion per row, shape (rows,); ValueError where it is outside the label set."""
     return table["emotion"].map({e: i for i, e in enumerate(emotions)}).to_numpy(dtype=int)
 
 
@@ -42,9 +42,11 @@ def targets(table: pd.DataFrame, protocol: str) -> pd.DataFrame:
     raise ValueError(f"protocol {protocol!r} is not known; choose all-lengths or complete")
 
 
-def confusions(table: pd.DataFrame, emotions: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
-    """Sorted conversation ids, and a confusion matrix each: (conversations, emotions, emotions), rows true."""
-    names, row = np.unique(table["conversation"].to_numpy(dtype=str), return_inverse=True)
+def confusions(table: pd.DataFrame, emotions: tuple[str, ...],
+               by: str = "conversation") -> tuple[list[str], np.ndarray]:
+    """Sorted ids of the clusters (`by`: conversation or speaker), and the confusion matrix of the utterances of
+    each: (clusters, emotions, emotions), rows true."""
+    names, row = np.unique(table[by].to_numpy(dtype=str), return_inverse=True)
     counts = np.zeros((len(names), len(emotions), len(emotions)))
     np.add.at(counts, (row, _truth(table, emotions), said(table, emotions)), 1)
     return list(names), counts
@@ -85,7 +87,7 @@ def nll(table: pd.DataFrame, emotions: tuple[str, ...]) -> float:
 
 
 def reliability(table: pd.DataFrame, emotions: tuple[str, ...], bins: int = 10) -> list[dict[str, float]]:
-    """How often answers of a confidence are right: one row a bin of the top probability, ascending, with the mean
+    """How often answers of a confidence are right: one row per bin of the top probability, ascending, with the mean
     `confidence`, the `accuracy` (both in [0, 1]) and `n`, the labelled rows in it.
 
     `bins` of equal width over [0, 1], each with its upper edge (Guo et al. 2017); empty ones are left out.
@@ -107,50 +109,69 @@ def ece(table: pd.DataFrame, emotions: tuple[str, ...], bins: int = 10) -> float
     return float(np.average([abs(r["accuracy"] - r["confidence"]) for r in rows], weights=[r["n"] for r in rows]))
 
 
-def compare(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...], baseline: str, resamples: int,
-            confidence: float = 0.95, seed: int = 0) -> list[dict]:
-    """One row a method: WA, UA, WF1 in %, their percentile intervals, and the difference from `baseline` in
-    points with its interval, all from the same resamples of whole conversations (paired bootstrap).
+def resampled(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...], resamples: int, seed: int = 0,
+              by: str = "conversation") -> dict[str, dict[str, np.ndarray]]:
+    """WA, UA, WF1 in % per method: as they are, and in each resample, shape (1 + resamples,).
 
-    `WA_gain_se` is the standard deviation of the resampled differences in WA, in points; `WA_gain_p` is two-sided,
-    twice the smaller share of them on either side of 0 (the level at which the percentile interval ends at 0; Efron
-    and Tibshirani 1993, chapter 15), between 1 / resamples and 1.
+    A resample draws as many whole clusters as there are, with replacement, the same ones for every method (paired
+    cluster bootstrap; Davison and Hinkley 1997, section 3.8). `by` = speaker: an utterance counts as often as its
+    speaker was drawn, whatever its conversation.
 
     Raises ValueError where the methods did not answer the same targets.
     """
-    names, counts = zip(*(confusions(t, emotions) for t in tables.values()), strict=True)
-    truths = [c.sum(2).tolist() for c in counts]  # how often each emotion was asked for, a conversation
+    names, counts = zip(*(confusions(t, emotions, by) for t in tables.values()), strict=True)
+    truths = [c.sum(2).tolist() for c in counts]  # how often each emotion was asked for, per cluster
     if any(n != names[0] or t != truths[0] for n, t in zip(names, truths, strict=True)):
         raise ValueError("the methods answered different targets: a paired comparison needs the same ones")
-    draws = np.random.default_rng(seed).multinomial(len(names[0]), np.full(len(names[0]), 1 / len(names[0])),
-                                                    size=resamples)
+    weights = _weights(len(names[0]), resamples, seed)
+    return {method: {m: 100 * v for m, v in measures(np.tensordot(weights, count, axes=1)).items()}
+            for method, count in zip(tables, counts, strict=True)}
+
+
+def _weights(clusters: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each cluster counts, (1 + resamples, clusters): once each, then as often as it was drawn."""
+    drawn = np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
+    return np.concatenate([np.ones((1, clusters), dtype=int), drawn])
+
+
+def interval(values: np.ndarray, confidence: float) -> list[float]:
+    """Percentile interval [low, high] of `resampled`'s values, the first of which is no resample."""
     tail = 100 * (1 - confidence) / 2
-    point, spread = {}, {}
-    for method, count in zip(tables, counts, strict=True):
-        point[method] = {m: 100 * float(v) for m, v in measures(count.sum(0)).items()}
-        drawn = np.tensordot(draws, count, axes=1)
-        spread[method] = {m: 100 * v for m, v in measures(drawn).items()}
-    rows = []
+    return np.percentile(values[1:], [tail, 100 - tail]).tolist()
+
+
+def compare(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...], baseline: str, resamples: int,
+            confidence: float = 0.95, seed: int = 0, by: str = "conversation") -> list[dict]:
+    """One row per method: WA, UA, WF1 in %, their percentile intervals, and the difference from `baseline` in
+    points with its interval, all from the same resamples (`resampled`, which also says what is refused)."""
+    values, rows = resampled(tables, emotions, resamples, seed, by), []
     for method in tables:
         row: dict = {"method": method}
         for m in MEASURES:
-            difference = spread[method][m] - spread[baseline][m]
-            row[m] = point[method][m]
-            row[f"{m}_interval"] = np.percentile(spread[method][m], [tail, 100 - tail]).tolist()
-            row[f"{m}_gain"] = point[method][m] - point[baseline][m]
-            row[f"{m}_gain_interval"] = np.percentile(difference, [tail, 100 - tail]).tolist()
-            if m == "WA":
-                row["WA_gain_se"] = float(difference.std())
-                # A difference of exactly 0 is on both sides: equal answers give 2, and so 1.
-                sides = min((difference <= 0).mean(), (difference >= 0).mean())
-                row["WA_gain_p"] = float(np.clip(2 * sides, 1 / resamples, 1.0))
+            gain = values[method][m] - values[baseline][m]
+            row |= {m: float(values[method][m][0]), f"{m}_interval": interval(values[method][m], confidence),
+                    f"{m}_gain": float(gain[0]), f"{m}_gain_interval": interval(gain, confidence)}
         rows.append(row)
     return rows
 
 
+def mean_differences(values: pd.DataFrame, pairs: Sequence[tuple[str, str]], resamples: int,
+                     confidence: float = 0.95, seed: int = 0, by: str = "conversation") -> list[dict]:
+    """Mean of column a less mean of column b for each pair, over the rows in which no column of any pair is NaN:
+    rows `difference`, `mean`, `interval` (paired cluster bootstrap) and `n`, the rows that were averaged."""
+    columns = list(dict.fromkeys(name for pair in pairs for name in pair))
+    known = values[[by, *columns]].dropna()
+    sums, counts = known.groupby(by)[columns].sum(), known[by].value_counts(sort=False)
+    weights = _weights(len(sums), resamples, seed)
+    totals = weights @ counts[sums.index].to_numpy()
+    means = {c: weights @ sums[c].to_numpy() / totals for c in columns}
+    return [{"difference": f"{a} - {b}", "mean": float((means[a] - means[b])[0]),
+             "interval": interval(means[a] - means[b], confidence), "n": len(known)} for a, b in pairs]
+
+
 def by_position(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...], edges: tuple[int, ...],
                 resamples: int, confidence: float = 0.95, seed: int = 0) -> list[dict]:
-    """WA in % a method and position in the conversation, with its bootstrap interval over conversations.
+    """WA in % per method and position in the conversation, with its bootstrap interval over conversations.
 
     `edges`: first turn of each bin, ascending from 0; the last bin is open.
     """
@@ -160,7 +181,7 @@ def by_position(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...], edge
 
 def by_length(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...], edges: tuple[int, ...],
               resamples: int, confidence: float = 0.95, seed: int = 0) -> list[dict]:
-    """WA in % a method and number of utterances of the conversation, with its bootstrap interval over
+    """WA in % per method and number of utterances of the conversation, with its bootstrap interval over
     conversations: rows as `by_position`, with `first_length` and `utterances` for `first_turn` and `turns`.
 
     A conversation is as long as its last turn in any of the tables says: some hold labelled utterances alone.
@@ -177,7 +198,7 @@ def by_length(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...], edges:
 def _by_bin(tables: dict[str, pd.DataFrame], value: Callable[[pd.DataFrame], pd.Series], names: tuple[str, str],
             emotions: tuple[str, ...], edges: tuple[int, ...], resamples: int, confidence: float,
             seed: int) -> list[dict]:
-    """WA a method and bin of the rows' `value`; `names`: what a bin's first value and its label are called."""
+    """WA per method and bin of the rows' `value`; `names`: what a bin's first value and its label are called."""
     rows = []
     for method, table in tables.items():
         labelled = targets(table, "all-lengths")
@@ -186,13 +207,8 @@ def _by_bin(tables: dict[str, pd.DataFrame], value: Callable[[pd.DataFrame], pd.
             part = labelled[bins == i]
             if part.empty:
                 continue
-            counts = confusions(part, emotions)[1]
-            draws = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)),
-                                                            size=resamples)
-            tail = 100 * (1 - confidence) / 2
-            drawn = 100 * measures(np.tensordot(draws, counts, axes=1))["WA"]
+            values = resampled({method: part}, emotions, resamples, seed)[method]["WA"]
             label = f"{first}–{edges[i + 1] - 1}" if i + 1 < len(edges) else f"{first} and on"
             rows.append({"method": method, names[0]: first, names[1]: label,
-                         "WA": 100 * float(measures(counts.sum(0))["WA"]), "n": len(part),
-                         "WA_interval": np.percentile(drawn, [tail, 100 - tail]).tolist()})
+                         "WA": float(values[0]), "n": len(part), "WA_interval": interval(values, confidence)})
     return rows

@@ -1,16 +1,32 @@
-"""Whether a gain is more than luck, and how large a gain has to be to show: McNemar, Holm, power."""
+"""What is tested, declared here and nowhere else, whether it is more than luck (bootstrap, McNemar, Holm), and how
+large a gain has to be to show (power)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 from scipy.stats import binomtest, norm
 
-from .metrics import said, targets
+from . import metrics
+from .metrics import MEASURES, said, targets
+from .settings import EvaluationSettings
+
+# The contrasts that are tested, (a, b): a less b, with what each asks. All else has intervals and no p.
+DECLARED = {
+    ("dpm", "at-once"): "the paper's contrast: DPM against the SLLM that is given all at once",
+    ("dpm", "window"): "the same SLLM with the same n_r tokens: the memory alone",
+    ("dpm", "dpm-swapped"): "is it a memory of this conversation?",
+    ("dpm-tuned", "window"): "the memory alone, at the rate that validation chose",
+    ("dpm-tuned", "dpm-tuned-swapped"): "is that one a memory of this conversation?",
+    ("speaker-memory", "speaker-head + filter"): "the extension: its head and filter without a memory",
+    ("speaker-memory", "speaker-memory-swapped"): "is it a memory of these speakers?",
+}
+PART = ("window", "at-once")  # with dpm - window this makes dpm - at-once; an interval, no test
+ENOUGH = 5  # speakers: a 95 % interval over fewer would hold far less than that
 
 
 def mcnemar(a: pd.DataFrame, b: pd.DataFrame, emotions: tuple[str, ...]) -> dict[str, float]:
@@ -51,14 +67,73 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def adjusted(rows: Sequence[dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
-    """`metrics.compare`'s rows with `WA_gain_p_holm`: `WA_gain_p` adjusted by Holm over every method but the
-    baseline, whose own is 1. ValueError where a method stands twice or the baseline is none of them."""
-    names = [r["method"] for r in rows]
-    if len(set(names)) < len(names) or baseline not in names:
-        raise ValueError(f"one row a method, and one for the baseline {baseline!r}, are needed; got {names}")
-    p = holm({r["method"]: r["WA_gain_p"] for r in rows if r["method"] != baseline}) | {baseline: 1.0}
-    return [r | {"WA_gain_p_holm": p[r["method"]]} for r in rows]
+def scored(tables: dict[str, pd.DataFrame], protocol: str, emotions: tuple[str, ...],
+           how: EvaluationSettings) -> dict[str, Any]:
+    """All that a record holds of one protocol (`metrics.targets`): a row per method (`metrics.compare` with
+    `window`, and `WA_gain_speakers`, the interval over speakers), the declared contrasts, each method's details."""
+    chosen = {name: targets(t, protocol) for name, t in tables.items()}
+    asked, first = (chosen, emotions, "window", how.bootstrap, how.confidence), next(iter(chosen.values()))
+    rows, speakers = metrics.compare(*asked), first["speaker"].nunique()
+    for row, other in zip(rows, metrics.compare(*asked, by="speaker"), strict=True):
+        row["WA_gain_speakers"] = other["WA_gain_interval"] if speakers >= ENOUGH else None
+    return {"targets": len(first), "conversations": first["conversation"].nunique(), "speakers": speakers,
+            "methods": rows, "contrasts": contrasts(chosen, emotions, how.bootstrap, how.confidence),
+            "per_emotion": {name: metrics.per_emotion(t, emotions) for name, t in chosen.items()},
+            "confusion": {name: metrics.confusions(t, emotions)[1].sum(0) for name, t in chosen.items()},
+            "nll": {name: metrics.nll(t, emotions) for name, t in chosen.items()},
+            "ece": {name: metrics.ece(t, emotions) for name, t in chosen.items()}}
+
+
+def contrasts(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...], resamples: int,
+              confidence: float = 0.95, seed: int = 0) -> list[dict[str, Any]]:
+    """A row per declared contrast whose methods were run, and one of PART without a test.
+
+    `WA`, `UA`, `WF1`: a less b in points, each with `…_interval` over conversations and `…_speakers` over
+    speakers (None with fewer than ENOUGH of them), both paired. `p`, two-sided, is of WA, `p_holm` the same
+    adjusted over the declared contrasts of this table. With one target per conversation (protocol `complete`) it is
+    McNemar's exact p, beside `a_only` and `b_only`; else twice the smaller share of resamples on either side of 0
+    (Efron and Tibshirani 1993, chapter 15), over conversations or over speakers, whichever is larger. That cannot
+    be known below 2 / resamples: `floor` says that it is there.
+    """
+    single = all(not t["conversation"].duplicated().any() for t in tables.values())
+    clusters = {"interval": "conversation", "speakers": "speaker"}
+    if next(iter(tables.values()))["speaker"].nunique() < ENOUGH:
+        del clusters["speakers"]
+    pairs = [pair for pair in (*DECLARED, PART) if {*pair} <= {*tables}]
+    needed = {name: tables[name] for pair in pairs for name in pair}
+    values = {kind: metrics.resampled(needed, emotions, resamples, seed, by) for kind, by in clusters.items()}
+    rows: list[dict[str, Any]] = []
+    for a, b in pairs:
+        row = {"contrast": f"{a} - {b}", "asks": DECLARED.get((a, b), "no test: a window instead of all at once")}
+        for m in MEASURES:
+            gains = {kind: v[a][m] - v[b][m] for kind, v in values.items()}
+            row |= {m: float(gains["interval"][0]), f"{m}_speakers": None,
+                    **{f"{m}_{kind}": metrics.interval(gain, confidence) for kind, gain in gains.items()}}
+            if m == "WA" and (a, b) in DECLARED:
+                p = max(_two_sided(gain[1:]) for gain in gains.values())
+                row |= mcnemar(tables[a], tables[b], emotions) if single else {"p": p, "floor": p <= 2 / resamples}
+        rows.append(row)
+    adjusted = holm({r["contrast"]: r["p"] for r in rows if "p" in r})
+    return [r | ({"p_holm": adjusted[r["contrast"]]} if "p" in r else {}) for r in rows]
+
+
+def _two_sided(gains: np.ndarray) -> float:
+    # A difference of exactly 0 is on both sides: equal answers give 2, and so 1.
+    return float(np.clip(2 * min((gains <= 0).mean(), (gains >= 0).mean()), 2 / len(gains), 1.0))
+
+
+def losses(tables: dict[str, pd.DataFrame], how: EvaluationSettings) -> dict[str, list[dict[str, Any]]]:
+    """What the memory stores, apart from any answer: mean L_t of a conversation's later sentences, nats per token,
+    under its own memory, another conversation's (swapped) and none, for `dpm` and `dpm-tuned`: a row per difference
+    (`metrics.mean_differences`) with its interval over conversations."""
+    out = {}
+    for name in ("dpm", "dpm-tuned"):
+        values = tables[name][["conversation"]].assign(
+            own=tables[name]["own_loss"], swapped=tables[f"{name}-swapped"]["own_loss"],
+            none=tables["dpm-tuned-still"]["own_loss"])
+        out[name] = metrics.mean_differences(values, (("own", "none"), ("swapped", "none"), ("own", "swapped")),
+                                             how.bootstrap, how.confidence)
+    return out
 
 
 def smallest_effect(n: int, discordant: float, power: float = 0.8, alpha: float = 0.05) -> float:
@@ -79,13 +154,3 @@ def smallest_effect(n: int, discordant: float, power: float = 0.8, alpha: float 
     if excess(discordant) < 0:  # a gain cannot be larger: all that the methods differ on would go to one of them
         return math.inf
     return 100 * brentq(excess, 0.0, discordant)
-
-
-def smallest_effect_measured(standard_error: float, power: float = 0.8, alpha: float = 0.05) -> float:
-    """Smallest gain, in the unit of `standard_error` (points), that shows with probability `power` at `alpha`,
-    two-sided: 2.8 standard errors at the defaults, 1.96 + 0.84 (normal approximation).
-
-    `standard_error`: `metrics.compare`'s `WA_gain_se`, so that utterances of a conversation need not be
-    independent.
-    """
-    return (norm.ppf(1 - alpha / 2) + norm.ppf(power)) * standard_error

@@ -38,25 +38,84 @@ PAPER_TABLE_4 = {4096: (69.59, 72.07, 69.57), 32768: (72.85, 73.34, 75.58)}
 
 
 def methods_table(record: dict[str, Any], protocol: str) -> pd.DataFrame:
-    """The method table of a `methods` record as text: WA, UA, WF1 with intervals, the gain in WA with its p (Holm
-    over the table), and what each row hears; rows that were not run say so."""
+    """The method table of a `methods` record as text: WA, UA, WF1 with intervals over conversations, the gain in WA
+    against `window` with both intervals, and what each row hears; rows that were not run say so. A row whose memory
+    several conversations share has the interval over speakers alone: its conversations are not independent."""
     results = record["results"]
     rows = {row["method"]: row for row in results["protocols"][protocol]["methods"]}
-    published, title = ("meld", "paper, MELD (WF1)") if record["corpus"] == "meld" else (
-        "iemocap", "paper, IEMOCAP (WA / UA / WF1)")  # the paper's first corpus stands beside any other
     out = []
     for listed in results.get("listed") or [{"method": m, "hears": results["hears"][m]} for m in rows]:
         method = listed["method"]
         line = {"method": method, **({"group": listed["group"]} if "group" in listed else {})}
-        line |= dict.fromkeys(MEASURES, "not run") | {"WA against window": "", "p (Holm)": ""}
+        line |= dict.fromkeys(MEASURES, "not run") | {"WA against window": "", "over speakers": ""}
         if row := rows.get(method):
-            line |= {m: _interval(row[m], row[f"{m}_interval"]) for m in MEASURES}
-            line["WA against window"] = ("–" if method == "window" else
-                                         _interval(row["WA_gain"], row["WA_gain_interval"], "+.1f"))
-            line["p (Holm)"] = f"{row['WA_gain_p_holm']:.2g}" if "WA_gain_p_holm" in row else ""
-        paper = PAPER_TABLE_1[published].get(method, {}).get(protocol)
-        line[title] = " / ".join(f"{v:.2f}" for v in paper) if paper else ""
+            shared = _shared(record, method)
+            line |= {m: _interval(row[m], None if shared else row[f"{m}_interval"]) for m in MEASURES}
+            if method != "window":
+                line["WA against window"] = _interval(row["WA_gain"], None if shared else row["WA_gain_interval"],
+                                                      "+.1f")
+                line["over speakers"] = _range(row.get("WA_gain_speakers"))
         out.append(line | {"hears": listed["hears"]})
+    return pd.DataFrame(out)
+
+
+def _shared(record: dict[str, Any], method: str) -> bool:
+    """Whether several conversations share a memory of this method, so that they are not independent."""
+    return method.startswith("speaker-memory-kept") or (method.startswith("dpm") and
+                                                        record["settings"].get("memory.scope") == "speaker")
+
+
+def contrasts_table(record: dict[str, Any], protocol: str) -> pd.DataFrame:
+    """The declared contrasts of a `methods` record as text: WA in points, both intervals, and p, adjusted by Holm
+    over the rows that have one; on single targets McNemar's, with the targets that one of the two alone answers
+    rightly."""
+    out = []
+    for row in record["results"]["protocols"][protocol].get("contrasts", []):
+        line = {"contrast": row["contrast"], "asks": row["asks"], "WA, points": f"{row['WA']:+.1f}",
+                "over conversations": _range(row["WA_interval"]), "over speakers": _range(row["WA_speakers"])}
+        if protocol == "complete":
+            line |= {"only the first is right": str(row.get("a_only", "")),
+                     "only the second": str(row.get("b_only", ""))}
+        out.append(line | {"p (Holm)": _p(row) if "p" in row else "no test"})
+    return pd.DataFrame(out)
+
+
+def attribution_table(record: dict[str, Any]) -> pd.DataFrame:
+    """The paper's contrast, dpm - at-once, and the two that it is made of, in points, beside the differences of the
+    paper's own figures (WF1 where the corpus is MELD, else WA): a row per contrast."""
+    corpus, m, published = (("MELD", "WF1", PAPER_TABLE_1["meld"]) if record["corpus"] == "meld" else
+                            ("IEMOCAP", "WA", PAPER_TABLE_1["iemocap"]))
+    parts = {protocol: {r["contrast"]: r for r in part.get("contrasts", [])}
+             for protocol, part in record["results"]["protocols"].items()}
+    out = []
+    for name, words in (("dpm - at-once", "the paper's contrast"), ("window - at-once", "= a short window"),
+                        ("dpm - window", "+ the memory")):
+        line = {"contrast": name, "is": words}
+        for protocol, title in (("all-lengths", "every utterance"), ("complete", "complete dialogues")):
+            row = parts[protocol].get(name)
+            line[f"{title}: {m}, points"] = _interval(row[m], row[f"{m}_interval"], "+.1f") if row else "not run"
+            of, than = (published.get(method, {}).get(protocol) for method in name.split(" - "))
+            line[f"paper, {corpus}, {title}"] = f"{of[0] - than[0]:+.2f}" if of and than else "not reported"
+        out.append(line)
+    return pd.DataFrame(out)
+
+
+def losses_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Mean L_t of later sentences under their own, a swapped and no memory, nats per token, as text."""
+    return pd.DataFrame([{"method": name, "L_t under": row["difference"], "sentences": row["n"],
+                          "difference, nats": _interval(row["mean"], row["interval"], "+.4f")}
+                         for name, rows in record["results"].get("losses", {}).items() for row in rows])
+
+
+def processors_table(made: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """`methods` records of the same settings and seed from several processors: a row each. What differs is rounding
+    in training, so levels move; compare with how far the differences do."""
+    out = []
+    for record in made:
+        rows = {row["method"]: row for row in record["results"]["protocols"]["all-lengths"]["methods"]}
+        out.append({"processor": record["machine"]["processor"],
+                    **{f"{m}: WA": f"{rows[m]['WA']:.1f}" for m in ("window", "at-once", "dpm")},
+                    **{f"{m} - window": f"{rows[m]['WA_gain']:+.1f}" for m in ("at-once", "dpm")}})
     return pd.DataFrame(out)
 
 
@@ -91,8 +150,16 @@ def quoted_table() -> pd.DataFrame:
                          for name, (wa, ua, wf1, meld) in PAPER_TABLE_2.items()]).astype(object).fillna("–")
 
 
-def _interval(middle: float, interval: Sequence[float], form: str = ".1f") -> str:
-    return f"{middle:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
+def _interval(middle: float, interval: Sequence[float] | None, form: str = ".1f") -> str:
+    return f"{middle:{form}} {_range(interval, form)}" if interval else f"{middle:{form}}"
+
+
+def _range(interval: Sequence[float] | None, form: str = "+.1f") -> str:
+    return f"[{interval[0]:{form}}, {interval[1]:{form}}]" if interval else "–"
+
+
+def _p(row: dict[str, Any]) -> str:
+    return f"{'< ' if row.get('floor') else ''}{row['p_holm']:.2g}"
 
 
 def spread_table(made: list[dict[str, Any]], what: str, protocol: str = "all-lengths") -> pd.DataFrame:
@@ -178,27 +245,57 @@ def context_table(results: dict[str, Any]) -> pd.DataFrame:
 
 
 def verdict(record: dict[str, Any], protocol: str = "all-lengths") -> str:
-    """What the intervals say of DPM, at the paper's rate and at the one that validation chose, and its controls."""
-    rows = {r["method"]: r for r in record["results"]["protocols"][protocol]["methods"]}
+    """What a `methods` record's declared contrasts, losses and rows say, in sentences made of them alone. `above`
+    and `below`: the contrast's p, adjusted by Holm, is under 1 - confidence; else `no measurable difference`."""
+    part = record["results"]["protocols"][protocol]
+    rows, tests = ({r[key]: r for r in part.get(kind, [])} for kind, key in (("methods", "method"),
+                                                                            ("contrasts", "contrast")))
+    alpha = round(1 - record["settings"]["evaluation.confidence"], 9)
 
-    def against_window(method: str) -> str:
-        low, high = rows[method]["WA_gain_interval"]
-        said = "beats" if low > 0 else "is worse than" if high < 0 else "cannot be told from"
-        return f"{said} the same frozen SLLM without a memory ({words(method)})"
+    def figure(row: dict[str, Any]) -> str:
+        return _interval(row["WA"], row["WA_interval"], "+.1f")
 
-    def words(method: str) -> str:
-        low, high = rows[method]["WA_gain_interval"]
-        return f"{rows[method]['WA_gain']:+.1f} points WA [{low:+.1f}, {high:+.1f}]"
+    def said(name: str, first: str, second: str) -> list[str]:
+        if name not in tests:
+            return []
+        row = tests[name]
+        words = ("no measurable difference between {} and {}" if row["p_holm"] >= alpha else
+                 "{} is above {}" if row["WA"] > 0 else "{} is below {}").format(first, second)
+        return [f"{words[0].upper()}{words[1:]} ({figure(row)} points WA, p {_p(row)})."]
 
-    text = f"DPM {against_window('dpm')}; the control, a memory of another conversation: {words('dpm-swapped')}."
-    if "dpm-tuned" in rows:
-        text += (f" At the learning rate that validation chose, DPM {against_window('dpm-tuned')}; its control: "
-                 f"{words('dpm-tuned-swapped')}.")
-    if "speaker-memory-kept" in rows:
-        best = max(("window", "current", "at-once", "kv-window"), key=lambda m: rows.get(m, {"WA": 0})["WA"])
-        text += (" The extension that remembers speakers, told who speaks, against the window: "
-                 f"{words('speaker-memory')}; with another's offsets: {words('speaker-memory-swapped')}; kept from "
-                 f"conversation to conversation: {words('speaker-memory-kept')}; its bounds, told the emotions of "
-                 f"what the speaker said before: {words('speaker-told')}, with offsets from all true labels: "
-                 f"{words('speaker-oracle')}. The best SLLM without a memory is {best} ({rows[best]['WA']:.1f}).")
-    return text
+    lines = said("dpm - at-once", "DPM", "the same SLLM given all at once, the paper's contrast")
+    if {"window - at-once", "dpm - window"} <= {*tests}:
+        lines += [f"Of that, a short window makes {figure(tests['window - at-once'])}, the memory "
+                  f"{figure(tests['dpm - window'])}."]
+    lines += said("dpm - window", "DPM", "the same SLLM and window without a memory")
+    lines += said("dpm - dpm-swapped", "its own memory", "another conversation's")
+    lines += said("dpm-tuned - window", "DPM at the rate that validation chose", "the window")
+    lines += said("dpm-tuned - dpm-tuned-swapped", "its own memory", "another conversation's")
+    if protocol == "all-lengths":
+        lines += [_stored(name, made) for name, made in record["results"].get("losses", {}).items()]
+    lines += said("speaker-memory - speaker-head + filter", "the memory of speakers (told who speaks)",
+                  "its head under the filter without one")
+    lines += said("speaker-memory - speaker-memory-swapped", "its own offsets", "another's")
+    if not lines:
+        return "This record has no declared contrasts: run notebook 03 again."
+    groups = {r["method"]: r["group"] for r in record["results"].get("listed", [])}
+    lows = {m: [i[0] for i in (not _shared(record, m) and r["WA_gain_interval"], r["WA_gain_speakers"]) if i]
+            for m, r in rows.items() if groups.get(m) in ("method", "extension", "filter")}
+    better = [f"{m} {rows[m]['WA_gain']:+.1f}" for m, ends in lows.items() if ends and min(ends) > 0]
+    lines += [f"Above the window by their intervals, untested: {', '.join(better)}."] if better else []
+    if bounds := [f"{m} {r['WA']:.1f}" for m, r in rows.items() if groups.get(m) == "bound"]:
+        lines += [f"WA of the bounds, given true labels: {', '.join(bounds)}; of the window "
+                  f"{rows['window']['WA']:.1f}."]
+    return " ".join(lines)
+
+
+def _stored(name: str, rows: Sequence[dict[str, Any]]) -> str:
+    """What a memory has stored, by L_t of the conversation's later sentences."""
+    by = {r["difference"]: r for r in rows}
+    none, swapped = (by[f"own - {other}"] for other in ("none", "swapped"))
+    what = ("of this conversation" if swapped["interval"][1] < 0 and none["interval"][1] < 0 else
+            "of how such conversations sound, and nothing measurable of this one" if none["interval"][1] < 0 else
+            "nothing measurable")
+    return (f"By L_t of later sentences `{name}` stores {'something ' if what[0] == 'o' else ''}{what}: "
+            f"{none['mean']:+.4f} {_range(none['interval'], '+.4f')} nats under its own memory against none, "
+            f"{swapped['mean']:+.4f} {_range(swapped['interval'], '+.4f')} against another's.")

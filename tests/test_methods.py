@@ -3,7 +3,7 @@
 import pytest
 from conftest import make_toy
 
-from dpmkit import methods, metrics, significance, speakers, summaries
+from dpmkit import methods, metrics, protocols, significance, speakers, summaries
 from dpmkit.finetune import Finetuned
 
 
@@ -16,6 +16,9 @@ def test_every_row_says_what_it_hears_and_stands_once(described):
     assert described["hears"].str.len().min() > 10 and described["method"].is_unique
     assert set(described["group"]) == {"method", "extension", "filter", "control", "bound"}
     assert described.set_index("method")["hears"]["blstm"].count("FUTURE") == 1
+    bounds = described[described["group"] == "bound"].set_index("method")["hears"]
+    assert {*bounds.index} == {"speaker-told", "speaker-oracle"}
+    assert bounds.str.contains("BOUND").all() and bounds.str.contains("true", case=False).all()
 
 
 def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, settings, tmp_path):
@@ -24,14 +27,27 @@ def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, set
     corpus, codes = make_toy(turns=(6, 7, 9), seed=5)
     tuned = Finetuned(sharp, "sharp", tmp_path, [], 0)
     model, power, _ = speakers.fitted(settings, corpus, codes, tuned)
-    tables = methods.answers(settings, corpus, codes, tuned, 1e-2, model, power)
+    tables = methods.answers(settings, corpus, codes, tuned, {"dpm": 1e-2, "dpm-told": 0.1}, model, power)
     listed = set(described["method"])
     assert listed - set(tables) == {"own-answers", "own-answers + filter"} and set(tables) <= listed
-    scored = metrics.compare({n: metrics.targets(t, "all-lengths") for n, t in tables.items()}, corpus.emotions,
-                             "window", 200)
-    record = {"corpus": "toy", "results": {
-        "listed": described.to_dict("records"),
-        "protocols": {"all-lengths": {"methods": significance.adjusted(scored, "window")}}}}
+    record = {"corpus": "toy", "settings": settings.flat(), "results": {
+        "listed": described.to_dict("records"), 
+        "protocols": {"all-lengths": significance.scored(tables, "all-lengths", corpus.emotions,
+                                                         settings.evaluation)}}}
+    assert {r["contrast"] for r in record["results"]["protocols"]["all-lengths"]["contrasts"]} == {
+        f"{a} - {b}" for a, b in (*significance.DECLARED, significance.PART)}
     table = summaries.methods_table(record, "all-lengths").set_index("method")
     assert (table["WA"] == "not run").sum() == 2 and table.loc["own-answers", "WA"] == "not run"
     assert "speakers" in summaries.verdict(record)
+
+
+def test_rates_are_rated_on_validation_by_absolute_wa(sharp, settings, tmp_path):
+    settings = settings.replace("ablation.lr", (0.0, 1e-2)).replace("ablation.conversations", 1)
+    corpus, codes = make_toy(turns=(6, 7, 9), seed=5)
+    tuned = Finetuned(sharp, "sharp", tmp_path, [], 0)
+    got = methods.rated(settings, corpus, codes, tuned, "dpm")
+    for lr, (method, rate) in {0.0: ("window", 0.5), 1e-2: ("dpm", 1e-2)}.items():
+        at = settings.replace("memory.lr", rate)
+        heard = protocols.predict(at, corpus, codes, tuned, method, "validation", 1)
+        assert got.pop(lr) == metrics.wa(heard, corpus.emotions)
+    assert not got

@@ -19,10 +19,12 @@ from dpmkit.metrics import (
     compare,
     confusions,
     ece,
+    mean_differences,
     measures,
     nll,
     per_emotion,
     reliability,
+    resampled,
     said,
     targets,
     wa,
@@ -175,44 +177,58 @@ def test_one_conversation_has_an_interval_without_width():
     assert row["WA_interval"] == pytest.approx([row["WA"]] * 2)
 
 
-def test_a_gain_s_p_and_standard_error_are_those_of_the_same_resamples():
-    base = targets(random_table(0, conversations=15), "all-lengths")
-    others = {str(s): targets(random_table(s, truth=random_table(0, conversations=15), skill=s / 3), "all-lengths")
-              for s in range(1, 9)}
-    rows = compare({"base": base, **others}, EMOTIONS, "base", 300, seed=5)
-    names = sorted(base["conversation"].unique())
-    draws = np.random.default_rng(5).multinomial(len(names), [1 / len(names)] * len(names), size=300)
-
-    def right(table, name):
-        part = table[table["conversation"] == name]
-        return (labelled(part)[1] == labelled(part)[2]).sum()
-
-    n = [(base["conversation"] == c).sum() for c in names]
-    for row, table in zip(rows[1:], others.values(), strict=True):
-        won = [right(table, c) - right(base, c) for c in names]
-        gains = np.array([100 * np.dot(d, won) / np.dot(d, n) for d in draws])
-        p = 2 * min(np.mean(gains <= 0), np.mean(gains >= 0))
-        assert row["WA_gain_p"] == pytest.approx(min(1, max(p, 1 / 300)))
-        assert row["WA_gain_se"] == pytest.approx(gains.std()) and gains.std() > 1
-    p = [r["WA_gain_p"] for r in rows[1:]]
-    assert min(p) == 1 / 300 and max(p) > 0.05  # both ends are seen
-    assert (rows[0]["WA_gain_p"], rows[0]["WA_gain_se"]) == (1, 0)
+def one_right_speaker(conversations=30, others=9):
+    """Each conversation: two utterances of `a`, all right, and two of one of the others, all wrong."""
+    return pd.DataFrame([{"conversation": f"c{c:02d}", "turn": turn, "emotion": "neu",
+                          "speaker": "a" if turn % 2 == 0 else f"b{c % others}",
+                          "p_neu": 1.0 * (turn % 2 == 0), "p_hap": 1.0 * (turn % 2)}
+                         for c in range(conversations) for turn in range(4)])
 
 
-def test_p_is_below_5_percent_where_the_95_percent_interval_excludes_nothing():
-    seen = set()
-    for seed in range(40):
-        truth = random_table(seed, conversations=25)
-        a, b = (targets(random_table(100 + 2 * seed + i, truth=truth, skill=s), "all-lengths")
-                for i, s in enumerate((1, 1 + seed / 40)))
-        row = compare({"a": a, "b": b}, EMOTIONS, "a", 2000)[1]
-        low, high = row["WA_gain_interval"]
-        if low > 0 or high < 0:
-            assert row["WA_gain_p"] <= 0.05 + 2 / 2000
-        elif low < 0 < high:
-            assert row["WA_gain_p"] >= 0.05 - 2 / 2000
-        seen.add(low > 0 or high < 0)
-    assert seen == {True, False}
+def test_an_utterance_counts_as_often_as_its_speaker_was_drawn():
+    """One speaker holds all that is right: over conversations, each with as much of it, that is no spread at all;
+    over speakers it hangs on how often that one of ten is drawn."""
+    table = one_right_speaker()
+    alike, = compare({"m": table}, ("neu", "hap"), "m", 4000)
+    assert alike["WA_interval"] == [50, 50]
+    wide, = compare({"m": table}, ("neu", "hap"), "m", 4000, by="speaker")
+    assert wide["WA"] == 50 and wide["WA_interval"][0] == 0 and wide["WA_interval"][1] > 75
+    # by hand: weights of the speakers, drawn with the same seed, on each of the utterances
+    names = sorted(table["speaker"].unique())
+    draws = np.random.default_rng(7).multinomial(len(names), [1 / len(names)] * len(names), size=50)
+    expected = [100 * np.average(table["p_neu"], weights=table["speaker"].map(dict(zip(names, d, strict=True))))
+                for d in draws]
+    got = resampled({"m": table}, ("neu", "hap"), 50, seed=7, by="speaker")["m"]["WA"]
+    np.testing.assert_allclose(got, [50, *expected])
+
+
+def test_speakers_of_one_conversation_each_make_the_bootstrap_over_conversations():
+    table = targets(random_table(3, conversations=25), "all-lengths")
+    table["speaker"] = "s" + table["conversation"]  # the same order of ids, and so the same draws
+    other = table.assign(**{f"p_{e}": np.roll(table[f"p_{e}"], 1) for e in EMOTIONS})
+    tables = {"base": table, "other": other}
+    assert compare(tables, EMOTIONS, "base", 300) == compare(tables, EMOTIONS, "base", 300, by="speaker")
+    assert compare(tables, EMOTIONS, "base", 300)[1]["WA_gain_interval"] != [0, 0]
+
+
+def test_differences_of_means_are_paired_and_weigh_sentences_alike():
+    rng = np.random.default_rng(0)
+    values = pd.DataFrame({"conversation": np.repeat([f"c{i:02d}" for i in range(20)], rng.integers(1, 9, 20))})
+    values["none"] = rng.normal(4, 1, len(values))
+    values["own"] = values["none"] - 0.1 + rng.normal(0, 0.01, len(values))
+    values["bad"] = values["none"] + rng.normal(0, 1, len(values))
+    values.loc[0, "own"] = np.nan  # a first sentence is never written: it goes, in every column
+    own, bad = mean_differences(values, (("own", "none"), ("bad", "none")), 2000)
+    kept = values[1:]
+    assert (own["difference"], own["n"]) == ("own - none", len(kept))
+    assert own["mean"] == pytest.approx((kept["own"] - kept["none"]).mean())
+    assert bad["mean"] == pytest.approx((kept["bad"] - kept["none"]).mean())
+    # the bootstrap of the differences themselves, conversation by conversation
+    sums = (kept["own"] - kept["none"]).groupby(kept["conversation"]).agg(["sum", "count"]).to_numpy()
+    draws = [sums[rng.integers(0, len(sums), len(sums))].sum(0) for _ in range(2000)]
+    ratios = [total / n for total, n in draws]
+    np.testing.assert_allclose(own["interval"], np.percentile(ratios, [2.5, 97.5]), atol=np.std(ratios) / 3)
+    assert own["interval"][1] < 0 and np.ptp(own["interval"]) < 0.02 < np.ptp(bad["interval"])
 
 
 @pytest.mark.parametrize("seed", range(4))

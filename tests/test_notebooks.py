@@ -17,6 +17,7 @@ import tree_meld
 from dpmkit import records, report
 from dpmkit.reproduce import NOTEBOOKS
 from dpmkit.settings import Settings
+from dpmkit.significance import DECLARED
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
@@ -89,9 +90,22 @@ def test_the_methods_record_is_complete(smoke):
         rows = record["results"]["protocols"][protocol]["methods"]
         assert {r["method"] for r in rows} == wanted
         assert all(r["WA_interval"][0] <= r["WA"] <= r["WA_interval"][1] for r in rows)
-        assert all(0 < r["WA_gain_p_holm"] <= 1 for r in rows if r["method"] != "window")
+        tested = record["results"]["protocols"][protocol]["contrasts"]
+        assert {r["contrast"] for r in tested if 0 < r.get("p_holm", 0) <= 1} == {f"{a} - {b}" for a, b in DECLARED}
     assert all(listed[m]["hears"] for m in wanted)
     assert record["commit"] and record["packages"]["torch"] and record["settings"]["memory.rank"] == 4
+
+
+def test_what_is_ablated_is_chosen_by_absolute_wa_and_compares_l_t_of_the_same_tokens(smoke):
+    settings = Settings.of("smoke", home=str(smoke[0]))
+    results, tuned = (records.load(settings, kind)["results"] for kind in ("ablations", "methods"))
+    rows, rated = results["rows"], tuned["tuned"]["validation_WA"]["dpm"]
+    assert results["lr"] == tuned["tuned"]["lr"] > 0
+    assert rated[str(results["lr"])] == max(wa for lr, wa in rated.items() if float(lr) > 0)
+    assert {r["memory"]["lr"] for r in rows if not r["setting"].startswith("lr")} == {results["lr"]}
+    assert results["best"]["memory"] == max(rows, key=lambda r: r["WA"])["memory"]
+    for row in rows:
+        assert (row["L_t"] is None) == (row["memory"].get("prefix") == 0), row
 
 
 def test_the_whole_run_twice_gives_the_same_records_but_for_times(smoke, tmp_path):

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from dpmkit.metrics import compare
-from dpmkit.significance import adjusted, holm, mcnemar, smallest_effect, smallest_effect_measured
+from dpmkit import metrics, significance
+from dpmkit.settings import EvaluationSettings
+from dpmkit.significance import DECLARED, contrasts, holm, losses, mcnemar, scored, smallest_effect
 
 EMOTIONS = ("neu", "hap")
 shares = st.floats(0, 1)
@@ -87,20 +88,139 @@ def test_holm_refuses_what_is_no_p_value(p):
         holm({"a": 0.1, "b": p})
 
 
-def test_a_table_is_adjusted_over_all_methods_but_the_baseline():
-    base = single([1] * 60 + [0] * 60)
-    tables = {"same": base.copy(), "base": base, "worse": single([0] * 7 + [1] * 55 + [0] * 58),
-              "better": single([1] * 90 + [0] * 30)}
-    rows = compare(tables, EMOTIONS, "base", 500)
-    p = {r["method"]: r["WA_gain_p"] for r in rows}
-    assert p["better"] == 1 / 500 and 1 / 500 < p["worse"] < 0.2  # else nothing here could be told apart
-    got = adjusted(rows, "base")
-    assert [{k: v for k, v in r.items() if k != "WA_gain_p_holm"} for r in got] == rows
-    assert {r["method"]: r["WA_gain_p_holm"] for r in got} == pytest.approx(
-        {"same": 1, "base": 1, "worse": 2 * p["worse"], "better": 3 / 500})
-    for bad, baseline in ((rows, "window"), ([*rows, rows[0]], "base")):
-        with pytest.raises(ValueError, match="one row a method"):
-            adjusted(bad, baseline)
+def many(rights, turns=4, speakers=10):
+    """Method -> its table: `rights`, method -> whether each utterance is answered rightly; `turns` a conversation,
+    by two of the speakers in turn."""
+    tables = {}
+    for method, right in rights.items():
+        n = np.arange(len(right))
+        tables[method] = single(right).assign(
+            conversation=[f"c{i // turns:03d}" for i in n], turn=n % turns,
+            speaker=[f"s{(i // turns + i % 2) % speakers:02d}" for i in n])
+    return tables
+
+
+def answered(seed=0, n=400):
+    """Every method of a declared contrast, with answers that differ little, and a bound that is always right."""
+    rng = np.random.default_rng(seed)
+    base, rights = rng.random(n) < 0.6, {}
+    for i, method in enumerate(dict.fromkeys(name for pair in DECLARED for name in pair)):
+        flipped = rng.random(n) < 0.02 + 0.03 * i
+        rights[method] = np.where(flipped, rng.random(n) < 0.5 + 0.05 * i, base)
+    return many(rights | {"speaker-oracle": np.ones(n, bool), "majority": np.zeros(n, bool)})
+
+
+def test_only_the_declared_contrasts_are_tested_and_holm_is_over_them_alone():
+    tables = answered()
+    rows = {r["contrast"]: r for r in contrasts(tables, EMOTIONS, 500)}
+    tested = {name for name, r in rows.items() if "p" in r}
+    assert tested == {f"{a} - {b}" for a, b in DECLARED} and {*rows} - tested == {"window - at-once"}
+    wanted = holm({name: r["p"] for name, r in rows.items() if "p" in r})
+    assert {name: rows[name]["p_holm"] for name in tested} == wanted
+    assert len({r["p"] for r in rows.values() if "p" in r}) > 3  # else Holm could not be seen here
+    # neither a bound nor a control that stands in no declared contrast changes any p
+    fewer = {k: v for k, v in tables.items() if k not in ("speaker-oracle", "majority")}
+    assert contrasts(fewer, EMOTIONS, 500) == list(rows.values())
+    # a contrast that was not run is not in the family
+    part = contrasts({m: tables[m] for m in ("dpm", "window", "at-once")}, EMOTIONS, 500)
+    assert [r["contrast"] for r in part] == ["dpm - at-once", "dpm - window", "window - at-once"]
+    assert [r["p_holm"] for r in part[:2]] == [*holm({r["contrast"]: r["p"] for r in part[:2]}).values()]
+
+
+def test_a_contrast_is_the_paired_difference_with_both_intervals():
+    tables = answered()
+    rows = {r["contrast"]: r for r in contrasts(tables, EMOTIONS, 500, 0.9)}
+    for a, b in (*DECLARED, significance.PART):
+        row = rows[f"{a} - {b}"]
+        for by, key in (("conversation", "interval"), ("speaker", "speakers")):
+            of = {r["method"]: r for r in metrics.compare({m: tables[m] for m in (b, a)}, EMOTIONS, b, 500, 0.9,
+                                                          by=by)}[a]
+            for m in ("WA", "UA", "WF1"):
+                assert row[m] == pytest.approx(of[f"{m}_gain"]) and row[f"{m}_{key}"] == of[f"{m}_gain_interval"]
+    made_of = rows["window - at-once"]["WA"] + rows["dpm - window"]["WA"]
+    assert rows["dpm - at-once"]["WA"] == pytest.approx(made_of)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_p_is_that_of_the_less_sure_of_conversations_and_speakers(seed):
+    tables = answered(seed)
+    rows = {r["contrast"]: r for r in contrasts(tables, EMOTIONS, 400, seed=seed)}
+    for a, b in DECLARED:
+        p = []
+        for by in ("conversation", "speaker"):
+            values = metrics.resampled({m: tables[m] for m in (a, b)}, EMOTIONS, 400, seed, by)
+            gains = values[a]["WA"][1:] - values[b]["WA"][1:]
+            p.append(2 * min(np.mean(gains <= 0), np.mean(gains >= 0)))
+        row = rows[f"{a} - {b}"]
+        assert row["p"] == pytest.approx(min(1, max(*p, 2 / 400)))
+        assert row["floor"] == (max(p) <= 2 / 400)
+
+
+def test_p_and_the_interval_of_one_contrast_agree():
+    seen = set()
+    for seed in range(40):
+        tables = answered(seed, 120)
+        row, = contrasts({m: tables[m] for m in ("dpm", "at-once")}, EMOTIONS, 1000)
+        ends = [*row["WA_interval"], *row["WA_speakers"]]
+        if min(ends) > 0 or max(ends) < 0:
+            assert row["p"] <= 0.05 + 2 / 1000
+        elif row["WA_interval"][0] < 0 < row["WA_interval"][1] or row["WA_speakers"][0] < 0 < row["WA_speakers"][1]:
+            assert row["p"] >= 0.05 - 2 / 1000
+        seen.add(min(ends) > 0 or max(ends) < 0)
+    assert seen == {True, False}
+
+
+def test_p_has_a_floor_that_is_marked_and_equal_answers_have_1():
+    n = 200
+    tables = many({"dpm": np.ones(n, bool), "at-once": np.zeros(n, bool), "window": np.ones(n, bool)})
+    best, same, _ = contrasts(tables, EMOTIONS, 500)
+    assert (best["p"], best["floor"], best["p_holm"]) == (2 / 500, True, 4 / 500)
+    assert (same["p"], same["floor"], same["p_holm"], same["WA_interval"]) == (1, False, 1, [0, 0])
+
+
+def test_too_few_speakers_have_no_interval_and_single_targets_mcnemar_s_p():
+    few = {m: t.assign(speaker=t["speaker"].map(lambda s: "ab"[int(s[1:]) % 2])) for m, t in answered().items()}
+    rows = contrasts(few, EMOTIONS, 300)
+    assert all(r["WA_speakers"] is None and r["WA_interval"] for r in rows)
+    part = scored(few, "all-lengths", EMOTIONS, EvaluationSettings(bootstrap=300))
+    assert part["speakers"] == 2 and all(r["WA_gain_speakers"] is None for r in part["methods"])
+    ends = {m: metrics.targets(t, "complete") for m, t in answered().items()}
+    for row, (a, b) in zip(contrasts(ends, EMOTIONS, 300), DECLARED, strict=False):
+        exact = mcnemar(ends[a], ends[b], EMOTIONS)
+        assert {k: row[k] for k in exact} == exact and isinstance(row["a_only"], int) and "floor" not in row
+
+
+def test_a_protocol_s_part_of_a_record_has_both_intervals_of_every_method():
+    tables = answered()
+    part = scored(tables, "all-lengths", EMOTIONS, EvaluationSettings(bootstrap=300))
+    assert (part["targets"], part["conversations"], part["speakers"]) == (400, 100, 10)
+    assert part["contrasts"] == contrasts(tables, EMOTIONS, 300)
+    over = metrics.compare(tables, EMOTIONS, "window", 300, by="speaker")
+    for row, plain, speakers in zip(part["methods"], metrics.compare(tables, EMOTIONS, "window", 300), over,
+                                    strict=True):
+        assert row == plain | {"WA_gain_speakers": speakers["WA_gain_interval"]}
+    assert {*part["nll"]} == {*part["ece"]} == {*part["confusion"]} == {*tables}
+    assert scored(tables, "complete", EMOTIONS, EvaluationSettings(bootstrap=300))["targets"] == 100
+
+
+def test_what_a_memory_stores_is_its_own_loss_against_anothers_and_none():
+    rng = np.random.default_rng(0)
+    at = pd.DataFrame({"conversation": np.repeat([f"c{i:02d}" for i in range(30)], 6), "turn": list(range(6)) * 30})
+    first = np.where(at["turn"] == 0, np.nan, 1.0)  # nothing is known of a first sentence
+    none = first * rng.normal(4, 1, len(at))
+    learned, noise = first * rng.uniform(0.05, 0.15, len(at)), first * rng.normal(0, 0.01, len(at))
+    # `loss` is what was written: the donor's, for a swapped memory. It says nothing of these sentences.
+    tables = {name: at.assign(own_loss=values, loss=0.0) for name, values in {
+        "dpm-tuned-still": none, "dpm": none - learned, "dpm-swapped": none - learned + noise,
+        "dpm-tuned": none - 2 * learned, "dpm-tuned-swapped": none + learned}.items()}
+    got = {name: {r["difference"]: r for r in rows}
+           for name, rows in losses(tables, EvaluationSettings(bootstrap=500)).items()}
+    assert got["dpm"]["own - none"]["mean"] == pytest.approx(-np.nanmean(learned))
+    assert got["dpm"]["own - none"]["interval"][1] < 0 and got["dpm"]["own - none"]["n"] == 150
+    low, high = got["dpm"]["own - swapped"]["interval"]  # the same but for noise: of no conversation in particular
+    assert low < 0 < high
+    tuned = [got["dpm-tuned"][d]["mean"] for d in ("own - none", "swapped - none", "own - swapped")]
+    assert tuned == pytest.approx(np.nanmean(learned) * np.array([-2, 1, -3]))
 
 
 def simulated(n, discordant, points, repeats=20_000):
@@ -143,13 +263,3 @@ def test_the_smallest_effect_of_nothing_is_refused():
         with pytest.raises(ValueError, match="discordant"):
             smallest_effect(n, discordant)
     assert smallest_effect(20, 0.1) == math.inf
-
-
-def test_the_measured_smallest_effect_is_the_paired_one_where_targets_are_independent():
-    # 1000 conversations, 200 of them split 115 to 85: the bootstrap's standard error is that of 1000 differences.
-    a, b = single([1] * 85 + [0] * 115 + [1] * 800), single([0] * 85 + [1] * 115 + [1] * 800)
-    row = compare({"a": a, "b": b}, EMOTIONS, "a", 4000)[1]
-    assert row["WA_gain_se"] == pytest.approx(100 * math.sqrt((0.2 - 0.03**2) / 1000), rel=0.04)
-    assert smallest_effect_measured(row["WA_gain_se"]) == pytest.approx(smallest_effect(1000, 0.2), rel=0.05)
-    assert smallest_effect_measured(1.0) == pytest.approx(1.959964 + 0.841621)
-    assert smallest_effect_measured(2.0, power=0.5, alpha=0.01) == pytest.approx(2 * 2.575829)
