@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,12 +26,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """`extra`: parts heard one after the other; then `main`, after which the emotion is read; `unwritten`: tokens
-    that wait for their stride to be full."""
+    """`main`, after which the emotion is read, and what is heard apart from it: `reads` before it, `writes` before
+    or after it (`memory.read`); `unwritten`: tokens that wait for their stride to be full; `copied`: the writes
+    start from the stream's own states, not from another's."""
 
-    extra: tuple[Part, ...]
     main: Part
+    writes: tuple[Part, ...] = ()
+    reads: tuple[Part, ...] = ()
     unwritten: int = 0
+    copied: bool = False
 
 
 class History:
@@ -59,15 +62,24 @@ class History:
         n_r, first, longer = self.prefix, self.turns == 0, self.stride or self.every
         written = sentence if other is None else other
         pieces, unwritten = self._longer(written) if longer else (self._pieces(self.told, written), 0)
-        extra = () if first else tuple(Part(p, s, True, other is not None) for p, s in pieces)
+        writes = () if first else tuple(Part(p, s, True, other is not None) for p, s in pieces)
         if self.settings.prefix_states == "reuse":  # every piece is heard once, so that its states are at hand
-            writes = other is None and not first
-            own = [Part(p, s, writes) for p, s in self._pieces(self.own, sentence)]
-            return Plan((*(() if other is None else extra), *own[:-1]), own[-1])
-        if self.settings.prefix_states == "recompute" and len(extra) == 1 and other is None and not longer:
-            return Plan((), extra[0])  # the same tokens are written and read
+            own = self.pieces(sentence)
+            if first or other is not None:
+                *reads, main = (Part(p, s, False) for p, s in own)
+                return Plan(main, writes, tuple(reads))
+            if len(own) == 1 or self.settings.read == "after":
+                return Plan(writes[-1], writes[:-1])
+            *reads, main = (Part(p, s, False) for p, s in own)  # read before any piece is written
+            return Plan(main, tuple(replace(part, other=True) for part in writes), tuple(reads), copied=True)
+        if self.settings.prefix_states == "recompute" and len(writes) == 1 and other is None and not longer:
+            return Plan(writes[0])  # the same tokens are written and read
         context = torch.cat([tail(self.own, n_r), sentence])[-self.window:]
-        return Plan(extra, Part(EMPTY, context, False), unwritten)
+        return Plan(Part(EMPTY, context, False), writes, unwritten=unwritten)
+
+    def pieces(self, sentence: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(prefix, tokens) of an own next sentence, as many as the window asks for."""
+        return self._pieces(self.own, sentence)
 
     def heard(self, sentence: Tensor, other: Tensor | None, unwritten: int) -> None:
         """Add a sentence; of all that was heard, only what a later prefix needs is kept."""

@@ -15,16 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from . import runs
 from .filtering import forward_step
-from .history import EMPTY, History, Part, Plan
+from .history import EMPTY, History, Part
 from .lora import TemporaryLoRA
 from .optimizer import StreamOptimizer
-from .prefix import Batch, Decoder, Past, PrefixStates
+from .prefix import Batch, Decoder, PrefixStates
 from .settings import MemorySettings, UserError
 from .sllm import EmotionSLLM
 
@@ -33,11 +34,14 @@ FORMAT = 2  # of a saved memory
 
 @dataclass(frozen=True)
 class Turn:
-    """What came of one sentence: `probabilities` of the emotions, shape (emotions,); `loss`: L_t (NaN where nothing
-    was written), mean of its `pieces`; `norm` of the memory's change; `skipped`: updates left out so far."""
+    """What came of one sentence: `probabilities` of the emotions, shape (emotions,); `loss`: L_t of what was
+    written (NaN where nothing was), mean of its `pieces`; `own_loss`: L_t of the sentence itself under the memory
+    before that, whatever it was written from (NaN for a conversation's first); `norm` of the memory's change;
+    `skipped`: updates left out so far."""
 
     probabilities: np.ndarray
     loss: float
+    own_loss: float
     norm: float
     pieces: int
     skipped: int
@@ -103,62 +107,72 @@ class DynamicParameterMemory:
 
     def batch(self, conversations: Iterable[Iterable[np.ndarray]],
               donors: Iterable[Iterable[np.ndarray]] | None = None,
-              speakers: Iterable[Iterable[str]] | None = None) -> Iterator[tuple[int, Turn]]:
+              speakers: Iterable[Iterable[str]] | None = None,
+              labels: Iterable[Iterable[int | None]] | None = None) -> Iterator[tuple[int, Turn]]:
         """(number of the conversation, its next turn) for all turns of all conversations, B at a time: a stream
         whose conversation ends takes the next one. The numbers are those of `listen`.
 
         `donors`: the memory of conversation i is written from donors[i] instead (a control). `speakers`: who says
-        each sentence of conversation i.
+        each sentence that i is written from. `labels`: i's true emotions (index, or None), for a bound: see `hear`.
         """
         waiting = zip(itertools.count(), conversations, itertools.repeat(None) if donors is None else donors,
-                      itertools.repeat(()) if speakers is None else speakers, strict=False)
-        live: dict[int, tuple[int, Iterator, Iterator | None, Iterator]] = {}
+                      itertools.repeat(()) if speakers is None else speakers,
+                      itertools.repeat(()) if labels is None else labels, strict=False)
+        live: dict[int, tuple[int, Iterator, Iterator | None, Iterator, Iterator]] = {}
         while True:
-            now, told, who = {}, {}, {}
+            now, told, who, known = {}, {}, {}, {}
             for stream in range(self.streams):
                 while stream not in now:
                     if stream not in live:
                         if (following := next(waiting, None)) is None:
                             break
-                        number, own, other, voices = following
-                        live[stream] = number, iter(own), None if other is None else iter(other), iter(voices)
+                        number, own, other, voices, truth = following
+                        live[stream] = (number, iter(own), None if other is None else iter(other), iter(voices),
+                                        iter(truth))
                         self.reset([stream])
-                    number, own, other, voices = live[stream]
+                    number, own, other, voices, truth = live[stream]
                     if (codes := next(own, None)) is None:
                         del live[stream]
                         continue
                     now[stream], who[stream] = self.sllm.sentence(codes), next(voices, "")
+                    known[stream] = next(truth, None)
                     if other is not None:
                         codes = next(other, None)
                         told[stream] = EMPTY if codes is None else self.sllm.sentence(codes)
             if not now:
                 return
-            for stream, turn in self.hear(now, told, who).items():
+            for stream, turn in self.hear(now, told, who, known).items():
                 yield live[stream][0], turn
 
     def hear(self, sentences: Mapping[int, Tensor], told: Mapping[int, Tensor] | None = None,
-             speakers: Mapping[int, str] | None = None) -> dict[int, Turn]:
+             speakers: Mapping[int, str] | None = None,
+             labels: Mapping[int, int | None] | None = None) -> dict[int, Turn]:
         """The next sentence (tokens of `EmotionSLLM.sentence`) of some streams: written, the first of a
-        conversation excepted, then its emotion read (before the write with `memory.read = before`).
+        conversation excepted, then its emotion read (`memory.read = before`: before any of it is written).
 
         `told`: the sentences that a stream's memory is written from, where they are not its own; `speakers`: who
-        says them.
+        says them. `labels`: true emotions, for a bound: once all has been read, one more step lowers the
+        cross-entropy of each at its sentence's `<audio_end>`, over the emotion logits alone (as L_e). A label bears
+        on later sentences only.
         """
         told, streams, self.speakers = told or {}, list(sentences), speakers or {}
-        every = self.settings.reset_every
+        every, before = self.settings.reset_every, self.settings.read == "before"
         if due := [i for i in streams if every and self.histories[i].turns and not self.histories[i].turns % every]:
             self.optimizer.forget(due)
         plans = {i: self.histories[i].plan(sentences[i], told.get(i)) for i in streams}
         losses: dict[int, list[float]] = {i: [] for i in streams}
-        for number, writes, other in itertools.product(range(max(len(p.extra) for p in plans.values())),
-                                                       (True, False), (True, False)):
-            self._extra(plans, number, writes, other, losses)
+        own = self._own_losses({i: sentences[i] for i in streams if self.histories[i].turns
+                                and (i in told or self.settings.stepping != "sentence")})
+        if copied := [i for i in streams if plans[i].copied]:
+            self.told_states.take(copied, self.states, copied)
+        if not before:
+            self._apart({i: p.writes for i, p in plans.items()}, losses)
+        self._apart({i: p.reads for i, p in plans.items()}, losses)
         batch = self._prepared([plans[i].main for i in streams], streams, self.states)
         writers = [n for n, i in enumerate(streams) if plans[i].main.writes]
         logits = torch.empty(len(streams), len(self.sllm.vocabulary.emotions), device=self.sllm.device)
-        before = self.settings.read == "before"
-        answered = set(writers) if before else set()
-        readers = [n for n in range(len(streams)) if n not in answered]
+        readers = [n for n in range(len(streams)) if not (before and n in writers)]
+        kept = []
         if writers:
             part = batch.select(writers)
             written, answers = self._write(part, [streams[n] for n in writers])
@@ -166,20 +180,26 @@ class DynamicParameterMemory:
                 losses[streams[n]].append(loss)
             if before:
                 logits[writers] = answers
-                self._advance(self.states, [streams[n] for n in writers], part)
+                kept.append((writers, part))
         if readers:
             part = batch if len(readers) == len(streams) else batch.select(readers)
             logits[readers] = self._read(part, [streams[n] for n in readers])
-            self._advance(self.states, [streams[n] for n in readers], part)
+            kept.append((readers, part))
+        if before:
+            self._apart({i: p.writes for i, p in plans.items()}, losses)
         probabilities, norms = logits.softmax(-1).cpu().numpy(), self.lora.norm().tolist()
         out = {}
         for n, i in enumerate(streams):
-            said = sentences[i]
+            said, loss = sentences[i], float(np.mean(losses[i])) if losses[i] else float("nan")
             if self.settings.history_emotions == "predicted":
                 said = torch.cat([said, self.sllm.answer(int(probabilities[n].argmax()))])
             self.histories[i].heard(said, told.get(i), plans[i].unwritten)
-            out[i] = Turn(probabilities[n], float(np.mean(losses[i])) if losses[i] else float("nan"), norms[i],
-                          len(losses[i]), int(self.optimizer.skipped[i]))
+            out[i] = Turn(probabilities[n], loss, own.get(i, loss), norms[i], len(losses[i]),
+                          int(self.optimizer.skipped[i]))
+        if known := [n for n, i in enumerate(streams) if (labels or {}).get(i) is not None]:
+            self._label(batch.select(known), [streams[n] for n in known], [labels[streams[n]] for n in known])
+        for rows, part in kept:
+            self._advance(self.states, [streams[n] for n in rows], part)
         return out
 
     # -- on disk ---------------------------------------------------------------------------------------------
@@ -245,6 +265,8 @@ class DynamicParameterMemory:
         """
         streams = list(range(self.streams) if streams is None else streams)
         self.sllm.fits(prefixes, sentences)
+        if self.states:
+            self.states.reset(streams)  # what stands before is given
         parts = [Part(p, s, True) for p, s in zip(prefixes, sentences, strict=True)]
         return self._write(self._prepared(parts, streams, self.states), streams)[0]
 
@@ -254,22 +276,51 @@ class DynamicParameterMemory:
         batch = self.decoder.lower(Batch(tuple(prefixes), (1,) * len(streams)))
         return self._read(batch, streams).softmax(-1)
 
-    def _extra(self, plans: Mapping[int, Plan], number: int, writes: bool, other: bool,
-               losses: dict[int, list[float]]) -> None:
-        """Hear the extra parts of this number that are (not) to be written, of the own tokens or others'."""
-        streams = [i for i, p in plans.items() if number < len(p.extra)
-                   and (p.extra[number].writes, p.extra[number].other) == (writes, other)]
-        if not streams:
-            return
-        states = self.told_states if other else self.states
-        batch = self._prepared([plans[i].extra[number] for i in streams], streams, states)
-        if writes:
-            for i, loss in zip(streams, self._write(batch, streams)[0].tolist(), strict=True):
+    def _apart(self, parts: Mapping[int, Sequence[Part]], losses: dict[int, list[float]]) -> None:
+        """Hear parts, a stream's one after the other: those that write with a step."""
+        longest = max(map(len, parts.values()), default=0)
+        for number, writes, other in itertools.product(range(longest), (True, False), (True, False)):
+            streams = [i for i, p in parts.items() if number < len(p)
+                       and (p[number].writes, p[number].other) == (writes, other)]
+            if not streams:
+                continue
+            states = self.told_states if other else self.states
+            batch = self._prepared([parts[i][number] for i in streams], streams, states)
+            if writes:
+                for i, loss in zip(streams, self._write(batch, streams)[0].tolist(), strict=True):
+                    losses[i].append(loss)
+            if self.settings.prefix_states == "reuse":
+                if not writes or self.settings.read == "after":
+                    self._read(batch, streams)  # its states are those of the memory after the write
+                self._advance(states, streams, batch)
+
+    @torch.no_grad()
+    def _own_losses(self, sentences: Mapping[int, Tensor]) -> dict[int, float]:
+        """L_t of these streams' next sentences under their memories as they are: no step, no state kept."""
+        pieces = {i: self.histories[i].pieces(s) for i, s in sentences.items()}
+        losses: dict[int, list[float]] = {i: [] for i in sentences}
+        for number in range(max(map(len, pieces.values()), default=0)):
+            streams = [i for i, p in pieces.items() if number < len(p)]
+            states = self.states if self.settings.prefix_states == "reuse" and not number else None
+            batch = self._prepared([Part(*pieces[i][number], False) for i in streams], streams, states)
+            with self.lora.active(self.lora.flat[streams]):
+                got = self._losses(self.decoder.upper(batch), batch)
+            for i, loss in zip(streams, got.tolist(), strict=True):
                 losses[i].append(loss)
-        if self.settings.prefix_states == "reuse":
-            if not writes or self.settings.read == "after":
-                self._read(batch, streams)  # its states are those of the memory after the write
-            self._advance(states, streams, batch)
+        return {i: float(np.mean(values)) for i, values in losses.items()}
+
+    def _losses(self, hidden: Tensor, batch: Batch) -> Tensor:
+        return self.sllm.code_losses(hidden, batch.rows, batch.first, self.settings.loss_vocabulary, self.head)
+
+    def _label(self, batch: Batch, streams: list[int], labels: list[int]) -> None:
+        """One step on the cross-entropy of each stream's true emotion, at the end of its row."""
+        with torch.enable_grad():
+            leaf = self.lora.flat[streams].requires_grad_()
+            with self.lora.active(leaf):
+                answered = self.sllm.emotions_after(self.decoder.upper(batch), batch.rows, self.head)
+            lowered = F.cross_entropy(answered, torch.tensor(labels, device=answered.device), reduction="none")
+            gradient, = torch.autograd.grad(lowered.sum(), leaf)
+        self.optimizer.step(streams, gradient, torch.isfinite(lowered.detach()))
 
     def _prepared(self, parts: Sequence[Part], streams: Sequence[int], states: PrefixStates | None) -> Batch:
         """Parts as a batch that has gone through the lower blocks: prefix and tokens in one row, or the tokens
@@ -279,21 +330,25 @@ class DynamicParameterMemory:
         if states is None or (anew and not any(map(len, prefixes))):
             rows = tuple(torch.cat([p.prefix, p.piece]) for p in parts)
             return self.decoder.lower(Batch(rows, tuple(max(len(p), 1) for p in prefixes)))
-        past = states.past(streams)
-        known = [max(0, len(p) - 1) for p in prefixes]
-        if anew or states.length[past.streams].tolist() != known:
-            past = self._heard_anew(prefixes, streams)
+        if anew:
+            past = self._heard_anew(prefixes, streams).past(range(len(streams)))
+        else:
+            known = zip(states.length[list(streams)].tolist(), prefixes, strict=True)
+            if stale := [n for n, (length, p) in enumerate(known) if length != max(0, len(p) - 1)]:
+                found = self._heard_anew([prefixes[n] for n in stale], [streams[n] for n in stale])
+                states.take([streams[n] for n in stale], found, range(len(stale)))
+            past = states.past(streams)
         rows = tuple(torch.cat([p.prefix[-1:], p.piece]) for p in parts)
         return self.decoder.lower(Batch(rows, (1,) * len(rows), past))
 
-    def _heard_anew(self, prefixes: Sequence[Tensor], streams: Sequence[int]) -> Past:
+    def _heard_anew(self, prefixes: Sequence[Tensor], streams: Sequence[int]) -> PrefixStates:
         """States of these prefixes under the memory as it is now, without a gradient."""
         states = self._no_states(len(streams))
         if some := [n for n, p in enumerate(prefixes) if len(p)]:
             batch = self.decoder.lower(Batch(tuple(prefixes[n] for n in some), (1,) * len(some), states.past(some)))
             self._read(batch, [streams[n] for n in some])
             states.advance(some, batch.past, [len(r) for r in batch.rows])
-        return states.past(range(len(streams)))
+        return states
 
     def _advance(self, states: PrefixStates | None, streams: Sequence[int], batch: Batch) -> None:
         if self.settings.prefix_states == "reuse":
@@ -308,8 +363,7 @@ class DynamicParameterMemory:
                 leaf = self.lora.flat[index].requires_grad_(self.settings.steps > 0)
                 with self.lora.active(leaf):
                     hidden = self.decoder.upper(batch)
-                losses = lowered = self.sllm.code_losses(hidden, batch.rows, batch.first,
-                                                         self.settings.loss_vocabulary, self.head)
+                losses = lowered = self._losses(hidden, batch)
                 if self.settings.rule != "semantic":
                     answered = self.sllm.emotions_after(hidden, batch.rows, self.head)
                     target = self._target(answered.detach(), index) if target is None else target

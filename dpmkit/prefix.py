@@ -138,12 +138,20 @@ class PrefixStates:
             keys, values = keys.gather(2, at).float(), values.gather(2, at)
             half = keys.shape[3] // 2
             turned = keys * cosine + torch.cat([-keys[..., half:], keys[..., :half]], -1) * sine
-            if block not in self.blocks:
-                empty = torch.zeros((self.streams, *values.shape[1:]), dtype=values.dtype, device=values.device)
-                self.blocks[block] = empty, empty.clone()
-            self.blocks[block][0][index] = turned.to(values.dtype)
-            self.blocks[block][1][index] = values
+            self._keep(index, block, turned.to(values.dtype), values)
         self.length[index] = (length + moved).clamp(max=self.size)
+
+    def take(self, streams: Sequence[int], other: PrefixStates, theirs: Sequence[int]) -> None:
+        """For these streams the states of some streams of `other`."""
+        for block, (keys, values) in other.blocks.items():
+            self._keep(list(streams), block, keys[list(theirs)], values[list(theirs)])
+        self.length[list(streams)] = other.length[list(theirs)]
+
+    def _keep(self, index: Tensor | list[int], block: int, *pair: Tensor) -> None:
+        if block not in self.blocks:
+            self.blocks[block] = tuple(new.new_zeros((self.streams, *new.shape[1:])) for new in pair)
+        for kept, new in zip(self.blocks[block], pair, strict=True):
+            kept[index] = new
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ GROUP = 4  # conversations a stream between two writes of predictions: a kill lo
 @dataclass(frozen=True)
 class Method:
     """How one SLLM method listens. `prefix`: tokens before the target's own, None for memory.prefix (n_r); `donor`:
-    whose sentences its memory is written from, where not the conversation's own; `memory`: settings of its own."""
+    whose sentences its memory is written from, where not the conversation's own; `memory`: settings of its own;
+    `bound`: no method, as it learns every true emotion once it has answered."""
 
     hears: str
     prefix: int | None = None
@@ -46,6 +47,7 @@ class Method:
     donor: str = ""
     memory: tuple[tuple[str, Any], ...] = ()
     control: bool = False
+    bound: bool = False
 
     def settings(self, asked: MemorySettings, window: int) -> MemorySettings:
         """The memory's settings for this method; a cache takes half of the SLLM's window."""
@@ -78,6 +80,8 @@ METHODS = {
                         memory=(("reset_every", RESET),), control=True),
     "dpm-still": Method("control: as dpm at a learning rate of 0", writes=True, memory=(("lr", 0.0),),
                         control=True),
+    "dpm-told": Method("BOUND, no method: as dpm, but after each answer one more step lowers the loss of that "
+                       "sentence's true emotion", writes=True, bound=True),
 }
 
 
@@ -86,8 +90,10 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     """Predictions of `method` on a split of `settings.fold`, one row an utterance, in order.
 
     Columns: conversation, session, utterance, speaker, turn, start and end (seconds), emotion (None outside the
-    label set), p_<emotion>, loss (L_t; NaN where nothing was written), norm (of the memory's change), pieces
-    (writes of this sentence) and skipped (updates left out so far, as they were not finite). Cached a group of
+    label set), p_<emotion>, loss (L_t of what was written; NaN where nothing was), own_loss (L_t of the utterance
+    itself under the memory before it is written, from each conversation's second on: of `dpm` its own memory, of a
+    swapped control another's, of `dpm-still` none), norm (of the memory's change), pieces (writes of this
+    sentence) and skipped (updates left out so far, as they were not finite). Cached a group of
     conversations, so that a killed run goes on; `limit` takes the first conversations of the split (0: all).
     """
     if method not in METHODS:
@@ -169,13 +175,16 @@ def listen(model: EmotionSLLM, conversations: Sequence[Conversation], codes: Map
     settings = how.settings(settings, model.window)
     heard = [[codes[u.id] for u in c.utterances] for c in conversations]
     if how.writes:
-        told = None
+        told, spoken = None, conversations
         if how.donor == "shuffled":
             told = [[np.random.default_rng([seed, turn]).permutation(c) for turn, c in enumerate(h)] for h in heard]
         elif how.donor:
-            told = [[codes[u.id] for u in donors[c.id].utterances] for c in conversations]
+            spoken = [donors[c.id] for c in conversations]
+            told = [[codes[u.id] for u in c.utterances] for c in spoken]
         engine = DynamicParameterMemory(model, settings, min(streams, max(1, len(heard))), seed, inertia)
-        turns = engine.batch(heard, told, [[u.speaker for u in c.utterances] for c in conversations])
+        true = {emotion: i for i, emotion in enumerate(emotions)} if how.bound else {}
+        turns = engine.batch(heard, told, [[u.speaker for u in c.utterances] for c in spoken],
+                             [[true.get(u.emotion) for u in c.utterances] for c in conversations])
     else:
         prefix = settings.prefix if how.prefix is None else how.prefix
         turns = _without_memory(model, heard, prefix, settings.history_emotions == "predicted", streams)
@@ -188,7 +197,7 @@ def listen(model: EmotionSLLM, conversations: Sequence[Conversation], codes: Map
                 "conversation": c.id, "session": c.session, "utterance": u.id, "speaker": u.speaker, "turn": i,
                 "start": u.start, "end": u.end, "emotion": u.emotion,
                 **{f"p_{e}": float(v) for e, v in zip(emotions, t.probabilities, strict=True)},
-                "loss": t.loss, "norm": t.norm, "pieces": t.pieces, "skipped": t.skipped,
+                "loss": t.loss, "own_loss": t.own_loss, "norm": t.norm, "pieces": t.pieces, "skipped": t.skipped,
             } for i, (u, t) in enumerate(zip(c.utterances, said.pop(number), strict=True))])
 
 
@@ -209,7 +218,7 @@ def _without_memory(model: EmotionSLLM, conversations: Sequence[Sequence[np.ndar
             for i, sentence, p in zip(live, now, probabilities, strict=True):
                 said = [model.answer(int(p.argmax()))] if answers else []
                 histories[i] = tail(torch.cat([histories[i], sentence, *said]), min(prefix, model.window))
-                yield first + i, Turn(p, float("nan"), 0.0, 0, 0)
+                yield first + i, Turn(p, float("nan"), float("nan"), 0.0, 0, 0)
 
 
 def one_by_one(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, method: str,

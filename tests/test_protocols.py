@@ -90,7 +90,8 @@ def test_earlier_utterances_do_change_later_predictions(method, settings, toy, t
     assert differ(one[one["emotion"].notna()], two[two["emotion"].notna()])
 
 
-@BOTH
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("method", [m for m in METHODS if not METHODS[m].bound])
 def test_no_true_label_changes_a_prediction(method, history, settings, toy, tuned):
     settings = settings.replace("memory.history_emotions", history)
     corpus, codes = toy
@@ -101,6 +102,78 @@ def test_no_true_label_changes_a_prediction(method, history, settings, toy, tune
         got = predict(settings, other, codes, as_if_retrained(tuned, f"labels {i}"), method)
         assert (got["emotion"].fillna("") != table["emotion"].fillna("")).any()
         pd.testing.assert_frame_equal(got.drop(columns="emotion"), table.drop(columns="emotion"), check_exact=True)
+
+
+@pytest.mark.parametrize("change", [{}, {"read": "before"}, {"prefix_states": "reuse"}, {"prefix_states": "detach"},
+                                    {"stepping": "stride-5"}, {"layers": "top-1"}, {"steps": 2},
+                                    {"history_emotions": "predicted"}])
+def test_a_label_told_reaches_later_predictions_of_its_conversation_alone(change, settings, toy, tuned):
+    (corpus, codes), now = toy, 4
+    for name, value in change.items():
+        settings = settings.replace(f"memory.{name}", value)
+    codes = {**codes.codes, "s1c3u4": np.arange(60) % 16}  # in pieces
+
+    def told(label):
+        changed = relabelled(corpus, lambda u: label if u.id == f"s1c3u{now}" else u.emotion)
+        test = changed.select(corpus.folds[0].test)
+        tables = protocols.listen(tuned.sllm, test, codes, corpus.emotions, settings.memory, "dpm-told", streams=3)
+        return pd.concat(list(tables)).sort_values(["conversation", "turn"], ignore_index=True)
+
+    one, two, none = told("neu"), told("ang"), told(None)
+    columns = [*P, "loss", "own_loss", "norm", "skipped", "pieces"]
+    late = (one["conversation"] == "s1c3") & (one["turn"] > now)
+    assert 0 < late.sum() < len(one)
+    for other in (two, none):
+        pd.testing.assert_frame_equal(one.loc[~late, columns], other.loc[~late, columns], check_exact=True)
+        assert (one.loc[late, P] != other.loc[late, P]).any(axis=1).all()
+
+
+def test_the_step_of_a_label_by_hand(settings, toy, tuned):
+    """After each answer AdamW goes on with one step on -log p of the true emotion among the emotions; a turn
+    without a label takes none."""
+    (corpus, codes), sllm, n_r = toy, tuned.sllm, settings.memory.prefix
+    table = predict(settings, corpus, codes, tuned, "dpm-told")
+    assert differ(table, predict(settings, corpus, codes, tuned, "dpm"))
+    conversation, = corpus.select(("s1c3",))
+    memory, past = DynamicParameterMemory(sllm, settings.memory), torch.empty(0, dtype=torch.long)
+    for (_, row), u in zip(table[table["conversation"] == "s1c3"].iterrows(), conversation.utterances, strict=True):
+        now = sllm.sentence(codes.codes[u.id])
+        if row["turn"]:
+            memory.write([past[-n_r:]], [now])
+        context = torch.cat([past[-n_r:], now])
+        p = memory.read([context])[0].numpy()
+        np.testing.assert_allclose(row[P].to_numpy(dtype=float), p, atol=1e-4)
+        if u.emotion:
+            flat = memory.lora.flat.clone().requires_grad_()
+            with memory.lora.active(flat):
+                surprise = -sllm.emotion_logits([context]).log_softmax(-1)[0, EMOTIONS.index(u.emotion)]
+            memory.optimizer.step([0], *torch.autograd.grad(surprise, flat), torch.tensor([True]))
+        past = torch.cat([past, now])
+    labels = sum(u.emotion is not None for u in conversation.utterances)
+    assert memory.optimizer.updates.tolist() == [13 + labels] and 0 < labels < 14
+
+
+def test_the_loss_of_the_own_sentence_under_the_own_another_and_no_memory(settings, toy, tuned):
+    """Before the sentence is written; another's memory has been written as often as the own one by then."""
+    (corpus, codes), sllm, n_r = toy, tuned.sllm, settings.memory.prefix
+    own, swapped, still = (predict(settings, corpus, codes, tuned, m) for m in ("dpm", "dpm-swapped", "dpm-still"))
+    pd.testing.assert_series_equal(own["own_loss"], own["loss"], check_names=False)
+    test = corpus.select(corpus.folds[0].test)
+    donors, empty = protocols.donors_of(test, "stranger"), torch.empty(0, dtype=torch.long)
+    for c in test:
+        said, others = ([sllm.sentence(codes.codes[u.id]) for u in x.utterances] for x in (c, donors[c.id]))
+        memory = DynamicParameterMemory(sllm, settings.memory)
+        got, frozen = (t.loc[t["conversation"] == c.id, "own_loss"].to_numpy() for t in (swapped, still))
+        assert np.isnan([got[0], frozen[0]]).all()
+        for turn in range(1, len(said)):
+            before, flat = torch.cat([empty, *said[:turn]])[-n_r:], memory.lora.flat
+            with torch.no_grad(), memory.lora.active(flat):
+                assert got[turn] == pytest.approx(float(sllm.next_code_loss([before], [said[turn]])), abs=1e-4)
+            with torch.no_grad():
+                assert frozen[turn] == pytest.approx(float(sllm.next_code_loss([before], [said[turn]])), abs=1e-5)
+            if turn < len(others):
+                memory.write([torch.cat([empty, *others[:turn]])[-n_r:]], [others[turn]])
+    assert np.nanmax(np.abs(swapped["own_loss"] - still["own_loss"])) > 1e-2
 
 
 @BOTH
