@@ -1,4 +1,7 @@
-"""What DPM is read against, beside the frozen SLLM: a classifier on codes, the majority, and emotional inertia."""
+"""What DPM is read against, beside the frozen SLLM: a classifier on codes, the majority, and emotional inertia.
+
+Unlabelled utterances follow the rule of `protocols`: tables have a row for every utterance.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,18 @@ from torch.utils.data import Dataset
 from . import finetune, runs
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus
-from .corpora.dynamics import emotion_prior, transition_matrix
+from .corpora.dynamics import emotion_prior, transition_counts, transition_matrix
 from .filtering import forward_filter
 from .settings import BackboneSettings, Settings
 
 HEARS = {
     "majority": "nothing: the training fold's most frequent emotion",
     "classifier": "the target and the n_r codes before it; a Transformer encoder, no language model",
+    "last-true": "BOUND, no method: the speaker's last TRUE emotion in the conversation, repeated; before its "
+                 "first labelled utterance the training fold's emotion frequencies; is told who speaks",
     "filter": ", then an HMM forward filter a speaker with the training fold's transitions; is told who speaks",
 }
+UNSCORED = -100  # in place of a label: padding and utterances outside the label set
 
 
 class Classifier(nn.Module):
@@ -48,15 +54,18 @@ class Classifier(nn.Module):
 
     def forward(self, rows: Tensor, truth: Tensor) -> dict[str, Tensor]:
         """rows: padded codes, (batch, tokens); truth: (batch,). Cross-entropy and logits (batch, emotions)."""
+        logits = self.logits(rows)
+        return {"loss": F.cross_entropy(logits, truth), "logits": logits.detach(), "truth": truth}
+
+    def logits(self, rows: Tensor) -> Tensor:
         empty = rows == self.padding
         hidden = self.embed(rows) + self.place(torch.arange(rows.shape[1], device=rows.device))
         hidden = self.encoder(hidden, src_key_padding_mask=empty).masked_fill(empty.unsqueeze(-1), 0.0)
-        logits = self.head(hidden.sum(1) / (~empty).sum(1, keepdim=True))
-        return {"loss": F.cross_entropy(logits, truth), "logits": logits.detach(), "truth": truth}
+        return self.head(hidden.sum(1) / (~empty).sum(1, keepdim=True))
 
 
 class _Windows(Dataset):
-    """Item i: the rows of conversation i's labelled utterances."""
+    """Item i: the rows of conversation i's utterances, each with its label, UNSCORED outside the label set."""
 
     def __init__(self, conversations: Sequence[Conversation], codes: dict[str, np.ndarray],
                  emotions: tuple[str, ...], n_r: int, separator: int, window: int):
@@ -64,9 +73,8 @@ class _Windows(Dataset):
         for conversation in conversations:
             history, rows = np.empty(0, dtype=np.int64), []
             for u in conversation.utterances:
-                if u.emotion is not None:
-                    row = np.concatenate([history[max(0, len(history) - n_r):], [separator], codes[u.id]])[-window:]
-                    rows.append((torch.from_numpy(row), emotions.index(u.emotion)))
+                row = np.concatenate([history[max(0, len(history) - n_r):], [separator], codes[u.id]])[-window:]
+                rows.append((torch.from_numpy(row), UNSCORED if u.emotion is None else emotions.index(u.emotion)))
                 history = np.concatenate([history, codes[u.id]])[-n_r:] if n_r else history
             self.items.append(rows)
 
@@ -78,7 +86,7 @@ class _Windows(Dataset):
 
 
 def classify(settings: Settings, corpus: Corpus, codes: CorpusCodes, split: str = "test") -> pd.DataFrame:
-    """Predictions of the classifier (trained here if it has to be), labelled utterances of a split in order.
+    """Predictions of the classifier (trained here if it has to be), every utterance of a split in order.
 
     Columns as `protocols.predict`, without those of the memory.
     """
@@ -91,79 +99,109 @@ def classify(settings: Settings, corpus: Corpus, codes: CorpusCodes, split: str 
     torch.manual_seed(settings.seed)
     model = Classifier(size, len(corpus.emotions), shape)
     fold = corpus.folds[settings.fold - 1]
-    scored = {name: [c for c in corpus.select(getattr(fold, name)) if any(u.emotion for u in c.utterances)]
-              for name in ("train", "validation", split)}
-    data = {name: _Windows(conversations, codes.codes, corpus.emotions, settings.memory.prefix, size, shape.window)
-            for name, conversations in scored.items()}
+
+    def data(name: str, labelled: bool = True) -> _Windows:
+        """Of a split's conversations; for training, those that have a label."""
+        found = corpus.select(getattr(fold, name))
+        some = [c for c in found if not labelled or any(u.emotion for u in c.utterances)]
+        return _Windows(some, codes.codes, corpus.emotions, settings.memory.prefix, size, shape.window)
 
     def collate(items: Sequence[list[tuple[Tensor, int]]]) -> dict[str, Tensor]:
-        rows, truth = zip(*(pair for item in items for pair in item), strict=True)
-        return {"rows": pad_sequence(rows, batch_first=True, padding_value=model.padding),
-                "truth": torch.tensor(truth)}
+        rows, truth = zip(*(pair for item in items for pair in item if pair[1] != UNSCORED), strict=True)
+        return {"rows": padded(rows), "truth": torch.tensor(truth)}
+
+    def padded(rows: Sequence[Tensor]) -> Tensor:
+        return pad_sequence(rows, batch_first=True, padding_value=model.padding)
 
     if not weights.is_file():
-        finetune.fit(model, data["train"], data["validation"], collate, tune, folder, settings)
+        finetune.fit(model, data("train"), data("validation"), collate, tune, folder, settings)
         with runs.atomic(weights) as temporary:
             save_file(model.cpu().state_dict(), temporary)
     model.load_state_dict(load_file(weights))
     model.to(finetune.device(settings)).eval()
-    rows = []
-    for conversation, item in zip(scored[split], data[split].items, strict=True):
+    answers = []
+    for item in data(split, labelled=False).items:
         with torch.no_grad():
-            batch = {k: v.to(finetune.device(settings)) for k, v in collate([item]).items()}
-            probabilities = model(**batch)["logits"].softmax(-1).cpu().numpy()
-        labelled = [(turn, u) for turn, u in enumerate(conversation.utterances) if u.emotion is not None]
-        rows += [_row(conversation, turn, corpus.emotions, p)
-                 for (turn, _), p in zip(labelled, probabilities, strict=True)]
-    return pd.DataFrame(rows)
+            logits = model.logits(padded([row for row, _ in item]).to(finetune.device(settings)))
+        answers.append(logits.softmax(-1).cpu().numpy())
+    return _table(corpus.select(getattr(fold, split)), corpus.emotions, np.concatenate(answers))
 
 
 def majority(settings: Settings, corpus: Corpus, split: str = "test") -> pd.DataFrame:
     """The training fold's emotion frequencies as every utterance's answer."""
     fold = corpus.folds[settings.fold - 1]
-    prior = emotion_prior(corpus.select(fold.train), corpus.emotions)
-    return pd.DataFrame([_row(c, turn, corpus.emotions, prior) for c in corpus.select(getattr(fold, split))
-                         for turn, u in enumerate(c.utterances) if u.emotion is not None])
+    prior, asked = emotion_prior(corpus.select(fold.train), corpus.emotions), corpus.select(getattr(fold, split))
+    return _table(asked, corpus.emotions, np.array([prior for c in asked for _ in c.utterances]))
+
+
+def last_true(settings: Settings, corpus: Corpus, split: str = "test") -> pd.DataFrame:
+    """A bound that hears nothing: each utterance's answer is its speaker's last TRUE emotion in the conversation,
+    which unlabelled utterances leave as it is; before there is one, the training fold's emotion frequencies.
+
+    It is as sure as training speakers stay in an emotion (add-one smoothed rate over all emotions; more than chance
+    at least, so that the answer is the repeated emotion); the rest is shared by the others alike.
+    """
+    fold, size = corpus.folds[settings.fold - 1], len(corpus.emotions)
+    counts = transition_counts(corpus.select(fold.train), corpus.emotions) + 1.0
+    stay = max(np.trace(counts) / counts.sum(), 1 / size + 1e-6)
+    repeated = np.where(np.eye(size, dtype=bool), stay, (1 - stay) / max(1, size - 1))
+    prior, answers = emotion_prior(corpus.select(fold.train), corpus.emotions), []
+    for conversation in corpus.select(getattr(fold, split)):
+        last: dict[str, int] = {}
+        for u in conversation.utterances:
+            answers.append(repeated[last[u.speaker]] if u.speaker in last else prior)
+            if u.emotion is not None:
+                last[u.speaker] = corpus.emotions.index(u.emotion)
+    return _table(corpus.select(getattr(fold, split)), corpus.emotions, np.array(answers))
 
 
 def inertia(table: pd.DataFrame, validation: pd.DataFrame, settings: Settings, corpus: Corpus) -> pd.DataFrame:
-    """The emotion-inertia filter on a method's answers: an HMM forward filter a speaker and conversation.
+    """The emotion-inertia filter on a method's answers: an HMM forward filter per speaker and conversation.
 
     Transitions and prior come from the training fold; one temperature for the method's answers, which are too
     sure of themselves, from the same method on the validation fold. It is told who speaks, and is causal.
     """
     train = corpus.select(corpus.folds[settings.fold - 1].train)
-    transition, prior = transition_matrix(train, corpus.emotions), emotion_prior(train, corpus.emotions)
+    chain = transition_matrix(train, corpus.emotions), emotion_prior(train, corpus.emotions)
     columns = [f"p_{e}" for e in corpus.emotions]
-    temperature = fit_temperature(validation, corpus.emotions)
-    out = table.copy()
-    for _, rows in table.groupby("conversation", sort=False):
-        softened = _soften(rows[columns].to_numpy(), temperature)  # turns outside the label set, too: who knows
-        filtered = forward_filter(softened, rows["speaker"].tolist(), transition, prior)
-        out.loc[rows.index, columns] = filtered
+    temperature = fit_temperature(validation, corpus.emotions, *chain)
+    return table.assign(**dict(zip(columns, _filtered(table, columns, temperature, *chain).T, strict=True)))
+
+
+def fit_temperature(table: pd.DataFrame, emotions: tuple[str, ...], transition: np.ndarray,
+                    prior: np.ndarray) -> float:
+    """The temperature (Guo et al. 2017) by which a table of answers, softened and THEN filtered, has the lowest
+    negative log-likelihood over its labelled rows: filtered, answers add up over turns, and what is honest alone is
+    too sure. The best of a grid from 1/8 to 32, then searched between its neighbours."""
+    columns, said = [f"p_{e}" for e in emotions], table["emotion"].notna().to_numpy()
+    truth = table.loc[said, "emotion"].map({e: i for i, e in enumerate(emotions)}).to_numpy(dtype=int)
+
+    def nll(log2: float) -> float:
+        p = _filtered(table, columns, 2.0 ** log2, transition, prior)[said]
+        return -np.log(p[np.arange(len(p)), truth] + 1e-12).mean()
+
+    best = min(range(-3, 6), key=nll)
+    return float(2.0 ** minimize_scalar(nll, bounds=(best - 1, best + 1), method="bounded").x)
+
+
+def _filtered(table: pd.DataFrame, columns: list[str], temperature: float, transition: np.ndarray,
+              prior: np.ndarray) -> np.ndarray:
+    """A table's answers softened, then filtered conversation by conversation, (rows, emotions)."""
+    out = _soften(table[columns].to_numpy(dtype=float), temperature)
+    for rows in table.groupby("conversation", sort=False).indices.values():
+        out[rows] = forward_filter(out[rows], table["speaker"].iloc[rows].tolist(), transition, prior)
     return out
-
-
-def fit_temperature(table: pd.DataFrame, emotions: tuple[str, ...]) -> float:
-    """The temperature that gives a table of answers its lowest negative log-likelihood (Guo et al. 2017)."""
-    labelled = table[table["emotion"].notna()]
-    p = labelled[[f"p_{e}" for e in emotions]].to_numpy()
-    truth = labelled["emotion"].map({e: i for i, e in enumerate(emotions)}).to_numpy(dtype=int)
-
-    def nll(log_temperature: float) -> float:
-        return -np.log(_soften(p, np.exp(log_temperature))[np.arange(len(p)), truth] + 1e-12).mean()
-
-    return float(np.exp(minimize_scalar(nll, bounds=(-2.0, 3.0), method="bounded").x))
 
 
 def _soften(p: np.ndarray, temperature: float) -> np.ndarray:
     logits = np.log(np.clip(p, 1e-12, 1.0)) / temperature
-    powered = np.exp(logits - logits.max(1, keepdims=True))
+    powered = np.exp(logits - logits.max(1, keepdims=True, initial=-np.inf))
     return powered / powered.sum(1, keepdims=True)
 
 
-def _row(conversation: Conversation, turn: int, emotions: tuple[str, ...], p: np.ndarray) -> dict:
-    u = conversation.utterances[turn]
-    return {"conversation": conversation.id, "session": conversation.session, "utterance": u.id,
-            "speaker": u.speaker, "turn": turn, "start": u.start, "end": u.end, "emotion": u.emotion,
-            **{f"p_{e}": float(v) for e, v in zip(emotions, p, strict=True)}}
+def _table(conversations: Sequence[Conversation], emotions: tuple[str, ...], answers: np.ndarray) -> pd.DataFrame:
+    """Predictions, a row per utterance in order; answers: (utterances, emotions)."""
+    table = pd.DataFrame([{"conversation": c.id, "session": c.session, "utterance": u.id, "speaker": u.speaker,
+                           "turn": turn, "start": u.start, "end": u.end, "emotion": u.emotion}
+                          for c in conversations for turn, u in enumerate(c.utterances)])
+    return table.assign(**{f"p_{e}": p for e, p in zip(emotions, answers.T.astype(float), strict=True)})

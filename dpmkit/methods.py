@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -10,6 +11,7 @@ from . import baselines, finetune, metrics, protocols, recurrent, speakers
 from .codes import CorpusCodes
 from .corpora import Corpus
 from .finetune import Finetuned
+from .offsets import NotFitted
 from .settings import Settings
 
 # What stands under the inertia filter, too: no controls, and not the majority, which always says the same.
@@ -27,21 +29,21 @@ def rated(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetun
             for lr in (0.0, *(lr for lr in settings.ablation.lr if lr))}
 
 
-def answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, rates: Mapping[str, float],
-            model: speakers.OffsetModel, power: float) -> dict[str, pd.DataFrame]:
-    """Name -> predictions (as `protocols.predict`'s) for the test targets of `settings.fold`.
+def answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned,
+            rates: Mapping[str, float]) -> tuple[dict[str, pd.DataFrame], dict[str, Any], list[str]]:
+    """Name -> predictions (as `protocols.predict`'s) for every utterance of the test conversations of
+    `settings.fold`; the `power` of the speaker memory and the ones `tried`; and a note where rows could not be run.
 
     `rates`: the learning rates that validation chose: of `dpm`, for the rows `dpm-tuned…`, and of the bound
-    `dpm-told`, which takes another loss; `model`, `power`: the speaker memory's.
-    `own-answers` needs an SLLM trained with emotion tokens in its history, made here where
-    `evaluation.own_answers` asks for it.
+    `dpm-told`, which takes another loss. `own-answers` needs an SLLM trained with emotion tokens in its history,
+    made here where `evaluation.own_answers` asks for it.
     """
     at_best = settings.replace("memory.lr", rates["dpm"])
 
     def held_out(name: str) -> pd.DataFrame:
         return _plain(at_best, corpus, codes, tuned, name.replace("dpm-tuned", "dpm"), "validation")
 
-    tables = {"majority": baselines.majority(settings, corpus)}
+    tables = {"majority": baselines.majority(settings, corpus), "last-true": baselines.last_true(settings, corpus)}
     plain = [n for n in FILTERED if n != "dpm-tuned" and (n != "own-answers" or settings.evaluation.own_answers)]
     tables |= {name: _plain(settings, corpus, codes, tuned, name, "test") for name in plain}
     tables |= {name: protocols.predict(settings, corpus, codes, tuned, name) for name in ("dpm", "dpm-swapped")}
@@ -49,7 +51,12 @@ def answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
                for name in TUNED}
     tables |= {f"{name} + filter": baselines.inertia(tables[name], held_out(name), settings, corpus)
                for name in (*plain, "dpm-tuned")}
-    return tables | speakers.predict(settings, corpus, codes, tuned, model, power)
+    try:
+        model, power, tried = speakers.fitted(settings, corpus, codes, tuned)
+    except NotFitted as reason:
+        return tables, {}, [f"{', '.join(speakers.HEARS)} were not run: {reason}."]
+    tables |= speakers.predict(settings, corpus, codes, tuned, model, power)
+    return tables, {"power": power, "tried": tried}, []
 
 
 def _plain(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, name: str,
@@ -78,5 +85,6 @@ def described() -> pd.DataFrame:
     rows += [(f"{name} + filter", "filter", hears[name] + baselines.HEARS["filter"]) for name in FILTERED]
     rows += [("dpm-swapped", "control", hears["dpm-swapped"])]
     rows += [(name.replace("dpm", "dpm-tuned", 1), "control", hears[name]) for name in TUNED[1:]]
+    rows += [("last-true", "bound", hears["last-true"])]
     order = ("method", "extension", "filter", "control", "bound")
     return pd.DataFrame(sorted(rows, key=lambda row: order.index(row[1])), columns=["method", "group", "hears"])

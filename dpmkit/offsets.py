@@ -14,7 +14,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .settings import UserError
+
 SHRINKAGE = 0.05  # of the covariances
+
+
+class NotFitted(UserError):
+    """The labels do not allow to fit an OffsetModel."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class OffsetModel:
 
         Means and offsets take turns until they agree; covariances are shrunk towards a sphere. An emotion that
         nobody has lies at the mean of all; where there is one speaker, others may be as far off as utterances are.
+        NotFitted where no speaker has two labelled utterances that differ.
         """
         names, who = np.unique(speakers, return_inverse=True)
         centre, scale = states.mean(0), states.std(0) + 1e-6
@@ -64,7 +71,7 @@ class OffsetModel:
 
     def heard_anew(self, states: np.ndarray, emotions: np.ndarray, speakers: np.ndarray) -> OffsetModel:
         """The same with the noise of these utterances: a backbone's states of what it was trained on are too near
-        to the means."""
+        to the means. NotFitted as in `fit`."""
         residual = self.project(states) - self.means[emotions]
         who = np.unique(speakers, return_inverse=True)[1]
         return replace(self, within=_round(_noise(residual, who, len(self.prior))))
@@ -139,7 +146,11 @@ def _sums(values: np.ndarray, group: np.ndarray) -> np.ndarray:
 def _noise(residual: np.ndarray, who: np.ndarray, emotions: int) -> np.ndarray:
     """Covariance, (d, d), of what is left when each speaker's mean is taken away."""
     residual = residual - (_sums(residual, who) / np.bincount(who)[:, None])[who]
-    return residual.T @ residual / max(1, len(residual) - who.max() - emotions)
+    noise = residual.T @ residual / max(1, len(residual) - who.max() - emotions)
+    if np.trace(noise) < 1e-9:  # of standardised states; what is left there is rounding
+        raise NotFitted(f"the {len(residual)} labelled utterances of {who.max() + 1} speakers show no noise: a "
+                        "memory of speakers needs some with two labelled utterances that differ")
+    return noise
 
 
 def _round(covariance: np.ndarray) -> np.ndarray:

@@ -5,6 +5,11 @@ codes, then its emotion is read. Nothing later and no true label reaches a predi
 a conversation and reads every utterance as it comes (`streaming`); as each method is a function of what was heard
 so far, these are also the numbers of `all-lengths` (every labelled utterance is a target) and `complete` (the last
 one is), which `one_by_one` hears anew for every target, as the paper does.
+
+Unlabelled utterances (outside the label set), by one rule for every method, filter, reference classifier and
+memory: each is an utterance like any other. It is encoded and stepped through with its own evidence, and has its
+row in every table of predictions, emotion None; it is never scored, and no emotion loss is trained on it. Which
+ones have a label is thus never told. (Transitions are counted from a speaker's labelled one to the next.)
 """
 
 from __future__ import annotations

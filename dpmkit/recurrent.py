@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 from torch.utils.data import Dataset
 
 from . import finetune, runs
-from .baselines import majority
+from .baselines import UNSCORED, majority
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus
 from .settings import RecurrentSettings, Settings
@@ -31,7 +31,6 @@ HEARS = {
             "the last one's; a causal LSTM, no language model",
     "blstm": "the WHOLE conversation, so the FUTURE too: as lstm, in both directions; not a streaming method",
 }
-UNSCORED = -100  # in place of a label: padding and turns outside the label set; cross_entropy leaves it out
 
 
 class Recurrent(nn.Module):
@@ -83,7 +82,7 @@ class _Heard(Dataset):
 
 def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, split: str = "test",
             bidirectional: bool = False) -> pd.DataFrame:
-    """Predictions of `lstm`, or `blstm` where `bidirectional`, on the labelled utterances of a split, in order.
+    """Predictions of `lstm`, or `blstm` where `bidirectional`, on every utterance of a split, in order.
 
     Trained here if it has to be, on the training conversations of `settings.fold`; goes on where a kill stopped it.
     Columns as `baselines.classify`. Raises UserError for a disk that is full.
@@ -96,18 +95,19 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, split: str =
     weights = folder / "recurrent.safetensors"
     fold = corpus.folds[settings.fold - 1]
     features = _standardised(codes.features, corpus.select(fold.train))
-    data = {name: _Heard([c for c in corpus.select(getattr(fold, name)) if any(u.emotion for u in c.utterances)],
-                         features, corpus.emotions) for name in ("train", "validation", split)}
+    data = [_Heard([c for c in corpus.select(ids) if any(u.emotion for u in c.utterances)], features,
+                   corpus.emotions) for ids in (fold.train, fold.validation)]
+    asked = _Heard(corpus.select(getattr(fold, split)), features, corpus.emotions)
     torch.manual_seed(settings.seed)
-    model = Recurrent(data["train"][0][0].shape[1], len(corpus.emotions), shape, bidirectional)
+    model = Recurrent(asked[0][0].shape[1], len(corpus.emotions), shape, bidirectional)
     with runs.one_thread():
         if not weights.is_file():
-            finetune.fit(model, data["train"], data["validation"], _collate, tune, folder, settings)
+            finetune.fit(model, *data, _collate, tune, folder, settings)
             with runs.atomic(weights) as temporary:
                 save_file(model.cpu().state_dict(), temporary)
         model.load_state_dict(load_file(weights))
         model.to(finetune.device(settings)).eval()
-        answers = [_answers(model, *item, finetune.device(settings)) for item in data[split].items]
+        answers = [_answers(model, heard, finetune.device(settings)) for heard, _ in asked.items]
     table = majority(settings, corpus, split)  # the rows of the same utterances; its answers are replaced
     table[[f"p_{e}" for e in corpus.emotions]] = np.concatenate(answers)
     return table
@@ -128,7 +128,7 @@ def _collate(items: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _answers(model: Recurrent, heard: Tensor, truth: Tensor, device: torch.device) -> np.ndarray:
-    """Probabilities of one conversation's labelled utterances, (labelled, emotions); all of its turns are heard."""
+def _answers(model: Recurrent, heard: Tensor, device: torch.device) -> np.ndarray:
+    """Probabilities of one conversation's utterances, (turns, emotions)."""
     logits = model.logits(heard.unsqueeze(0).to(device), torch.tensor([len(heard)]))[0]
-    return logits.softmax(-1).cpu().double().numpy()[(truth != UNSCORED).numpy()]
+    return logits.softmax(-1).cpu().double().numpy()

@@ -61,7 +61,7 @@ def summary(made: list[dict[str, Any]]) -> str:
         lines += [f"**{_title(same[0])}**, every labelled utterance of the test fold{part}", "",
                   summaries.verdict(same[0]), "", *_tested(same[0]), _short(same[0]), ""]
         lines += [line for r in made if r["kind"] == "data" and _title(r) == _title(same[0])
-                  for line in _ceilings(r, ("test",))]
+                  for line in _reference(r, ("test",))]
         if len(same) > 1:
             lines += [f"Trained anew with {len(same)} seeds:", "", _spread(same, "seeds"), ""]
         lines += _folds([r for r in made if (r["profile"], r["corpus"]) == where])
@@ -221,7 +221,7 @@ def _details(kinds: dict[str, dict[str, Any]]) -> list[str]:
                          [_markdown(summaries.windows_table(kinds["context"]))])
     about = [line for kind, words in (("data", _data), ("backbone", _backbone)) if kind in kinds
              for line in words(kinds[kind])]
-    return lines + _folded("Corpus, ceilings and backbone", about) if about else lines
+    return lines + _folded("Corpus, reference classifiers and backbone", about) if about else lines
 
 
 def _best(record: dict[str, Any]) -> str:
@@ -244,16 +244,16 @@ def _data(record: dict[str, Any]) -> list[str]:
     results = record["results"]
     lines = [f"**Corpus**: {results['conversations']} conversations, {results['utterances']} utterances, "
              f"{results['hours']:.2f} h, {results['speakers']} speakers; skipped: {results['skipped_count']}.", ""]
-    return lines + _ceilings(record, ("validation", "test"))
+    return lines + _reference(record, ("validation", "test"))
 
 
-def _ceilings(record: dict[str, Any], splits: tuple[str, ...]) -> list[str]:
+def _reference(record: dict[str, Any], splits: tuple[str, ...]) -> list[str]:
     lines = []
     for split in splits:
         rows = [f"{row['method']} {100 * row['WA']:.1f} / {100 * row['UA']:.1f}"
-                for row in record["results"]["ceilings"][split]]
-        lines += [f"Ceilings (logistic regression on an utterance's pooled acoustics), {split} fold, WA / UA in %: "
-                  f"{'; '.join(rows)}.", ""]
+                for row in record["results"]["reference"][split]]
+        lines += ["Reference classifiers (logistic regression on an utterance's pooled acoustics; oracles are "
+                  f"given true labels), {split} fold, WA / UA in %: {'; '.join(rows)}.", ""]
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pandas as pd
@@ -12,24 +13,30 @@ from .codes import CorpusCodes
 from .corpora import Corpus
 from .corpora.dynamics import emotion_prior
 from .finetune import Finetuned
+from .offsets import NotFitted, OffsetModel
 from .settings import Settings
 
 METHODS = ("current", "window", "dpm")
 
 
-def measured(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, model: speakers.OffsetModel,
-             power: float, asked: Sequence[disturbances.Disturbance]) -> list[dict[str, Any]]:
+def measured(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned,
+             asked: Sequence[disturbances.Disturbance]) -> list[dict[str, Any]]:
     """A row a disturbance and method: `kind`, `level`, `method`, WA in % with its interval, and `unheard`, targets
     that no segment overlaps. On the first `ablation.disturbed` conversations of the test fold, scored on their true
-    utterances. Each disturbance's answers are kept, so that a killed run goes on."""
+    utterances. Each disturbance's answers are kept, so that a killed run goes on. Without the rows of
+    `speaker-memory` where it cannot be fitted."""
     fold = corpus.folds[settings.fold - 1]
     conversations = corpus.select(fold.test[:settings.ablation.disturbed])
+    labelled = [u for c in conversations for u in c.utterances if u.emotion is not None]
     prior = emotion_prior(corpus.select(fold.train), corpus.emotions)
-    rows = []
+    methods, model, power, rows = METHODS, None, 0.0, []
+    with suppress(NotFitted):
+        model, power, _ = speakers.fitted(settings, corpus, codes, tuned)
+        methods = (*METHODS, "speaker-memory")
     for disturbance in asked:
         changed = disturbances.disturbed(settings, corpus, codes, conversations, disturbance)
         tables = {}
-        for method in (*METHODS, "speaker-memory"):
+        for method in methods:
             key = runs.key(changed.key, tuned.key, method, settings.memory, settings.speaker, power, settings.seed,
                            runs.code_version(protocols, speakers, disturbances))
             path = runs.folder(settings, "robustness", key) / "answers.parquet"
@@ -42,12 +49,13 @@ def measured(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fine
         scored = metrics.compare({m: metrics.targets(t, "all-lengths") for m, t in tables.items()}, corpus.emotions,
                                  "window", settings.evaluation.bootstrap, settings.evaluation.confidence)
         rows += [{"kind": disturbance.kind, "level": disturbance.level, **row,
-                  "unheard": sum(not w for w in changed.weights.values())} for row in scored]
+                  "unheard": sum(not changed.weights[u.id] for u in labelled)}
+                 for row in scored]
     return rows
 
 
 def _heard(settings: Settings, changed: disturbances.Disturbed, corpus: Corpus, tuned: Finetuned,
-           model: speakers.OffsetModel, power: float, method: str) -> pd.DataFrame:
+           model: OffsetModel | None, power: float, method: str) -> pd.DataFrame:
     """A method's answers for the segments; without a row where none was found."""
     if not changed.conversations:
         return pd.DataFrame(columns=["utterance", *(f"p_{e}" for e in corpus.emotions)])

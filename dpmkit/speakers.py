@@ -46,7 +46,7 @@ def fitted(settings: Settings, corpus: Corpus, codes: CorpusCodes,
     """The model of `settings.fold`, the likelihood's power, and a row a power that was tried (NLL, WA in %).
 
     Means, offsets, transitions and prior come from training conversations, noise and power from validation
-    conversations, each speaker of which is heard with the noise of the others.
+    conversations, each speaker of which is heard with the noise of the others. NotFitted where labels are too few.
     """
     fold, own = corpus.folds[settings.fold - 1], settings.speaker
     train = corpus.select(fold.train)

@@ -10,7 +10,7 @@ from conftest import make_toy
 from transformers import Trainer
 
 from dpmkit import baselines, finetune, metrics
-from dpmkit.baselines import classify, emotion_prior, fit_temperature, inertia, majority
+from dpmkit.baselines import UNSCORED, classify, emotion_prior, fit_temperature, inertia, last_true, majority
 from dpmkit.corpora.dynamics import transition_matrix
 from dpmkit.settings import UserError
 
@@ -23,12 +23,12 @@ def toy():
     return make_toy(turns=(1, 5, 6, 12), seed=4)
 
 
-def rows_of(corpus, split="test", keep_outside=True):
+def rows_of(corpus, split="test"):
     """A table of predictions' first columns for a split of fold 1."""
     return pd.DataFrame([{"conversation": c.id, "utterance": u.id, "speaker": u.speaker, "turn": turn,
                           "emotion": u.emotion}
                          for c in corpus.select(getattr(corpus.folds[0], split))
-                         for turn, u in enumerate(c.utterances) if keep_outside or u.emotion is not None])
+                         for turn, u in enumerate(c.utterances)])
 
 
 def guesses(table, seed, skill=2.0):
@@ -52,11 +52,10 @@ def learning(settings):
     return settings
 
 
-def test_the_classifier_learns_and_answers_every_labelled_utterance(learning, toy, tmp_path, monkeypatch):
+def test_the_classifier_learns_and_answers_every_utterance(learning, toy, tmp_path, monkeypatch):
     corpus, codes = toy
     table = classify(learning, corpus, codes)
-    assert table["utterance"].tolist() == rows_of(corpus, keep_outside=False)["utterance"].tolist()
-    assert table["emotion"].tolist() == rows_of(corpus, keep_outside=False)["emotion"].tolist()
+    pd.testing.assert_frame_equal(table[list(rows_of(corpus))], rows_of(corpus))
     np.testing.assert_allclose(table[P].sum(axis=1), 1, atol=1e-5)
     assert metrics.wa(table, EMOTIONS) > 55  # chance is 25; 19 answers of uniform emotions
     again = classify(learning.replace("home", str(tmp_path / "again")), corpus, codes)
@@ -101,8 +100,8 @@ def test_what_the_classifier_hears(prefix):
     past, expected = [], []
     for u in conversation.utterances:
         said = codes.codes[u.id].tolist()
-        if u.emotion is not None:
-            expected.append(([*past[max(0, len(past) - prefix):], 16, *said][-64:], EMOTIONS.index(u.emotion)))
+        label = UNSCORED if u.emotion is None else EMOTIONS.index(u.emotion)
+        expected.append(([*past[max(0, len(past) - prefix):], 16, *said][-64:], label))
         past += said  # turns outside the label set are heard, too
     assert [(row.tolist(), label) for row, label in rows] == expected
 
@@ -116,7 +115,7 @@ def test_a_conversation_without_a_label_is_left_out_of_training(learning, toy):
         c if c.id not in silent else dataclasses.replace(c, utterances=tuple(
             dataclasses.replace(u, emotion=None) for u in c.utterances)) for c in corpus.conversations))
     table = classify(learning.replace("finetune.batch", 1), corpus, codes)
-    assert set(table["conversation"]) == set(fold.test) - silent
+    assert set(table["conversation"]) == set(fold.test)
 
 
 def test_a_classifier_killed_and_started_again_ends_the_same(learning, toy, tmp_path):
@@ -152,8 +151,42 @@ def test_majority_is_the_training_fold_s_prior(settings, toy):
     said = [u.emotion for c in corpus.select(corpus.folds[0].train) for u in c.utterances if u.emotion]
     expected = np.array([said.count(e) + 1 for e in EMOTIONS]) / (len(said) + 4)
     np.testing.assert_allclose(table[P], np.tile(expected, (len(table), 1)))
-    assert table["utterance"].tolist() == rows_of(corpus, keep_outside=False)["utterance"].tolist()
+    pd.testing.assert_frame_equal(table[list(rows_of(corpus))], rows_of(corpus))
     np.testing.assert_allclose(emotion_prior(corpus.select(corpus.folds[0].train), EMOTIONS), expected)
+
+
+def test_last_true_repeats_the_speaker_s_last_label_and_no_later_one(settings, toy):
+    corpus, _ = toy
+    table, prior = last_true(settings, corpus), majority(settings, corpus)
+    pd.testing.assert_frame_equal(table[list(rows_of(corpus))], rows_of(corpus))
+    np.testing.assert_allclose(table[P].sum(axis=1), 1)
+    last = {}
+    for i, row in table.iterrows():
+        who = row["conversation"], row["speaker"]
+        if who in last:
+            assert EMOTIONS[row[P].to_numpy(dtype=float).argmax()] == last[who]
+        else:
+            assert (row[P] == prior.loc[i, P]).all()
+        if isinstance(row["emotion"], str):  # an unlabelled one leaves it as it is
+            last[who] = row["emotion"]
+    test = corpus.folds[0].test
+    turned = dataclasses.replace(corpus, conversations=tuple(
+        c if c.id not in test else dataclasses.replace(c, utterances=tuple(
+            dataclasses.replace(u, emotion="neu" if turn >= 3 else u.emotion)
+            for turn, u in enumerate(c.utterances))) for c in corpus.conversations))
+    other = last_true(settings, turned)
+    np.testing.assert_array_equal(other.loc[other["turn"] <= 3, P], table.loc[table["turn"] <= 3, P])
+    assert (other[P] != table[P]).to_numpy().any()
+
+
+def test_last_true_is_as_sure_as_training_speakers_stay_and_more_than_chance(settings):
+    corpus, _ = make_toy(turns=(20, 20))
+    for change, least in ((lambda turn: EMOTIONS[turn // 2 % 4], 0.25), (lambda turn: "neu", 0.9)):
+        made = dataclasses.replace(corpus, conversations=tuple(dataclasses.replace(c, utterances=tuple(
+            dataclasses.replace(u, emotion=change(turn)) for turn, u in enumerate(c.utterances)))
+            for c in corpus.conversations))
+        sure = last_true(settings, made)[P].max(axis=1).to_numpy()[2:20]
+        assert (sure == sure[0]).all() and least < sure[0] < least + 0.1
 
 
 # -- temperature -------------------------------------------------------------------------------------------
@@ -166,11 +199,12 @@ def test_the_temperature_of_answers_that_are_too_sure_by_a_known_factor(known):
     true = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     truth = (true.cumsum(1) > rng.random((8000, 1))).argmax(1)  # drawn from `true`: these answers would be honest
     sure = np.exp(known * logits) / np.exp(known * logits).sum(1, keepdims=True)
-    table = pd.DataFrame(sure, columns=P).assign(emotion=np.array(EMOTIONS)[truth])
+    table = pd.DataFrame(sure, columns=P).assign(emotion=np.array(EMOTIONS)[truth], conversation="c", speaker="s")
+    still = np.full((4, 4), 0.25), np.full(4, 0.25)  # emotions that do not persist: the filter changes nothing
     # Its standard error on 8000 answers is some 1.5 %.
-    assert fit_temperature(table, EMOTIONS) == pytest.approx(known, rel=0.05)
+    assert fit_temperature(table, EMOTIONS, *still) == pytest.approx(known, rel=0.05)
     outside = pd.concat([table, table.assign(emotion=None, p_neu=1.0, p_hap=0.0, p_sad=0.0, p_ang=0.0)])
-    assert fit_temperature(outside, EMOTIONS) == pytest.approx(fit_temperature(table, EMOTIONS))
+    assert fit_temperature(outside, EMOTIONS, *still) == pytest.approx(fit_temperature(table, EMOTIONS, *still))
 
 
 # -- inertia -----------------------------------------------------------------------------------------------
@@ -188,7 +222,7 @@ def test_the_filter_by_hand(filtered, settings, toy):
     (corpus, _), (run, table) = toy, filtered
     train = corpus.select(corpus.folds[0].train)
     transition, prior = transition_matrix(train, EMOTIONS), emotion_prior(train, EMOTIONS)
-    temperature = fit_temperature(guesses(rows_of(corpus, "validation"), 1), EMOTIONS)
+    temperature = fit_temperature(guesses(rows_of(corpus, "validation"), 1), EMOTIONS, transition, prior)
     out = run(table)
     beliefs = {}
     for (_, row), (_, got) in zip(table.iterrows(), out.iterrows(), strict=True):
@@ -233,9 +267,51 @@ def test_the_filter_does_not_depend_on_the_other_conversations_of_its_table(filt
     assert run(table.iloc[0:0]).empty
 
 
+@pytest.fixture
+def alike(settings):
+    """(corpus, validation, test): emotions persist, and a speaker's answers all lean the same way, so that what is
+    honest of one utterance adds up to answers that are too sure."""
+    corpus, _ = make_toy(turns=(20,) * 12)
+    rng = np.random.default_rng(0)
+
+    def persisting(conversation):
+        last = {}
+        for u in conversation.utterances:
+            if u.speaker not in last or rng.random() < 0.15:
+                last[u.speaker] = EMOTIONS[rng.integers(4)]
+            yield dataclasses.replace(u, emotion=u.emotion and last[u.speaker])
+
+    corpus = dataclasses.replace(corpus, conversations=tuple(
+        dataclasses.replace(c, utterances=tuple(persisting(c))) for c in corpus.conversations))
+    tables = []
+    for split in ("validation", "test"):
+        table = guesses(rows_of(corpus, split), 1, skill=1.5)
+        who = table.groupby(["conversation", "speaker"]).ngroup()
+        leaning = table[P].to_numpy() * np.exp(1.5 * rng.normal(size=(who.max() + 1, 4)))[who]
+        table[P] = leaning / leaning.sum(1, keepdims=True)
+        tables.append(table)
+    return corpus, *tables
+
+
+def test_the_temperature_is_the_best_of_the_filtered_answers(settings, alike, monkeypatch):
+    corpus, validation, test = alike
+    still = np.full((4, 4), 0.25), np.full(4, 0.25)
+    before = fit_temperature(validation, EMOTIONS, *still)  # of the answers as they are, without the filter
+    fitted = {name: metrics.nll(inertia(table, validation, settings, corpus), EMOTIONS)
+              for name, table in (("validation", validation), ("test", test))}
+
+    def at(temperature, table):
+        monkeypatch.setattr(baselines, "fit_temperature", lambda *_: temperature)
+        return metrics.nll(inertia(table, validation, settings, corpus), EMOTIONS)
+
+    assert fitted["validation"] <= min(at(2.0 ** t, validation) for t in np.linspace(-3, 5, 33)) + 1e-4
+    assert fitted["validation"] < at(before, validation) - 0.05
+    assert fitted["test"] < at(before, test) - 0.05
+
+
 def test_the_filter_helps_where_emotions_last(settings):
     # Chains of one emotion a speaker: every speaker says ten things in one emotion, answers are weak.
-    corpus, _ = make_toy(turns=(20, 20, 20))
+    corpus, _ = make_toy(turns=(20,) * 12)
     kept = {}
     rng = np.random.default_rng(0)
     corpus = dataclasses.replace(corpus, conversations=tuple(

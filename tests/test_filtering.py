@@ -1,12 +1,14 @@
-"""The emotion-inertia filter: by hand, causal, a chain a speaker; and the ceilings that are made with it."""
+"""The emotion-inertia filter: by hand, causal, a chain a speaker; and reference classifiers with it."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 
-from dpmkit.ceilings import METHODS, ceilings
 from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance
 from dpmkit.corpora.dynamics import EMOTIONS, IEMOCAP_INERTIA, next_distribution
 from dpmkit.filtering import forward_filter
+from dpmkit.reference import METHODS, classifiers
 
 TRANSITION = np.array([[0.9, 0.1], [0.2, 0.8]])
 PRIOR = np.array([0.6, 0.4])
@@ -23,12 +25,6 @@ def test_by_hand():
     # times (.3/.6, .7/.4) = (.31, .665), over their sum .975.
     expected = [[0.6, 0.4], [0.31 / 0.975, 0.665 / 0.975]]
     np.testing.assert_allclose(forward_filter(posteriors, ["a", "a"], TRANSITION, PRIOR), expected)
-
-
-def test_unscored_turn_only_propagates():
-    posteriors = np.array([[0.6, 0.4], [np.nan, np.nan]])
-    np.testing.assert_allclose(forward_filter(posteriors, ["a", "a"], TRANSITION, PRIOR)[1], [0.62, 0.38])
-    np.testing.assert_allclose(forward_filter(posteriors[1:], ["a"], TRANSITION, PRIOR)[0], PRIOR)
 
 
 def test_a_chain_a_speaker():
@@ -56,8 +52,9 @@ def test_certain_and_contradictory_posteriors_stay_finite():
     assert np.isfinite(out).all() and np.allclose(out.sum(axis=1), 1)
 
 
-@pytest.mark.parametrize("posteriors, speakers", [([[0.5, 0.5]], ["a", "b"]), ([[0.9, 0.5]], ["a"]),
-                                                  ([[np.nan, 1.0]], ["a"]), ([[1.5, -0.5]], ["a"])])
+@pytest.mark.parametrize("posteriors, speakers", [
+    ([[0.5, 0.5]], ["a", "b"]), ([[0.9, 0.5]], ["a"]), ([[np.nan, 1.0]], ["a"]), ([[np.nan, np.nan]], ["a"]),
+    ([[1.5, -0.5]], ["a"])])
 def test_what_is_no_distribution_is_refused(posteriors, speakers):
     with pytest.raises(ValueError):
         forward_filter(np.array(posteriors), speakers, TRANSITION, PRIOR)
@@ -83,20 +80,50 @@ def simulated(conversations=60, turns=30, speaker_spread=1.0):
     return Corpus("simulated", tuple(made), EMOTIONS, (fold,), (), "key"), fold, features
 
 
-def test_ceilings_rank_as_they_must():
+def test_reference_classifiers_rank_as_they_must():
     corpus, fold, features = simulated()
-    table = ceilings(corpus, fold, features).set_index("method")
+    table = classifiers(corpus, fold, features).set_index("method")
     assert tuple(table.index) == METHODS and set(table["utterances"]) == {15 * 27}
     wa = table["WA"]
-    assert wa["single utterance"] < wa["oracle speaker offset"] < wa["oracle offset + filter"]
-    assert wa["single utterance"] < wa["inertia filter"] < wa["oracle offset + filter"]
+    assert wa["single utterance"] < wa["ORACLE speaker offset"] < wa["ORACLE speaker offset + filter"]
+    assert wa["single utterance"] < wa["single utterance + filter"] < wa["ORACLE speaker offset + filter"]
 
 
-def test_ceilings_read_only_the_split_asked_for():
+def test_reference_classifiers_read_only_the_split_asked_for():
     corpus, fold, features = simulated()
     spoilt = {**features, **{u.id: np.full(4, 1e6) for c in corpus.select(fold.test) for u in c.utterances}}
-    assert ceilings(corpus, fold, features).equals(ceilings(corpus, fold, spoilt))
-    assert not ceilings(corpus, fold, features, "test").equals(ceilings(corpus, fold, spoilt, "test"))
+    assert classifiers(corpus, fold, features).equals(classifiers(corpus, fold, spoilt))
+    assert not classifiers(corpus, fold, features, "test").equals(classifiers(corpus, fold, spoilt, "test"))
+
+
+def spoilt(features, corpus, ids, turn):
+    """Other features, far off, for the utterance at this turn of these conversations."""
+    return {**features, **{c.utterances[turn].id: np.full(4, 1e6) for c in corpus.select(ids)}}
+
+
+def test_unlabelled_utterances_are_evidence_and_are_not_scored():
+    corpus, fold, features = simulated()
+    table = classifiers(corpus, fold, features)
+    last = classifiers(corpus, fold, spoilt(features, corpus, fold.validation, 29))
+    assert table.equals(last)  # nothing follows them, and nothing is fitted on them: no scaler, no offset
+    early = classifiers(corpus, fold, spoilt(features, corpus, fold.validation, 9))
+    assert (table["WA"] != early["WA"]).tolist() == [False, True, False, True]  # under both filters
+
+
+def test_nothing_but_an_oracle_s_offset_is_fitted_on_the_scored_split():
+    corpus, fold, features = simulated()
+    table = classifiers(corpus, fold, features)
+    one = classifiers(corpus, fold, spoilt(features, corpus, fold.validation[:1], 28))  # the last labelled one
+    assert (np.abs(table["WA"] - one["WA"]) * 15 * 27 <= 1 + 1e-9)[:2].all()
+
+
+def test_an_oracle_does_without_a_label_of_a_speaker():
+    corpus, fold, features = simulated()
+    ids = set(fold.validation[1:])
+    silent = dataclasses.replace(corpus, conversations=tuple(
+        dataclasses.replace(c, utterances=tuple(dataclasses.replace(u, emotion=None) for u in c.utterances))
+        if c.id in ids else c for c in corpus.conversations))
+    assert set(classifiers(silent, fold, features)["utterances"]) == {27}
 
 
 def test_iemocap_chain_is_a_chain():

@@ -3,7 +3,7 @@
 import pytest
 from conftest import make_toy
 
-from dpmkit import methods, metrics, protocols, significance, speakers, summaries
+from dpmkit import methods, metrics, protocols, significance, summaries
 from dpmkit.finetune import Finetuned
 
 
@@ -26,8 +26,12 @@ def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, set
     settings = settings.replace("evaluation.own_answers", False)
     corpus, codes = make_toy(turns=(6, 7, 9), seed=5)
     tuned = Finetuned(sharp, "sharp", tmp_path, [], 0)
-    model, power, _ = speakers.fitted(settings, corpus, codes, tuned)
-    tables = methods.answers(settings, corpus, codes, tuned, {"dpm": 1e-2, "dpm-told": 0.1}, model, power)
+    tables, fitted, notes = methods.answers(settings, corpus, codes, tuned, {"dpm": 1e-2, "dpm-told": 0.1})
+    assert fitted["power"] in settings.speaker.powers and not notes
+    asked = [u for c in corpus.select(corpus.folds[0].test) for u in c.utterances]
+    for name, table in tables.items():  # every utterance of every method, labelled or not
+        assert table["utterance"].tolist() == [u.id for u in asked], name
+        assert table["emotion"].fillna("").tolist() == [u.emotion or "" for u in asked], name
     listed = set(described["method"])
     assert listed - set(tables) == {"own-answers", "own-answers + filter"} and set(tables) <= listed
     record = {"corpus": "toy", "settings": settings.flat(), "results": {
