@@ -3,8 +3,9 @@
 import pytest
 from conftest import make_toy
 
-from dpmkit import methods, metrics, protocols, significance, summaries
+from dpmkit import methods, metrics, protocols, significance, speakers, summaries
 from dpmkit.finetune import Finetuned
+from dpmkit.offsets import NotFitted
 
 
 @pytest.fixture(scope="module")
@@ -17,11 +18,11 @@ def test_every_row_says_what_it_hears_and_stands_once(described):
     assert set(described["group"]) == {"method", "extension", "filter", "control", "bound"}
     assert described.set_index("method")["hears"]["blstm"].count("FUTURE") == 1
     bounds = described[described["group"] == "bound"].set_index("method")["hears"]
-    assert {*bounds.index} == {"speaker-told", "speaker-oracle"}
+    assert {*bounds.index} == {"last-true", "speaker-told", "speaker-oracle"}
     assert bounds.str.contains("BOUND").all() and bounds.str.contains("true", case=False).all()
 
 
-def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, settings, tmp_path):
+def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, settings, tmp_path, monkeypatch):
     settings = settings.replace("speaker.dimensions", 3).replace("recurrent.epochs", 1)
     settings = settings.replace("evaluation.own_answers", False)
     corpus, codes = make_toy(turns=(6, 7, 9), seed=5)
@@ -35,7 +36,7 @@ def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, set
     listed = set(described["method"])
     assert listed - set(tables) == {"own-answers", "own-answers + filter"} and set(tables) <= listed
     record = {"corpus": "toy", "settings": settings.flat(), "results": {
-        "listed": described.to_dict("records"), 
+        "listed": described.to_dict("records"),
         "protocols": {"all-lengths": significance.scored(tables, "all-lengths", corpus.emotions,
                                                          settings.evaluation)}}}
     assert {r["contrast"] for r in record["results"]["protocols"]["all-lengths"]["contrasts"]} == {
@@ -43,6 +44,18 @@ def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, set
     table = summaries.methods_table(record, "all-lengths").set_index("method")
     assert (table["WA"] == "not run").sum() == 2 and table.loc["own-answers", "WA"] == "not run"
     assert "speakers" in summaries.verdict(record)
+
+    def too_few(*_):
+        raise NotFitted("there are too few labels")
+
+    monkeypatch.setattr(speakers, "fitted", too_few)
+    fewer, fitted, notes = methods.answers(settings, corpus, codes, tuned, {"dpm": 1e-2, "dpm-told": 0.1})
+    assert set(tables) - set(fewer) == set(speakers.HEARS) and not fitted
+    assert len(notes) == 1 and "speaker-memory" in notes[0] and "there are too few labels" in notes[0]
+    record["results"]["protocols"]["all-lengths"] = significance.scored(fewer, "all-lengths", corpus.emotions,
+                                                                        settings.evaluation)
+    table = summaries.methods_table(record, "all-lengths").set_index("method")
+    assert (table.loc[list(speakers.HEARS), "WA"] == "not run").all() and "window" in summaries.verdict(record)
 
 
 def test_rates_are_rated_on_validation_by_absolute_wa(sharp, settings, tmp_path):

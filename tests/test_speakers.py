@@ -11,7 +11,7 @@ from scipy.stats import multivariate_normal
 
 from dpmkit import speakers
 from dpmkit.finetune import Finetuned
-from dpmkit.offsets import OffsetModel, SpeakerMemory
+from dpmkit.offsets import NotFitted, OffsetModel, SpeakerMemory
 
 EMOTIONS = ("neu", "hap", "sad", "ang")
 P = [f"p_{e}" for e in EMOTIONS]
@@ -191,3 +191,15 @@ def test_one_training_speaker_and_an_emotion_that_nobody_has_are_no_end(prepared
     m, power, _ = speakers.fitted(settings, few, codes, tuned)
     for table in speakers.predict(settings, few, codes, tuned, m, power).values():
         assert np.isfinite(table[P].to_numpy()).all()
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_one_label_per_speaker_allows_no_fit_and_says_so(prepared, split):
+    settings, corpus, codes, tuned = prepared
+    once, ids = set(), getattr(corpus.folds[0], split)
+    few = dataclasses.replace(corpus, conversations=tuple(
+        dataclasses.replace(c, utterances=tuple(dataclasses.replace(
+            u, emotion=None if u.speaker in once or once.add(u.speaker) else u.emotion) for u in c.utterances))
+        if c.id in ids else c for c in corpus.conversations))
+    with pytest.raises(NotFitted, match="needs some with two labelled utterances"):
+        speakers.fitted(settings, few, codes, tuned)
