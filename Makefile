@@ -10,22 +10,28 @@ BIN     := .venv/bin
 RUN     := $(BIN)/python -m dpmkit reproduce --profile $(PROFILE) --folds $(FOLDS) --seeds $(SEEDS) \
            $(if $(CORPUS),--corpus $(CORPUS)) $(if $(ROOT),--root "$(ROOT)") $(foreach pair,$(SET),--set '$(pair)')
 
-.PHONY: help setup reproduce notebooks test lab report clean
+# A virtual environment works in the folder it was made for alone: its scripts and the installed dpmkit name that
+# folder, so that a copied or moved checkout, or one whose interpreter is gone, is set up anew.
+MOVED   := $(shell [ ! -e .venv/.complete ] || { [ -x $(BIN)/python ] && \
+           grep '^command = ' .venv/pyvenv.cfg | grep -qF -- " $$(pwd -P)/.venv"; } || echo --clear)
+
+.PHONY: help setup reproduce notebooks test lab report publish clean moved
 help:
-	@echo "make reproduce                 the five notebooks on the demo corpus, results/ and its table"
+	@echo "make reproduce                 the five notebooks on the demo corpus, results/own/, beside the reference"
 	@echo "make test                      every test, the smoke notebooks included"
 	@echo "make lab                       JupyterLab on notebooks/"
 	@echo "make notebooks PROFILE=demo CORPUS=emodb ROOT=path/to/emodb [FOLDS=all] [SEEDS=0,1,2] \\"
 	@echo "     [SET=\"codes.tokenizer=mimi memory.lr=1e-3\"]   any setting; python -m dpmkit settings lists them"
-	@echo "make report                    results/README.md and the README's table from the records"
+	@echo "make report                    the page of your own results, results/own/README.md, from their records"
+	@echo "make publish                   your own results become the committed reference; README's tables with them"
 	@echo "make clean                     remove runs/ (codes, checkpoints, predictions)"
 
 # pip's exit ends the recipe before the stamp is written, so that a broken set-up is done again.
-.venv/.complete: requirements.lock pyproject.toml
+.venv/.complete: requirements.lock pyproject.toml $(MOVED:--clear=moved)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "dpmkit needs Python 3.11 or newer; name one: make PYTHON=python3.12 …" >&2; exit 2; }
 	@echo "setting up .venv (some minutes, once)"
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(MOVED) .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
@@ -47,6 +53,9 @@ lab: .venv/.complete
 
 report: .venv/.complete
 	$(BIN)/python -m dpmkit report
+
+publish: .venv/.complete
+	$(BIN)/python -m dpmkit publish
 
 clean:
 	rm -rf runs

@@ -1,4 +1,4 @@
-"""`python -m dpmkit`: reproduce, report, settings, segment, bench. Exit 2 and one line for the user's mistakes."""
+"""`python -m dpmkit`: reproduce, publish, segment, bench and more. Exit 2 and one line for the user's mistakes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse and run; returns the exit code."""
     parser = argparse.ArgumentParser(prog="dpmkit", description="Dynamic Parameter Memory, reproduced")
     commands = parser.add_subparsers(dest="command", required=True)
-    reproduce = commands.add_parser("reproduce", help="run the notebooks headlessly and write results/")
+    reproduce = commands.add_parser("reproduce", help="run the notebooks headlessly, beside the reference")
     train = commands.add_parser("train", help="fine-tune the SLLM of a corpus, alone or under accelerate launch or "
                                               "torchrun, on all processes that they start")
     settings = commands.add_parser("settings", help="print the settings of a profile as JSON")
-    report = commands.add_parser("report", help="write results/README.md and the README's table from the records")
+    report = commands.add_parser("report", help="write the page of one's own results from their records")
+    publish = commands.add_parser("publish", help="make one's own results the committed reference")
     segment = commands.add_parser("segment", help="find the utterances of recordings: a table to label, for the "
                                                   "corpus manifest")
     segment.add_argument("recordings", nargs="+", metavar="RECORDING", help="an audio or video file")
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     reproduce.add_argument("--ray", nargs="?", const="local", default="", metavar="ADDRESS",
                            help="run folds and seeds side by side on Ray: on this machine, or at this address")
     reproduce.add_argument("--notebooks", default="", help="e.g. 01,03 (default: all five)")
-    for command in (reproduce, train, settings, report, segment, plan, bench):
+    for command in (reproduce, train, settings, report, publish, segment, plan, bench):
         command.add_argument("--home", default="", help="folder of runs/ and results/ (default: the checkout)")
     options = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows no × or ü must not end a run
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         return {"reproduce": _reproduce, "train": _train, "settings": _settings, "report": _report,
-                "segment": _segment, "plan": _plan, "bench": _bench}[options.command](options)
+                "publish": _publish, "segment": _segment, "plan": _plan, "bench": _bench}[options.command](options)
     except UserError as error:
         print(f"dpmkit: {error}", file=sys.stderr)
         return 2
@@ -90,7 +91,7 @@ def _of(options: argparse.Namespace) -> tuple[Settings, dict[str, Any]]:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from . import corpora, grid, records, report, reproduce
+    from . import comparison, corpora, grid, records, report, reproduce
 
     settings, overrides = _of(options)
     folds = _folds(options, corpora.load(settings))
@@ -106,10 +107,15 @@ def _reproduce(options: argparse.Namespace) -> int:
         failed = {}
         for cell in cells:
             reproduce.run(cell, notebooks, overrides)
-    ran = [r for r in records.load_all(settings.home_path)
-           if (r["profile"], r["corpus"]) == (settings.profile, settings.corpus)]
+    ran = [r for r in records.load_all(settings.own_path)[0]
+           if (r["profile"], r["corpus"]) == (settings.profile, settings.corpus)
+           and records.run_of(r).endswith(f"seed{r['seed']}{settings.variant}")]
     print(report.summary(ran))
     _report(options)
+    names = {cell.run_name for cell in cells}
+    for record in ran:
+        if record["kind"] == "methods" and records.run_of(record) in names:
+            print("\n".join(comparison.lines(record)))
     for name, reason in failed.items():
         print(f"dpmkit: {name} failed: {reason}", file=sys.stderr)
     return 1 if failed else 0
@@ -143,7 +149,19 @@ def _train(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from . import report
 
-    for path in report.write(Settings(home=options.home).home_path):
+    print(f"wrote {report.write(Settings(home=options.home).own_path)}", file=sys.stderr)
+    return 0
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from . import comparison, records, report
+
+    readme = records.REFERENCE.parent / "README.md"
+    if not records.REFERENCE.is_dir() or not readme.is_file():
+        raise UserError(f"{records.REFERENCE.parent} is no checkout of dpmkit: publish from a clone")
+    for name in comparison.publish(Settings(home=options.home).own_path, records.REFERENCE):
+        print(f"published {name}", file=sys.stderr)
+    for path in report.publish(records.REFERENCE, readme):
         print(f"wrote {path}", file=sys.stderr)
     return 0
 
@@ -190,7 +208,7 @@ def _plan(options: argparse.Namespace) -> int:
         raise UserError("--seeds must be 1 or more, --tflops and --price 0 or more")
     corpus = corpora.load(settings)
     plan.write(settings, corpus, _folds(options, corpus), options.seeds, options.tflops, options.price)
-    table = summaries.plan_table(records.load_bench(settings.home_path, "plan")["results"])
+    table = summaries.plan_table(records.load_bench(settings, "plan")["results"])
     print(table.T.to_string(header=False))
     return 0
 

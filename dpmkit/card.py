@@ -51,8 +51,7 @@ def write(settings: Settings, tuned: Finetuned, corpus: Corpus, codes: CorpusCod
 def _text(settings: Settings, tuned: Finetuned, corpus: Corpus, codes: CorpusCodes,
           answers: dict[str, pd.DataFrame] | None) -> str:
     vocabulary, fold = tuned.sllm.vocabulary, corpus.folds[settings.fold - 1]
-    source, kept = settings.backbone.source, settings.backbone.keep_layers
-    source = Path(source).name if Path(source).exists() else source  # a machine's folders say nothing elsewhere
+    source, kept = settings.shown("backbone.source", settings.backbone.source), settings.backbone.keep_layers
     scratch = f"a Llama of {settings.backbone.layers} layers x {settings.backbone.hidden}, trained from scratch"
     on_hub = [f"base_model: {source}"] if "/" in source else []
     tune, facts = settings.finetune, codes.facts

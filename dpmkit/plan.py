@@ -83,7 +83,7 @@ def silent(settings: Settings, corpus: Corpus) -> CorpusCodes:
 
 def write(settings: Settings, corpus: Corpus, folds: Sequence[int], seeds: int, teraflops: float = 0.0,
           price: float = 0.0) -> Path:
-    """Add the row of this corpus to results/bench/plan.json, in place of an earlier one; returns its path.
+    """Add the row of this corpus to bench/plan-<profile>.json, in place of an earlier one; returns its path.
 
     `teraflops`: rate of a large product on the device that is planned for, where it is not this one; `price`: of a
     GPU hour.
@@ -99,7 +99,7 @@ def write(settings: Settings, corpus: Corpus, folds: Sequence[int], seeds: int, 
            "measured_here": not teraflops, "utilisation": estimate.UTILISATION, "price": price,
            "cells": [asdict(c) for c in cells], "gpu_hours": sum(hours),
            "hours_on": {str(n): makespan(hours, n) for n in GPUS}}
-    known = (records.load_bench(settings.home_path, "plan") or {"results": {"rows": []}})["results"]["rows"]
+    known = (records.load_bench(settings, "plan") or {"results": {"rows": []}})["results"]["rows"]
     rows = [r for r in known if (r["profile"], r["corpus"]) != (row["profile"], row["corpus"])]
     rows = sorted([*rows, row], key=lambda r: (r["profile"], r["corpus"]))
     return records.save_bench(settings, "plan", {"rows": rows}, time.perf_counter() - started)

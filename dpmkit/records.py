@@ -29,8 +29,12 @@ TIMED = frozenset({"made", "seconds", "commit", "cost", "real_time_factor", "mac
                    "seconds_a_sentence", "seconds_an_hour", "protocol_seconds", "crossings"})
 
 
+# The committed results, absent where the package alone is installed; a user's own stand in `Settings.own_path`.
+REFERENCE = Path(__file__).resolve().parent.parent / "results"
+
+
 def path(settings: Settings, kind: str) -> Path:
-    """Where the record of a kind stands: results/<profile>-<corpus>/records/<kind>-fold1-seed0.json."""
+    """Where a record is written: <profile>-<corpus>/records/<kind>-<run name>.json of a user's own results."""
     return settings.results_path / "records" / f"{kind}-{settings.run_name}.json"
 
 
@@ -44,48 +48,77 @@ def save(settings: Settings, kind: str, results: dict[str, Any], inputs: dict[st
 
 
 def save_bench(settings: Settings, name: str, results: dict[str, Any], seconds: float) -> Path:
-    """Write results/bench/<name>.json, a bench's record; returns its path."""
-    target = settings.home_path / "results" / "bench" / f"{name}.json"
+    """Write bench/<name>-<profile>.json (with changed settings their digits) of a user's results; its path."""
+    target = settings.own_path / _bench_name(settings, name)
     runs.write_json(target, _record(settings, f"bench {name}", results, seconds))
     return target
 
 
+def _bench_name(settings: Settings, name: str) -> str:
+    return f"bench/{name}-{settings.profile}{settings.variant}.json"
+
+
 def _record(settings: Settings, kind: str, results: dict[str, Any], seconds: float) -> dict[str, Any]:
-    flat = settings.flat()
-    flat.pop("home")  # machine paths do not belong in a record: the root keeps its folder's name
-    flat["root"] = Path(flat["root"]).name
-    for name in ("backbone.source", "codes.source"):
-        if Path(flat[name]).is_absolute():
-            flat[name] = Path(flat[name]).name
+    flat = {name: settings.shown(name, value) for name, value in settings.flat().items() if name != "home"}
     return {"kind": kind, "profile": settings.profile, "corpus": settings.corpus, "fold": settings.fold,
-            "seed": settings.seed, "results": _plain(results), "settings": _plain(flat),
+            "seed": settings.seed, "run": settings.run_name,
+            "changed": _plain({name: flat[name] for name in settings.changed}),
+            "results": _plain(results), "settings": _plain(flat),
             "packages": dict(_versions()),
             "machine": machine(), "commit": commit(), "seconds": round(seconds, 1),
             "made": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
+def run_of(record: dict[str, Any]) -> str:
+    """The run name of a record; those made before settings had a part in it are of a profile's own values."""
+    return record.get("run", f"fold{record['fold']}-seed{record['seed']}")
+
+
 def load(settings: Settings, kind: str) -> dict[str, Any]:
     """The record that `save` wrote; UserError names the notebook that makes it."""
-    target = path(settings, kind)
-    try:
-        return json.loads(target.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        number = KINDS.index(kind) + 1
-        raise UserError(f"record {target.name} is absent or unreadable: run notebook {number:02d} with the same "
-                        "profile, corpus, fold and seed first") from error
+    if not (target := path(settings, kind)).is_file():
+        raise UserError(f"record {target.name} is absent: run notebook {KINDS.index(kind) + 1:02d} with the same "
+                        "profile, corpus, fold, seed and settings first")
+    return read(target)
 
 
-def load_bench(home: Path, name: str, profile: str = "") -> dict[str, Any] | None:
-    """The record that `save_bench` wrote below `home`, of this profile or (empty) any; or None."""
-    with suppress(OSError, ValueError):
-        made = json.loads((home / "results" / "bench" / f"{name}.json").read_text(encoding="utf-8"))
-        return made if profile in ("", made["profile"]) else None
+def load_bench(settings: Settings, name: str) -> dict[str, Any] | None:
+    """The bench of these settings, the user's own before the reference's; None where neither is there."""
+    for root in (settings.own_path, REFERENCE):
+        if (target := root / _bench_name(settings, name)).is_file():
+            return read(target)
     return None
 
 
-def load_all(home: Path) -> list[dict[str, Any]]:
-    """Every record below `home`/results, in order of its path."""
-    return [json.loads(p.read_text(encoding="utf-8")) for p in sorted(home.glob("results/*/records/*.json"))]
+def benches(root: Path) -> dict[str, dict[str, Any]]:
+    """File name -> bench record, below a folder of results."""
+    return {p.name: read(p) for p in sorted((root / "bench").glob("*.json"))}
+
+
+def load_all(root: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every record below a folder of results in order of its path, each run once; and the files that do not count,
+    as their names are not those of their runs: copies."""
+    made, copies = [], []
+    for file in sorted(root.glob("*/records/*.json")):
+        record = read(file)
+        name = f"{record['profile']}-{record['corpus']}/records/{record['kind']}-{run_of(record)}.json"
+        if file == root / name:
+            made.append(record)
+        else:
+            copies.append(file.relative_to(root).as_posix())
+    return made, copies
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A record; UserError names a file that is none."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if {"kind", "profile", "corpus", "fold", "seed", "results"} <= record.keys():
+            return record
+        reason = "it lacks kind, profile, corpus, fold, seed or results"
+    except (OSError, ValueError, AttributeError) as error:
+        reason = str(error)
+    raise UserError(f"{file} is no record ({reason}): move it away, or run its notebook again")
 
 
 def without_times(record: Any) -> Any:

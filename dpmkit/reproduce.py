@@ -15,6 +15,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from papermill.translators import translate_parameters
 
 from . import render, runs
 from .settings import Settings, UserError
@@ -35,7 +36,7 @@ class OwnKernel(AsyncKernelManager):
 
 
 def run(settings: Settings, notebooks: Sequence[str] = NOTEBOOKS, overrides: dict[str, Any] | None = None) -> None:
-    """Run notebooks in order; results/<profile>-<corpus>/fold1-seed0/ gets each as executed ipynb and HTML.
+    """Run notebooks in order; <results>/<profile>-<corpus>/<run name>/ gets each as executed ipynb and HTML.
 
     The notebooks themselves are never written. `overrides` are settings by dotted name, passed on as they are.
     Raises UserError as a notebook raised it; any other failure names the notebook, its cell and the file that
@@ -71,7 +72,7 @@ def run(settings: Settings, notebooks: Sequence[str] = NOTEBOOKS, overrides: dic
                                "system stopped it as memory ran out (lower evaluation.streams or finetune."
                                f"forward_tokens, or give the container more); {executed} holds what it did. "
                                "Finished stages are kept: run again to go on") from error
-        _render(executed, target, name, settings.home)
+        _render(executed, target, name, settings, parameters)
         print(f"    {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
 
 
@@ -80,15 +81,18 @@ def _begun(executed: Path) -> int:
     return max(c.get("execution_count") or 0 for c in nbformat.read(executed, as_version=4).cells)
 
 
-def _render(executed: Path, target: Path, name: str, home: str) -> None:
-    """The executed notebook without progress bars, times of cells and `home`, as ipynb and HTML, in `target`."""
+def _render(executed: Path, target: Path, name: str, settings: Settings, parameters: dict[str, Any]) -> None:
+    """The executed notebook without progress bars, times of cells and paths of this machine, as ipynb and HTML, in
+    `target`."""
+    shown = {k: settings.shown(k, v) for k, v in parameters.items()}
+    shown["overrides"] = {k: settings.shown(k, v) for k, v in parameters["overrides"].items()}
     notebook = nbformat.read(executed, as_version=4)
     notebook.metadata.pop("papermill", None)  # holds paths of this machine
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
         if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.source = cell.source.replace(f'home = "{home}"', 'home = ""')
+            cell.source = translate_parameters("python3", "python", shown, "Parameters")
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"
                             and "application/vnd.jupyter.widget-view+json" not in o.get("data", {})

@@ -8,6 +8,8 @@ not exist is refused, with the known ones listed.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 import os
 from dataclasses import dataclass, field
@@ -171,14 +173,48 @@ class Settings:
         return 1e-4 if self.backbone.dtype == "float32" else 0.05
 
     @property
+    def changed(self) -> dict[str, Any]:
+        """Dotted name -> value of what differs from the profile's own values, less where and on what it runs
+        (`home`, `root`, `device`, `grid`) and what names a run already (corpus, fold, seed)."""
+        own, left = Settings.of(self.profile).flat(), {"corpus", "root", "fold", "seed", "home", "device"}
+        return {name: value for name, value in self.flat().items()
+                if value != own[name] and name not in left and not name.startswith("grid.")}
+
+    @property
+    def variant(self) -> str:
+        """Empty for a profile's own values; `-` and six hex digits for `changed` ones, so that a sweep keeps its
+        records apart."""
+        text = json.dumps(self.changed, sort_keys=True)
+        return f"-{hashlib.sha256(text.encode()).hexdigest()[:6]}" if self.changed else ""
+
+    @property
     def run_name(self) -> str:
-        """`fold1-seed0`: what tells two runs of one profile and corpus apart."""
-        return f"fold{self.fold}-seed{self.seed}"
+        """`fold1-seed0`, or `fold1-seed0-ab12cd` with changed settings: what tells two runs of one profile and
+        corpus apart."""
+        return f"fold{self.fold}-seed{self.seed}{self.variant}"
+
+    @property
+    def own_path(self) -> Path:
+        """Where a user's results stand: in results/own/, which git ignores, beside the committed reference of a
+        checkout; a home that is no checkout has no reference, and has them in results/."""
+        results = self.home_path / "results"
+        return results / "own" if (self.home_path / "pyproject.toml").is_file() else results
 
     @property
     def results_path(self) -> Path:
-        """results/<profile>-<corpus>/, shared by folds and seeds."""
-        return self.home_path / "results" / f"{self.profile}-{self.corpus}"
+        """<profile>-<corpus>/ of a user's results, shared by folds and seeds."""
+        return self.own_path / f"{self.profile}-{self.corpus}"
+
+    def shown(self, name: str, value: Any) -> Any:
+        """The value of a setting as records and pages show it: of a folder of this machine its name alone."""
+        if name == "home":
+            return ""
+        if name == "root":
+            return Path(value).name
+        if name in ("backbone.source", "codes.source"):
+            path = Path(value).expanduser()
+            return path.name if path.is_absolute() or (self.home_path / path).exists() else value
+        return value
 
 
 def _typed(name: str, old: Any, new: Any) -> Any:

@@ -228,6 +228,15 @@ def plan_table(results: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
+def threads_table(results: dict[str, Any]) -> pd.DataFrame:
+    """How threads wait: a bench's median rates as text, with the lowest and highest."""
+    rates = {"sentences/s": "sentences_per_second", "steps/s": "steps_per_second"}
+    return pd.DataFrame([{
+        "machine": r["machine"], "waiting": r["waiting"], "n": r["n"], "chose": ", ".join(r["chose"]),
+        **{k: _interval(float(np.median(r[v])), (min(r[v]), max(r[v]))) for k, v in rates.items()}}
+        for r in results["rows"]])
+
+
 def rows_table(results: dict[str, Any]) -> pd.DataFrame:
     """Validation losses and accuracy an epoch, from a `rows` record."""
     return pd.DataFrame([{

@@ -39,7 +39,7 @@ def test_every_rung_is_timed_beside_the_loop_and_compared_with_exact(prepared, s
     assert sllm.fingerprint() == before
     table = summaries.rungs_table(record["results"])
     assert len(table) == len(rates)
-    page = report.page([], prepared.home_path)
+    page = report.page([], prepared.own_path)
     assert "the memory's rungs" in page and page.count("| PEFT loop |") == 2
 
 
@@ -49,14 +49,14 @@ def test_a_stream_of_minutes_is_heard_in_ten_parts(prepared):
     rows = record["results"]["rows"]
     assert len(rows) == bench.STREAM_ROWS and rows[-1]["hours"] == pytest.approx(0.02, rel=0.05)
     assert all(0 <= row["WA"] <= 100 and row["norm"] > 0 for row in rows)
-    assert "stream-0.02h" in report.page([], prepared.home_path)
+    assert "stream-0.02h" in report.page([], prepared.own_path)
 
 
 def test_cost_against_history_has_every_path_at_every_length(prepared):
     path = bench.context(prepared.replace("memory.prefix", 8))
     rows = json.loads(path.read_text(encoding="utf-8"))["results"]["rows"]
     assert {(r["codes"], r["path"]) for r in rows} == {(n, p) for n in (100, 200) for p in cost.PATHS}
-    assert all(r["seconds"] > 0 for r in rows) and "cost against history" in report.page([], prepared.home_path)
+    assert all(r["seconds"] > 0 for r in rows) and "cost against history" in report.page([], prepared.own_path)
 
 
 def test_rows_are_compared_from_every_start(prepared, tmp_path, monkeypatch):
@@ -74,4 +74,4 @@ def test_rows_are_compared_from_every_start(prepared, tmp_path, monkeypatch):
     record = json.loads(path.read_text(encoding="utf-8"))
     assert asked == [("words", 0.1), ("mean", 0.1), ("words", 0.0)]
     assert summaries.rows_table(record["results"])["WA"].tolist() == ["10.0", "20.0", "30.0"]
-    assert "what new rows start from" in report.page([], prepared.home_path)
+    assert "what new rows start from" in report.page([], prepared.own_path)

@@ -80,7 +80,7 @@ def test_the_record_keeps_other_corpora_and_no_path(asked, tmp_path):
     assert table["folds x seeds"].tolist() == ["2 x 3", "1 x 3"]  # demo, meld
     readme = settings.home_path / "README.md"
     readme.write_text("\n".join(("a", report.BEGIN, report.END, report.PLAN, "stale", report.END_PLAN, "z")))
-    report.write(settings.home_path)
+    report.publish(settings.own_path, readme)
     text = readme.read_text()
     assert f"| {rows['demo']['gpu_hours']:.1f} |" in text and "stale" not in text and text.endswith("\nz")
     with pytest.raises(UserError, match="pretrained backbone"):

@@ -87,17 +87,22 @@ def test_records_hold_no_path_and_tables_hold_the_records_numbers(tmp_path):
         records.load(Settings.of("demo", home=str(tmp_path)), "ablations")
 
 
-def test_the_report_is_made_of_records_alone(tmp_path):
+def test_the_reports_are_made_of_records_alone(tmp_path):
     a_record(tmp_path, 1.0, 3.0)
-    (tmp_path / "README.md").write_text(f"# x\n\n{report.BEGIN}\nstale\n{report.END}\n\nrest\n")
-    report.write(tmp_path)
-    first = (tmp_path / "results" / "README.md").read_text(), (tmp_path / "README.md").read_text()
-    assert "62.0 [60.0, 64.0]" in first[0] and "stale" not in first[1] and first[1].endswith("\n\nrest\n")
-    report.write(tmp_path)
-    assert first == ((tmp_path / "results" / "README.md").read_text(), (tmp_path / "README.md").read_text())
-    (tmp_path / "README.md").write_text("no markers")
-    with pytest.raises(UserError, match="markers"):
-        report.write(tmp_path)
+    root, readme = tmp_path / "results", tmp_path / "README.md"
+    marked = f"# x\n\n{report.BEGIN}\nstale\n{report.END}\n\n{report.PLAN}\n{report.END_PLAN}\nrest\n"
+    readme.write_text(marked)
+    report.write(root)
+    assert "62.0 [60.0, 64.0]" in (root / "README.md").read_text() and readme.read_text() == marked
+    report.publish(root, readme)
+    first = (root / "README.md").read_text(), readme.read_text()
+    assert all("62.0 [60.0, 64.0]" in text for text in first)
+    assert "stale" not in first[1] and first[1].endswith("\nrest\n")
+    report.publish(root, readme)
+    assert first == ((root / "README.md").read_text(), readme.read_text())
+    readme.write_text("no markers")
+    with pytest.raises(UserError, match="lacks the marker"):
+        report.publish(root, readme)
 
 
 def test_seeds_share_one_table_of_means(tmp_path):
@@ -114,11 +119,13 @@ def test_folds_share_one_table_of_means_and_only_the_first_has_its_own(tmp_path)
     said = report.summary(made[::-1])
     assert said.count("**`demo` profile") == 1 and "fold 1, seed 0**" in said and "Folds 1, 2, 4 (seed 0)" in said
     assert "| dpm | 64.0 | 62.0 to 66.0 | +4.0 | +2.0 to +6.0 |" in said and "seeds:" not in said
-    assert report.page(made, tmp_path).count("## Folds: `demo` on `demo`") == 1
+    assert report.page(made, tmp_path).count("## Folds: `demo` profile on `demo`\n") == 1
 
 
 def test_the_committed_pages_are_those_of_the_committed_records():
-    made = report.committed(CHECKOUT)
-    assert (CHECKOUT / "results" / "README.md").read_text(encoding="utf-8") == report.page(made, CHECKOUT)
+    root = records.REFERENCE
+    made, first = report.published(root)
+    assert (root / "README.md").read_text(encoding="utf-8") == report.page(made, root, first)
     readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    assert readme.partition(report.BEGIN)[2].partition(report.END)[0] == "\n" + report.summary(made)
+    block = readme.partition(report.BEGIN)[2].partition(report.END)[0].strip()
+    assert block == report.block(made).strip()

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dpmkit import threads
+from dpmkit import report, threads
 from dpmkit.settings import Settings
 
 
@@ -64,6 +64,8 @@ def test_rates_are_measured_quiet_and_beside_a_busy_process(tmp_path, monkeypatc
         (m, a) for m in ("quiet", "beside a busy process")
         for a in ("default", "quiet's choice", "busy's choice", "chosen")]
     assert all(r["n"] == len(r["sentences_per_second"]) == 2 for r in rows)
+    page = report.page([], path.parent.parent)
+    assert "how threads wait" in page and "| quiet | default | 2 | x | 5.0 [1.0, 9.0] | 1.0 [1.0, 1.0] |" in page
     assert [e for _, e in started[:4]] == [{}, threads.QUIET, threads.BUSY, {}]
     assert ["import torch" in code for code, _ in started[:4]] == [True, False, False, False]
 
