@@ -101,7 +101,7 @@ def pareto(rows: Sequence[dict[str, Any]]) -> Figure:
     figure, axes = plt.subplots(figsize=(6.4, 3.6))
     axes.vlines(x, low, high, color=COLOURS[0], lw=1.2, alpha=0.6)
     axes.plot(x, y, "o", ms=5, color=COLOURS[0])
-    axes.set(xlabel="milliseconds a sentence", ylabel="WA, %")
+    axes.set(xlabel="milliseconds per sentence", ylabel="WA, %")
     _log_x(axes)
     axes.margins(x=0.12)
     axes.set_xlim(axes.get_xlim())

@@ -203,7 +203,7 @@ def stream_table(results: dict[str, Any]) -> pd.DataFrame:
     rows = pd.DataFrame(results["rows"])
     return pd.DataFrame({
         "hours": rows["hours"].map("{:.2f}".format), "codes": rows["codes"],
-        "ms a sentence": (1000 * rows["seconds_a_sentence"]).map("{:.1f}".format),
+        "ms per sentence": (1000 * rows["seconds_a_sentence"]).map("{:.1f}".format),
         "processor ms": (1000 * rows["processor_seconds_a_sentence"]).map("{:.1f}".format),
         "resident MB": (rows["resident_bytes"] / 1e6).map("{:.0f}".format),
         "norm": rows["norm"].map("{:.3f}".format), "L_t": rows["L_t"].map("{:.3f}".format),
