@@ -19,6 +19,7 @@ from dpmkit.metrics import (
     compare,
     confusions,
     ece,
+    interval,
     mean_differences,
     measures,
     nll,
@@ -200,6 +201,7 @@ def test_an_utterance_counts_as_often_as_its_speaker_was_drawn():
                 for d in draws]
     got = resampled({"m": table}, ("neu", "hap"), 50, seed=7, by="speaker")["m"]["WA"]
     np.testing.assert_allclose(got, [50, *expected])
+    assert interval(np.array([99.0, 1, 2, 3]), 0.5) == [1.5, 2.5]  # the first value is no resample
 
 
 def test_speakers_of_one_conversation_each_make_the_bootstrap_over_conversations():
