@@ -44,6 +44,8 @@ def answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
         return _plain(at_best, corpus, codes, tuned, name.replace("dpm-tuned", "dpm"), "validation")
 
     tables = {"majority": baselines.majority(settings, corpus), "last-true": baselines.last_true(settings, corpus)}
+    at_told = settings.replace("memory.lr", rates["dpm-told"])
+    tables["dpm-told"] = protocols.predict(at_told, corpus, codes, tuned, "dpm-told")
     plain = [n for n in FILTERED if n != "dpm-tuned" and (n != "own-answers" or settings.evaluation.own_answers)]
     tables |= {name: _plain(settings, corpus, codes, tuned, name, "test") for name in plain}
     tables |= {name: protocols.predict(settings, corpus, codes, tuned, name) for name in ("dpm", "dpm-swapped")}
@@ -85,6 +87,6 @@ def described() -> pd.DataFrame:
     rows += [(f"{name} + filter", "filter", hears[name] + baselines.HEARS["filter"]) for name in FILTERED]
     rows += [("dpm-swapped", "control", hears["dpm-swapped"])]
     rows += [(name.replace("dpm", "dpm-tuned", 1), "control", hears[name]) for name in TUNED[1:]]
-    rows += [("last-true", "bound", hears["last-true"])]
+    rows += [(name, "bound", hears[name]) for name in ("last-true", "dpm-told")]
     order = ("method", "extension", "filter", "control", "bound")
     return pd.DataFrame(sorted(rows, key=lambda row: order.index(row[1])), columns=["method", "group", "hears"])

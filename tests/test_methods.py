@@ -18,7 +18,7 @@ def test_every_row_says_what_it_hears_and_stands_once(described):
     assert set(described["group"]) == {"method", "extension", "filter", "control", "bound"}
     assert described.set_index("method")["hears"]["blstm"].count("FUTURE") == 1
     bounds = described[described["group"] == "bound"].set_index("method")["hears"]
-    assert {*bounds.index} == {"last-true", "speaker-told", "speaker-oracle"}
+    assert {*bounds.index} == {"last-true", "dpm-told", "speaker-told", "speaker-oracle"}
     assert bounds.str.contains("BOUND").all() and bounds.str.contains("true", case=False).all()
 
 
@@ -35,15 +35,17 @@ def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, set
         assert table["emotion"].fillna("").tolist() == [u.emotion or "" for u in asked], name
     listed = set(described["method"])
     assert listed - set(tables) == {"own-answers", "own-answers + filter"} and set(tables) <= listed
+    told = protocols.predict(settings.replace("memory.lr", 0.1), corpus, codes, tuned, "dpm-told")
+    assert tables["dpm-told"].equals(told), "the bound has a rate of its own"
     record = {"corpus": "toy", "settings": settings.flat(), "results": {
-        "listed": described.to_dict("records"),
+        "listed": described.to_dict("records"), "losses": significance.losses(tables, settings.evaluation),
         "protocols": {"all-lengths": significance.scored(tables, "all-lengths", corpus.emotions,
                                                          settings.evaluation)}}}
     assert {r["contrast"] for r in record["results"]["protocols"]["all-lengths"]["contrasts"]} == {
         f"{a} - {b}" for a, b in (*significance.DECLARED, significance.PART)}
     table = summaries.methods_table(record, "all-lengths").set_index("method")
     assert (table["WA"] == "not run").sum() == 2 and table.loc["own-answers", "WA"] == "not run"
-    assert "speakers" in summaries.verdict(record)
+    assert "speakers" in summaries.verdict(record) and len(summaries.losses_table(record)) == 6
 
     def too_few(*_):
         raise NotFitted("there are too few labels")
