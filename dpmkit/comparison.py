@@ -22,8 +22,7 @@ ROUNDING = 0.1  # points: no tolerance is below what the tables show
 def spread(own: dict[str, Any], root: Path) -> list[dict[str, Any]]:
     """The reference's `methods` records of this profile, corpus, fold and settings: every seed, and what other
     processors made of them, at <profile>-<corpus>/processors/<machine>/; the run of the same name comes first."""
-    others = root.glob(f"{own['profile']}-{own['corpus']}/processors/*/methods-*.json")
-    same = [r for r in records.load_all(root)[0] + [records.read(p) for p in sorted(others)]
+    same = [r for r in records.load_all(root)[0] + records.processors(root)
             if r["kind"] == "methods" and all(r[k] == own[k] for k in ("profile", "corpus", "fold"))
             and r.get("changed", {}) == own.get("changed", {})]
     return sorted(same, key=lambda r: records.run_of(r) != records.run_of(own))

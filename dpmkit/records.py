@@ -109,6 +109,11 @@ def load_all(root: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return made, copies
 
 
+def processors(root: Path) -> list[dict[str, Any]]:
+    """What other processors made of runs: <profile>-<corpus>/processors/<machine>/methods-<run name>.json."""
+    return [read(p) for p in sorted(root.glob("*/processors/*/methods-*.json"))]
+
+
 def read(file: Path) -> dict[str, Any]:
     """A record; UserError names a file that is none."""
     try:

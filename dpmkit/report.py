@@ -170,7 +170,7 @@ def page(made: Sequence[dict[str, Any]], root: Path, first: Sequence[str] = ()) 
     for (folder, run), kinds in groups.items():
         lines += [f"## {_title(next(iter(kinds.values())))}", ""]
         if "methods" in kinds:
-            lines += _methods(kinds["methods"])
+            lines += _methods(kinds["methods"]) + _processors(kinds["methods"], root)
         figures = sorted((root / folder / "figures").glob(f"*-{run}.png"))
         lines += [" ".join(f'<a href="{folder}/figures/{f.name}"><img src="{folder}/figures/{f.name}" '
                            f'alt="{f.stem}" width="200"></a>' for f in figures), ""]
@@ -253,6 +253,15 @@ def _methods(record: dict[str, Any]) -> list[str]:
             f"`dpm` uses the paper's rule at lr {record['settings']['memory.lr']:g}; `dpm-tuned` takes lr "
             f"{tuned['lr']:g}, the best of {tuned['tried']} on {tuned['conversations']} validation "
             "conversations. " + "".join(f"{note} " for note in record["results"]["notes"]), ""]
+
+
+def _processors(record: dict[str, Any], root: Path) -> list[str]:
+    """The same run on other processors."""
+    same = [r for r in records.processors(root) if (*_where(r), r["fold"], r["seed"]) == (
+        *_where(record), record["fold"], record["seed"])]
+    return ["The same run on other processors: training multiplies what rounding differs in. Compare how far the "
+            "levels move, and how far the differences.", "",
+            _markdown(summaries.processors_table([record, *same])), ""] if same else []
 
 
 def _details(kinds: dict[str, dict[str, Any]]) -> list[str]:

@@ -108,14 +108,13 @@ def losses_table(record: dict[str, Any]) -> pd.DataFrame:
 
 
 def processors_table(made: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """`methods` records of the same settings and seed from several processors: a row each. What differs is rounding
-    in training, so levels move; compare with how far the differences do."""
+    """`methods` records of one run from several processors, a row each: levels, and differences in points of WA."""
     out = []
     for record in made:
         rows = {row["method"]: row for row in record["results"]["protocols"]["all-lengths"]["methods"]}
         out.append({"processor": record["machine"]["processor"],
-                    **{f"{m}: WA": f"{rows[m]['WA']:.1f}" for m in ("window", "at-once", "dpm")},
-                    **{f"{m} - window": f"{rows[m]['WA_gain']:+.1f}" for m in ("at-once", "dpm")}})
+                    **{f"{m}: WA": f"{rows[m]['WA']:.1f}" for m in ("window", "at-once", "dpm") if m in rows},
+                    **{f"{m} - window": f"{rows[m]['WA_gain']:+.1f}" for m in ("at-once", "dpm") if m in rows}})
     return pd.DataFrame(out)
 
 

@@ -134,6 +134,9 @@ def test_the_tolerance_is_of_the_spread_over_seeds_and_processors(root, tmp_path
     again = comparison.table(own, comparison.spread(own, root)).set_index(["method", "measure"])
     assert again.loc[("window", "WA"), "tolerance"] == pytest.approx(2 * np.std([60, 62, 64, 70], ddof=1))
     assert again.loc[("window", "WA"), "reference"] == 60.0 and len(records.load_all(root)[0]) == 3
+    page = report.page(records.load_all(root)[0], root)  # beside the run of that seed, and no other
+    assert page.count("The same run on other processors") == 1 and "| 70.0 | 70.0 | +0.0 |" in page
+    assert page.index("The same run on other") < page.index("seed 1", page.index("## "))
 
 
 def test_a_row_of_a_single_run_borrows_its_groups_largest_tolerance(tmp_path):
