@@ -30,7 +30,7 @@ plt.rcParams.update({"figure.constrained_layout.use": True, "axes.spines.top": F
 
 
 def save(figure: Figure, settings: Settings, name: str) -> Path:
-    """Write a figure to results/<profile>-<corpus>/figures/<name>-fold1-seed0.png (atomically); its path."""
+    """Write a figure to figures/<name>-<run name>.png of a user's results (atomically); its path."""
     path = settings.results_path / "figures" / f"{name}-{settings.run_name}.png"
     with runs.atomic(path) as temporary:
         figure.savefig(temporary)
