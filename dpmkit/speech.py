@@ -1,19 +1,21 @@
 """Waveforms: float32 in [-1, 1], mono, shape (samples,), at `RATE` unless told otherwise.
 
-Whatever libsndfile decodes is heard (wav, flac, ogg, mp3; any rate, width and number of channels), and the
-sound of a video (`video.SUFFIXES`, by PyAV). A file that cannot be heard is named, with why: `fault` returns the
-reason, `read` raises it as a UserError. A recording of hours need not be held: `blocks` and `cuts` hear it in one
-pass, bit by bit as `read` does.
+Whatever libsndfile decodes is heard (wav, flac, ogg, mp3; any rate, width and number of channels), and what else
+PyAV decodes (videos, m4a, amr, wma, …): by its content, whatever its name. A file that cannot be heard is named,
+with why: `fault` returns the reason, `read` raises it as a UserError. A recording of hours need not be held:
+`blocks` and `cuts` hear it in one pass, bit by bit as `read` does (one more before, for several channels:
+`inverted`).
 """
 
 from __future__ import annotations
 
 import io
 import math
+import os
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -25,11 +27,16 @@ from scipy import signal
 from . import runs, video
 from .settings import UserError
 
+# Lower case; for those who look for sound in a folder. What is opened is told by its content.
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff", ".aifc", ".au", ".caf",
+            ".w64", *video.SUFFIXES)
 RATE = 16_000  # samples a second of every waveform in this kit
 RATES = (1_000, 768_000)  # samples a second; a header outside is damaged
 ROUNDING = 1e-3  # seconds that `end` may pass the end of the file: annotations are printed in milliseconds
 LOUDEST = 16.0  # full scale is 1; a float file beyond this holds integers' values and would only be clipped
 ZEROS = 16  # zero crossings of the resampling filter on either side
+# libsndfile's codes for damage of what it knows, which PyAV must not make the best of; others may be its mistakes.
+DAMAGED = (3, 61, 71, 161)
 BLOCK = 1 << 20  # frames decoded at a time where no sample is kept
 
 
@@ -38,7 +45,8 @@ class _Unheard(Exception):
 
 
 def read(path: Path | str, start: float = 0.0, end: float | None = None, rate: int = RATE) -> np.ndarray:
-    """The part from `start` to `end` seconds (None: to its end), channels averaged, at `rate`; (samples,).
+    """The part from `start` to `end` seconds (None: to its end), channels averaged (but see `inverted`), at `rate`;
+    (samples,).
 
     It equals `read(path)[round(start * rate):round(end * rate)]`, but only that part is decoded. Raises
     UserError for a file that cannot be heard and for a part that is not inside it.
@@ -121,10 +129,16 @@ def fault(path: Path | str) -> str | None:
     try:
         with _opened(path) as file:
             for start in range(0, file.frames, BLOCK):
-                _decoded(file, start, min(start + BLOCK, file.frames))
+                _frames(file, start, min(start + BLOCK, file.frames))
     except _Unheard as why:
         return str(why)
     return None
+
+
+def inverted(path: Path | str) -> bool:
+    """Whether its channels cancel each other, so that the loudest alone is heard; UserError as `read`."""
+    with _heard(path) as file:
+        return _louder(file) is not None
 
 
 def resample(waveform: np.ndarray, source: int, target: int = RATE) -> np.ndarray:
@@ -213,8 +227,8 @@ def _opened(path: Path | str) -> Iterator[soundfile.SoundFile]:
     except OSError as error:  # a folder that may not be entered, a name too long, a ring of links
         raise _Unheard(f"cannot be read ({error.strerror})") from None
     try:
-        file = (video.AudioTrack if path.suffix.lower() in video.SUFFIXES else soundfile.SoundFile)(path)
-    except (soundfile.SoundFileError, TypeError, OSError) as error:  # TypeError: a headerless .raw
+        file = _known(path) or video.AudioTrack(path)
+    except (soundfile.SoundFileError, OSError) as error:
         said = str(getattr(error, "error_string", error)).strip().rstrip(".")
         raise _Unheard(f"is not audio that can be decoded ({said})") from None
     with file:
@@ -235,8 +249,58 @@ def _opened(path: Path | str) -> Iterator[soundfile.SoundFile]:
         yield file
 
 
-def _decoded(file: soundfile.SoundFile, start: int, stop: int) -> np.ndarray:
+def _known(path: Path) -> soundfile.SoundFile | None:
+    """The file where libsndfile knows what it holds, and how much: of an mp3 it only estimates that, unless the
+    first frame is a head that counts the others (recorders of streams and dictaphones write none). SoundFileError
+    for one that is damaged."""
+    try:
+        file = soundfile.SoundFile(path)
+    except (soundfile.SoundFileError, TypeError, UnicodeError) as error:  # a headerless .raw; a name not in UTF-8
+        if getattr(error, "code", 1) in DAMAGED:
+            raise
+        return None
+    if "MPEG" in file.subtype:
+        with open(path, "rb") as data:
+            at, head = 0, data.read(10)
+            while head[:3] == b"ID3":
+                at += 10 + sum(byte << 7 * place for place, byte in zip((3, 2, 1, 0), head[6:], strict=False))
+                data.seek(at)
+                head = data.read(10)
+            if not re.search(rb"(Xing|Info)\0\0\0[\1\3\5\7\x09\x0b\x0d\x0f]", head + data.read(1 << 12)):
+                file.close()
+                return None
+    return file
+
+
+def _louder(file: soundfile.SoundFile | video.AudioTrack) -> int | None:
+    """`video.louder` of the whole file."""
+    if isinstance(file, video.AudioTrack):
+        return file.louder
+    if file.channels == 1:
+        return None
+    stat = os.stat(file.name)
+    return _measured(os.path.abspath(file.name), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 16)
+def _measured(path: str, size: int, changed: int) -> int | None:
+    """`video.louder` of a file that libsndfile decodes, as far as it can be; of the file's size and time."""
+    def blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+        with suppress(_Unheard):
+            for at in range(0, file.frames, BLOCK):
+                yield _frames(file, at, min(at + BLOCK, file.frames))
+
+    with _opened(path) as file:
+        return video.louder(blocks(file))
+
+
+def _decoded(file: soundfile.SoundFile | video.AudioTrack, start: int, stop: int) -> np.ndarray:
     """Frames start to stop, channels averaged, float32, (stop - start,); _Unheard where they are bad."""
+    return video.mixed(_frames(file, start, stop), _louder(file) if file.channels > 1 else None)
+
+
+def _frames(file: soundfile.SoundFile | video.AudioTrack, start: int, stop: int) -> np.ndarray:
+    """Frames start to stop, float32, (stop - start, channels); _Unheard where they are bad."""
     try:
         if file.through:
             for at in range(file.at, start, BLOCK):
@@ -255,4 +319,4 @@ def _decoded(file: soundfile.SoundFile, start: int, stop: int) -> np.ndarray:
         raise _Unheard("holds samples that are not finite numbers")
     if peak > LOUDEST:
         raise _Unheard(f"holds samples up to {peak:.0f} where full scale is 1")
-    return frames.mean(axis=1)
+    return frames

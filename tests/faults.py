@@ -150,7 +150,7 @@ AUDIO: dict[str, tuple[bytes, str | None]] = {
         "flac": FLAC, "ogg": OGG, "opus": OPUS, "aiff": by("AIFF"), "au": by("AU"), "caf": by("CAF"),
         "w64": by("W64"), "rf64": by("RF64"), "wavex": by("WAVEX"), "mp3": MP3,
         "big-endian": by("WAV", "PCM_16", endian="BIG")}.items()},
-    "mp4 named wav": (MP4, NONE), "mkv named wav": (MKV, NONE),
+    "mp4 named wav": (MP4, None), "mkv named wav": (MKV, None),
     "a list of comments first": (wav(before=b"LIST" + struct.pack("<I", 4) + b"INFO"), None),
     "a chunk of odd length": (wav(before=b"junk" + struct.pack("<I", 3) + b"abc\0"), None),
     "a tail of junk": (PCM + b"junk" * 99, None), "a tail of an ID3 tag": (PCM + b"id3 \x08\0\0\0ID3\x04\0\0\0\0",
@@ -193,7 +193,7 @@ AUDIO: dict[str, tuple[bytes, str | None]] = {
         middle(MP4, 500, 0.8), NONE), "text named.mp4": (b"<html>quota</html>" * 9, NONE), "png named.mp4": (PNG,
             NONE),
     "zip named.mp4": (archive("dia0_utt1.mp4", MP4), NONE), "half.mkv": (MKV[:len(MKV) // 2], CUT),
-    "surround.mp4": (video(layout="5.1", rate=48_000), None), "truncated wav named.mp4": (PCM[:2000], NONE),
+    "surround.mp4": (video(layout="5.1", rate=48_000), None), "truncated wav named.mp4": (PCM[:2000], CUT),
 }
 
 

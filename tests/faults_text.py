@@ -379,8 +379,8 @@ for _kind, _name in ODD.items():
 FOLDERS = {
     "no audio": (lambda r: [p.rename(p.with_suffix(".txt")) for p in r.glob("*/*.wav")], error("0 emotion(s)")),
     "one emotion": (both(drop("hap"), drop("sad"), drop("ang")), error("1 emotion(s)")),
-    "an emotion without audio": (make("fear/read.me"), heard("fear/: holds no wav", "fear/…")),
-    "an empty folder": (lambda r: (r / "fear").mkdir(), heard("fear/: holds no wav")),
+    "an emotion without audio": (make("fear/read.me"), heard("fear/: holds nothing", "fear/…")),
+    "an empty folder": (lambda r: (r / "fear").mkdir(), heard("fear/: holds nothing")),
     "audio in the root": (make("spk1_1.wav", of="neu/spk1_1.wav"), heard("lies in the root")),
     "nested": (move("neu/spk1_1.wav", "neu/a/b/c/spk1_1.wav"), heard()),
     "a name without a speaker": (move("neu/spk1_1.wav", "neu/x.wav"), skip("finds no speaker", lost=[1])),
@@ -395,7 +395,7 @@ FOLDERS = {
                                                             if p.name != "x"], error("1 emotion(s)")),
     "resource forks": (make("neu/._spk1_1.wav", b"\0\5\26\7"), heard()),
     "capital suffix": (move("neu/spk1_1.wav", "neu/spk1_1.WAV"), heard()),
-    "a video": (make("neu/spk1_2.mp4", b"x"), heard("not wav, flac, ogg or mp3")),
+    "a video that is none": (make("neu/spk1_2.mp4", b"x"), heard("spk1_2.mp4: is not audio")),
 }
 EMODB = {
     "another emotion's letter": (move("wav/03a01Na.wav", "wav/03a01Xa.wav"), skip("not named", lost=[1])),

@@ -28,7 +28,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from dpmkit import codes, corpora, runs, speech
-from dpmkit.corpora import folders, meld, recording
+from dpmkit.corpora import meld, recording
 from dpmkit.settings import Settings, UserError
 
 SCRATCH = tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)  # where it is quick
@@ -39,7 +39,7 @@ SMALL = {"conversation.conversations": 4, "conversation.min_turns": 4, "conversa
 ASKED = {"iemocap": {"source.allow_partial": True}, "folders": {"source.speaker": "^([^_]+)_"}}
 VICTIM = {"emodb": "wav/03a01Na", "iemocap": "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000",
           "meld": "train/train_splits/dia0_utt1", "manifest": "clips/c0u1", "folders": "neu/spk1_1"}
-SUFFIXES = {"emodb": {".wav"}, "iemocap": {".wav"}, "meld": {*meld.SUFFIXES}, "folders": {*folders.AUDIO}}
+SUFFIXES = {"emodb": {".wav"}, "iemocap": {".wav"}, "meld": {*speech.SUFFIXES}, "folders": {*speech.SUFFIXES}}
 LOST = {"iemocap": "Ses01F_impro01_F000", "meld": "train_dia0_utt1", "manifest": "c0u1"}  # the victim's utterance
 
 

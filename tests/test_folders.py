@@ -156,9 +156,9 @@ def test_what_is_not_used_is_listed(copy):
     assert len(listed) == len(corpus.skipped)
     assert {i: r.split(":")[0][:30] for i, r in listed.items()} == {
         "loose.wav": "lies in the root, not in a fol", "README.txt": "lies in the root, not in a fol",
-        "empty/": "holds no wav, flac, ogg or mp3", "papers/": "holds no wav, flac, ogg or mp3",
-        "papers/….pdf": "1 file(s) not wav, flac, ogg o", "anger/….txt": "2 file(s) not wav, flac, ogg o",
-        "anger/…LICENSE": "1 file(s) not wav, flac, ogg o", "anger/link": "is a link to a folder",
+        "empty/": "holds nothing named as sound i", "papers/": "holds nothing named as sound i",
+        "papers/….pdf": "1 file(s) not named as sound i", "anger/….txt": "2 file(s) not named as sound",
+        "anger/…LICENSE": "1 file(s) not named as sound i", "anger/link": "is a link to a folder",
         "anger/a_0.wav": "is empty (0 bytes)", "anger/nobody.wav": "is not audio that can be decod",
         "anger/anyone.wav": "source.speaker '^([^_]+)_' fin", "anger/b_9.wav": "is the same recording as anger",
         "anger/c_0.wav": "is the same recording as anoth", "sadness/c_9.wav": "is the same recording as anoth"}

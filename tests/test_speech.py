@@ -57,8 +57,32 @@ def test_compressed_formats_keep_the_tone(tmp_path, suffix):
 
 def test_channels_are_averaged(tmp_path):
     path = tmp_path / "stereo.wav"
-    soundfile.write(path, np.stack([tone(16_000), -tone(16_000)], axis=1), 16_000)
-    assert np.abs(speech.read(path)).max() < 1e-4
+    soundfile.write(path, np.stack([tone(16_000), 0.5 * tone(16_000)], axis=1), 16_000)
+    np.testing.assert_allclose(speech.read(path), 0.75 * tone(16_000), atol=1e-4)
+
+
+VOICE, OTHER = np.random.default_rng(0).uniform(-0.4, 0.4, (2, 8_000))
+CHANNELS = {  # the channels of a file, and the one that is heard (None: their mean)
+    "inverted": ((VOICE, -VOICE), 0), "inverted and softer": ((-0.8 * VOICE, VOICE), 1),
+    "inverted beside a constant": ((VOICE + 0.05, 0.05 - VOICE), 0),
+    "inverted, and noise of its own": ((VOICE, 0.1 * OTHER - VOICE), 1),
+    "one empty": ((0 * VOICE, VOICE), None), "silence": ((0 * VOICE, 0 * VOICE), None),
+    "a microphone each": ((VOICE, OTHER), None), "alike": ((VOICE, VOICE), None),
+    "one of four": ((VOICE, 0 * VOICE, 0 * VOICE, 0 * VOICE), None),
+    "inverted and half as loud": ((VOICE, -0.5 * VOICE), None)}  # a voice is left
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+@pytest.mark.parametrize("name", CHANNELS)
+def test_an_inverted_channel_is_not_mixed_to_silence(tmp_path, name, suffix, monkeypatch):
+    channels, chosen = CHANNELS[name]
+    path = tmp_path / f"stereo.{suffix}"
+    soundfile.write(path, np.stack(channels, axis=1), 16_000)
+    monkeypatch.setattr(speech, "BLOCK", 3_000)  # it is the file's, not a block's
+    expected = np.mean(channels, axis=0) if chosen is None else channels[chosen]
+    np.testing.assert_allclose(speech.read(path), expected, atol=1e-4)
+    np.testing.assert_allclose(speech.read(path, 0.4), expected[6_400:], atol=1e-4)
+    assert speech.inverted(path) == (chosen is not None)
 
 
 def test_what_the_new_rate_cannot_hold_is_removed():
@@ -158,6 +182,7 @@ def test_cuts_are_parts_that_are_read(folder, suffix, rate, times, samples):
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
 def test_a_recording_is_decoded_once(tmp_path, suffix, monkeypatch):
     path, decoded, read = noise(tmp_path, suffix, 22_050, 60.0), [], soundfile.SoundFile.read
+    assert not speech.inverted(path)  # once more for that, and once for all
     monkeypatch.setattr(soundfile.SoundFile, "read",
                         lambda file, frames=-1, **kw: decoded.append(frames) or read(file, frames, **kw))
     seek = soundfile.SoundFile.seek
@@ -282,6 +307,28 @@ def test_half_of_a_compressed_file_is_a_fault(tmp_path, suffix):
     assert speech.fault(path)
     with pytest.raises(UserError, match=r"half\."):
         speech.read(path)
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+@pytest.mark.parametrize("seconds", [0.5, 12.3])
+def test_an_mp3_without_a_head_is_heard_whole(tmp_path, mode, rate, seconds):
+    """As dictaphones and recorders of streams leave them: libsndfile only estimates how long they are."""
+    path, loud = tmp_path / "a.mp3", np.random.default_rng(0).uniform(-0.5, 0.5, round(seconds * rate))
+    loud[:len(loud) // 2] = 0  # a frame of silence is short, which spoils an estimate from the first ones
+    soundfile.write(path, loud, rate, format="MP3", bitrate_mode=mode)
+    whole, data = speech.read(path, rate=rate), path.read_bytes()
+    for cover in (b"", b"ID3\3\0\0" + bytes([0, 0, 78, 16]) + bytes(10_000)):
+        path.write_bytes(cover + re.sub(b"Xing|Info", bytes(4), data, count=1))
+        assert speech.fault(path) is None
+        # The head also says what padding to leave out: about two blocks of 1,152 samples.
+        heard = speech.read(path, rate=rate)
+        late = len(heard) - len(whole)
+        assert 0 <= late < 4 * 1152
+        spectrum = np.fft.rfft(heard, 2 * len(heard)) * np.fft.rfft(whole, 2 * len(heard)).conj()
+        shift = int(np.fft.irfft(spectrum).argmax())  # where it fits best
+        part = heard[shift:shift + len(whole)]
+        assert 0 <= shift <= late and np.corrcoef(part, whole[:len(part)])[0, 1] > 0.98
 
 
 def test_a_wav_from_a_pipe_is_whole(wav):

@@ -1,5 +1,6 @@
 """The sound of videos is heard as that of a wav is, or the file is named with what is wrong with it."""
 
+import re
 import sys
 import tracemalloc
 
@@ -57,6 +58,50 @@ def test_every_container_keeps_the_tone(tmp_path, suffix):
     spectrum = np.abs(np.fft.rfft(middle * np.hanning(len(middle))))
     assert spectrum.argmax() * speech.RATE / len(middle) == pytest.approx(440, abs=2)
     assert np.abs(middle).max() == pytest.approx(0.4, abs=0.02)
+
+
+# What recorders, cameras and archives leave, which libsndfile does not know (as it does not ALAC in a .caf).
+ODD = {".amr": ("libopencore_amrnb", "s16", 8_000), ".m4b": ("aac", "fltp", 44_100),
+       **dict.fromkeys((".mts", ".m2ts", ".vob", ".ac3", ".wav"), ("ac3", "fltp", 48_000)),
+       ".wv": ("wavpack", "s16p", 44_100), ".tta": ("tta", "s16", 44_100), ".g722": ("g722", "s16", 16_000),
+       ".wma": ("wmav2", "fltp", 44_100), ".caf": ("alac", "s16p", 44_100), ".opus": ("libopus", "flt", 48_000),
+       ".aac": ("aac", "fltp", 44_100)}
+
+
+def odd(folder, suffix, seconds=1.0):
+    codec, kind, rate = ODD[suffix]
+    made = folder / f"tone{suffix}"
+    write_clip(made, tone(seconds, rate), rate, "mono", codec, kind,
+               bit_rate={".amr": 12_200, ".wma": 64_000}.get(suffix))
+    return made
+
+
+@pytest.mark.parametrize("suffix", ODD)
+def test_what_is_opened_is_told_by_its_content(tmp_path, suffix):
+    made = odd(tmp_path, suffix)
+    # G.722 has no mark of its own: it is known by its name alone.
+    for name in [made.name] if suffix == ".g722" else [made.name, "named.WAV", "named.mp3", "named"]:
+        path = made.with_name(name)
+        path.write_bytes(made.read_bytes())
+        assert speech.fault(path) is None
+        heard = speech.read(path)
+        assert len(heard) == pytest.approx(speech.RATE, abs=0.06 * speech.RATE)
+        spectrum = np.abs(np.fft.rfft(heard[2000:14_000] * np.hanning(12_000)))
+        assert spectrum.argmax() * speech.RATE / 12_000 == pytest.approx(440, abs=2)
+
+
+@pytest.mark.parametrize("suffix", [".m4b", ".wv", ".tta", ".caf"])
+def test_half_of_what_says_how_long_it_is_is_a_fault(tmp_path, suffix):
+    path = odd(tmp_path, suffix, 4.0)
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    assert re.search("is not audio that can be decoded|is cut off", speech.fault(path))
+
+
+@pytest.mark.parametrize("suffix", [".al", ".ul", ".sw", ".raw", ".pcm", ""])
+def test_samples_without_a_header_are_no_sound(tmp_path, suffix):
+    path = tmp_path / f"noise{suffix}"
+    path.write_bytes(np.random.default_rng(0).bytes(9000))
+    assert "is not audio" in speech.fault(path)
 
 
 @pytest.mark.parametrize("rate", [16_000, 44_100, 48_000])
@@ -142,6 +187,15 @@ def test_surround_is_mixed_so_that_speech_is_as_loud_as_in_stereo(tmp_path):
     write_clip(tmp_path / "six.avi", centre, layout="5.1", **pcm)
     write_clip(tmp_path / "two.avi", 0.5**0.5 * np.stack([voice, voice]), layout="stereo", **pcm)
     assert np.abs(speech.read(tmp_path / "six.avi") - speech.read(tmp_path / "two.avi")).max() < 1e-4
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
+def test_an_inverted_channel_is_not_mixed_to_silence(tmp_path, suffix):
+    path, voice = tmp_path / f"two{suffix}", tone(0.5, 16_000)
+    write_clip(path, np.stack([-0.9 * voice, voice]), 16_000, "stereo", **KINDS[suffix])
+    assert speech.inverted(path) and np.abs(speech.read(path)[2000:6000]).max() == pytest.approx(0.4, abs=0.03)
+    write_clip(path, np.stack([voice, voice]), 16_000, "stereo", **KINDS[suffix])
+    assert not speech.inverted(path)
 
 
 def test_channels_without_a_place_are_averaged(tmp_path):
@@ -260,7 +314,7 @@ def test_what_pyav_cannot_do_is_told_in_words(tmp_path, monkeypatch, error):
     def broken(frame):
         raise error
 
-    monkeypatch.setattr(video, "_mono", broken)
+    monkeypatch.setattr(video, "_samples", broken)
     assert speech.fault(path) == f"is not audio that can be decoded ({error})"
 
 

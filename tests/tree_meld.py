@@ -17,13 +17,16 @@ SPEAKERS = ("Chandler", "Monica", "Ross", "Rachel")
 RATE = 16_000
 
 
-def write_clip(path, waveform, rate=RATE, layout="mono", codec="aac", kind="fltp", video=False):
+def write_clip(path, waveform, rate=RATE, layout="mono", codec="aac", kind="fltp", video=False,
+               bit_rate=None):
     """A container by PyAV, shape (samples,) or (channels, samples); `kind` is the sample format that is encoded."""
     path.parent.mkdir(parents=True, exist_ok=True)
     samples = np.atleast_2d(waveform).astype(np.float32)
     options = {"movflags": "faststart"} if path.suffix in (".mp4", ".m4a", ".mov") else {}
     with av.open(str(path), "w", options=options) as container:
         sound = container.add_stream(codec, rate=rate, layout=layout, format=kind)
+        if bit_rate:
+            sound.bit_rate = bit_rate
         if video:
             picture = container.add_stream("mpeg4", rate=25)
             picture.width, picture.height, picture.pix_fmt = 32, 32, "yuv420p"

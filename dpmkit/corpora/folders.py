@@ -1,6 +1,6 @@
 """Labelled recordings in folders, composed into conversations: `<root>/<emotion>/…/<file>`.
 
-- A folder's name is the emotion, in lower case; its files (wav, flac, ogg, mp3) may lie deeper. Four folders that
+- A folder's name is the emotion, in lower case; its files (`speech.SUFFIXES`) may lie deeper. Four folders that
   are the kit's emotions by their usual names (`NAMES`), one each, become neu, hap, sad, ang; any others stay.
 - The setting source.speaker, a regular expression with one group, finds the speaker in a file's name. Speakers
   are paired in sorted order into sessions, and the folds leave one session out.
@@ -26,7 +26,6 @@ from ..settings import Settings, UserError
 from . import composed, conversation, dynamics, files
 from .conversation import Clip, Corpus, Count, Skipped, Utterance
 
-AUDIO = (".wav", ".flac", ".ogg", ".mp3")
 NAMES = {"neutral": "neu", "neu": "neu", "happy": "hap", "happiness": "hap", "joy": "hap", "hap": "hap",
          "sad": "sad", "sadness": "sad", "angry": "ang", "anger": "ang", "ang": "ang"}
 PARTS = tuple(f"part{i}" for i in range(1, 9))  # stand-in speakers: four sessions
@@ -45,7 +44,7 @@ def load(settings: Settings) -> Corpus:
     if len(emotions) < 2:
         left = "".join(f"; {s.item} {s.reason}" for s in skipped[:3])
         raise UserError(f"root {root} has usable recordings of {len(emotions)} emotion(s) ({', '.join(emotions)}); "
-                        f"two or more are needed, as <root>/<emotion>/<file>.wav (flac, ogg, mp3){left}")
+                        f"two or more are needed, as <root>/<emotion>/<file>.wav (mp3, m4a, …){left}")
     if pattern is None:
         utterances = _dealt(utterances, settings.conversation.seed)
     speakers = sorted({u.speaker for u in utterances})
@@ -98,15 +97,15 @@ def _found(root: Path) -> tuple[dict[Path, str], list[Skipped]]:
             if os.path.isdir(path):
                 skipped.append(Skipped(composed.printable(name), "is a link to a folder: only those that lie in "
                                        "the root are followed" if path.is_symlink() else "is an empty folder"))
-            elif path.suffix.lower() not in AUDIO:
+            elif path.suffix.lower() not in speech.SUFFIXES:
                 others[f"{entry.name}/…{path.suffix or path.name}"] += 1
             elif composed.printable(name) != name:
                 skipped.append(Skipped(composed.printable(name), "has a name that is not UTF-8: rename it"))
             else:
                 found[path] = " ".join(entry.name.lower().split())
         if len(found) == before:
-            skipped.append(Skipped(composed.printable(f"{entry.name}/"), "holds no wav, flac, ogg or mp3 to hear"))
-    skipped += [Skipped(composed.printable(name), f"{number} file(s) not wav, flac, ogg or mp3")
+            skipped.append(Skipped(composed.printable(f"{entry.name}/"), "holds nothing named as sound is"))
+    skipped += [Skipped(composed.printable(name), f"{number} file(s) not named as sound is")
                 for name, number in sorted(others.items())]
     return found, skipped
 

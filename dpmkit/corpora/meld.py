@@ -38,7 +38,7 @@ PUBLISHED = {  # the README of declare-lab/MELD; train, dev, test
     "neutral": (4710, 470, 1256), "joy": (1743, 163, 402), "sadness": (683, 111, 208), "anger": (1109, 153, 345),
     "surprise": (1205, 150, 281), "fear": (268, 40, 50), "disgust": (271, 22, 68)}
 EMOTIONS = tuple(PUBLISHED)
-SUFFIXES = (".wav", ".flac", *video.SUFFIXES)  # the first is preferred
+SUFFIXES = speech.SUFFIXES  # the first is preferred: wav, then flac
 NAME = re.compile(r"dia([0-9]{1,6})_utt([0-9]{1,6})")
 SECOND_CUT = "final_videos_test"
 TIME = re.compile(r"([0-9]{1,2}):([0-9]{2}):([0-9]{2})[,.]([0-9]{1,3})")  # the last group counts milliseconds
