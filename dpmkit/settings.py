@@ -12,7 +12,9 @@ import hashlib
 import json
 import math
 import os
+import unicodedata
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,33 @@ class UserError(ValueError):
 
     The command line prints it and exits with code 2; nothing has been half-written.
     """
+
+
+PATHS = ("home", "root", "codes.source", "backbone.source")  # are opened by their bytes: see `on_disk`
+
+
+def plain(text: str) -> str:
+    """One word, one string: precomposed (NFC), as most type it; macOS names files decomposed."""
+    return unicodedata.normalize("NFC", text)
+
+
+def on_disk(path: Path) -> Path:
+    """The path by the names that the folders have, which may be other strings of the same words (`plain`); as it
+    is where there is no such thing."""
+    if os.path.lexists(path) or path == path.parent:
+        return path
+    folder = on_disk(path.parent)
+    try:
+        names = {} if path.name.isascii() else _names(folder, folder.stat().st_mtime_ns)
+    except OSError:  # not there, or not to be listed
+        names = {}
+    return folder / names.get(plain(path.name), path.name)
+
+
+@lru_cache(maxsize=256)
+def _names(folder: Path, changed: int) -> dict[str, str]:
+    """What lies in a folder that was last changed then: plain name -> name."""
+    return {plain(name): name for name in sorted(os.listdir(folder))}
 
 
 @dataclass(frozen=True)
@@ -93,7 +122,10 @@ class Settings:
         owner = getattr(self, section) if section else self
         value = _typed(name, getattr(owner, leaf or name), value)
         if name == "home" and value:
-            value = os.path.abspath(os.path.expanduser(value))  # once, here: a kernel works in another folder
+            # Once, here: a kernel works in another folder.
+            value = os.fspath(on_disk(Path(os.path.abspath(os.path.expanduser(value)))))
+        elif isinstance(value, str) and name not in PATHS:
+            value = plain(value)
         changed = dataclasses.replace(owner, **{leaf or name: value})
         return dataclasses.replace(self, **{section: changed}) if section else changed
 
@@ -161,7 +193,7 @@ class Settings:
                             "that its licence gave you")
         path = Path(os.path.expanduser(self.root))
         # Lexically, as home need not exist yet.
-        path = path if path.is_absolute() else Path(os.path.normpath(self.home_path / path))
+        path = on_disk(path if path.is_absolute() else Path(os.path.normpath(self.home_path / path)))
         if not path.is_dir():
             raise UserError(f"root {self.root!r} of corpus {self.corpus!r} is not a folder: give the path of "
                             "an existing one (relative paths start at the project folder)")

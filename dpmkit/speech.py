@@ -35,8 +35,8 @@ RATES = (1_000, 768_000)  # samples a second; a header outside is damaged
 ROUNDING = 1e-3  # seconds that `end` may pass the end of the file: annotations are printed in milliseconds
 LOUDEST = 16.0  # full scale is 1; a float file beyond this holds integers' values and would only be clipped
 ZEROS = 16  # zero crossings of the resampling filter on either side
-# libsndfile's codes for damage of what it knows, which PyAV must not make the best of; others may be its mistakes.
-DAMAGED = (3, 61, 71, 161)
+# libsndfile's codes for damaged wav and flac, which PyAV must not make the best of; others may be its mistakes.
+DAMAGED = (61, 71, 161)
 BLOCK = 1 << 20  # frames decoded at a time where no sample is kept
 
 

@@ -5,6 +5,7 @@ import random
 import shutil
 import sys
 import tempfile
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import soundfile
 from hypothesis import HealthCheck, given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
+from tree_meld import write_clip
 
-from dpmkit import corpora
+from dpmkit import corpora, speech
 from dpmkit.corpora import Skipped, dynamics, folders
 from dpmkit.settings import Settings, UserError
 
@@ -157,13 +159,36 @@ def test_what_is_not_used_is_listed(copy):
     assert {i: r.split(":")[0][:30] for i, r in listed.items()} == {
         "loose.wav": "lies in the root, not in a fol", "README.txt": "lies in the root, not in a fol",
         "empty/": "holds nothing named as sound i", "papers/": "holds nothing named as sound i",
-        "papers/….pdf": "1 file(s) not named as sound i", "anger/….txt": "2 file(s) not named as sound",
+        "papers/….pdf": "1 file(s) not named as sound i", "anger/….txt": "2 file(s) not named as sound i",
         "anger/…LICENSE": "1 file(s) not named as sound i", "anger/link": "is a link to a folder",
         "anger/a_0.wav": "is empty (0 bytes)", "anger/nobody.wav": "is not audio that can be decod",
         "anger/anyone.wav": "source.speaker '^([^_]+)_' fin", "anger/b_9.wav": "is the same recording as anger",
         "anger/c_0.wav": "is the same recording as anoth", "sadness/c_9.wav": "is the same recording as anoth"}
     assert not {p.relative_to(copy).as_posix() for p in recordings(corpus)} & set(listed)
     assert sum(c.found for c in corpus.counts) == 48 - 2  # a_0 and c_0
+
+
+@pytest.mark.parametrize("kind", ["NFC", "NFD"])
+def test_names_are_read_in_one_form(copy, kind):
+    """As an unpacker of a Mac leaves them: speakers, emotions and ids are those of any other copy."""
+    for path in (copy / "anger").iterdir():
+        path.rename(path.with_name(unicodedata.normalize(kind, path.name.replace("a_", "André_"))))
+    (copy / "anger").rename(copy / unicodedata.normalize(kind, "ärger"))
+    corpus = load(copy, **{"source.speaker": unicodedata.normalize(kind, "^(Andr[é]|[^_])_")})
+    assert not corpus.skipped and "ärger" in corpus.emotions
+    assert "André" in {u.speaker for c in corpus.conversations for u in c.utterances}
+    assert corpus.key == load(copy, **{"source.speaker": "^(Andr[é]|[^_])_"}).key
+
+
+def test_files_of_all_kinds_of_sound_are_heard(copy):
+    for number, suffix in enumerate((".m4a", ".opus", ".MTS")):
+        path = copy / "anger" / f"{'abc'[number]}_0.wav"
+        codec = {".m4a": "aac", ".opus": "libopus", ".MTS": "ac3"}[suffix]
+        write_clip(path.with_suffix(suffix), speech.read(path), 48_000, codec=codec,
+                   kind="flt" if suffix == ".opus" else "fltp")
+        path.unlink()
+    corpus = load(copy, **KNOWN)
+    assert not corpus.skipped and sum(c.found for c in corpus.counts) == 48
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names need not be UTF-8 on Linux alone")

@@ -7,11 +7,13 @@ import random
 import re
 import shutil
 import tempfile
+import unicodedata
 from contextlib import suppress
 from functools import cache
 
 import numpy as np
 import pytest
+import soundfile
 import tree_manifest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as budget
@@ -89,7 +91,8 @@ def test_rows_become_turns_and_sessions_are_who_speaks_with_whom(pristine):
     root, rows = pristine
     corpus = load(root)
     assert corpus.emotions == ("neu", "hap", "sad", "ang") and corpus.speaker_independent and not corpus.skipped
-    assert len(turns(corpus)) == len(rows) == 72 and not corpus.notes
+    assert len(turns(corpus)) == len(rows) == 72
+    assert [n[:37] for n in corpus.notes] == ["72 of 72 clips last 0.500 s, no more "]
     told = {r["utterance"]: r for r in rows}
     for c in corpus.conversations:
         assert [u.start for u in c.utterances] == sorted(u.start for u in c.utterances)
@@ -248,7 +251,8 @@ def test_every_fault_is_told_by_row_and_column(sounds):
         (number + 2, "3 cells, where the header has 9"), (number + 3, "10 cells, where the header has 9"),
         (number + 4, "not UTF-8: save the table as UTF-8")]
     rows, faults = table.read(path, found := []), sorted(found)
-    manifest._turns(sounds, rows[0], {sounds / "a.wav": manifest.files.File(2.0, "", None)}, faults)
+    places = {"a.wav": sounds / "a.wav"}
+    manifest._turns(places, rows[0], {sounds / "a.wav": manifest.files.File(2.0, "", None)}, faults)
     told = sorted((line, words) for line, words in faults)
     for line, words in wanted:
         assert any(at == line and words in said for at, said in told), (line, words, told)
@@ -287,6 +291,98 @@ def test_a_root_without_a_table_is_refused(tmp_path):
     refused(tmp_path / "manifest.csv" / "x", "is not a folder")
 
 
+def form(kind):
+    return lambda text: unicodedata.normalize(kind, text)
+
+
+@pytest.mark.parametrize("disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+def test_one_word_is_one_word_however_it_is_encoded(tree, disk, written):
+    """macOS names files decomposed (NFD); Linux, Windows and spreadsheets write precomposed letters (NFC)."""
+    root, rows = tree
+    plain = load(root)
+    folder = root / form(disk)("Größe")
+    folder.mkdir()
+    (root / "s0c0.wav").rename(folder / form(disk)("über.wav"))
+    for number, row in enumerate(rows):
+        own = form(written) if number % 2 else form("NFC")
+        row["path"] = row["path"].replace("s0c0.wav", form(written)("Größe/über.wav"))
+        row["speaker"] = own(row["speaker"].replace("speaker", "André "))
+        row["emotion"] = own(row["emotion"].replace("neu", "ärger"))
+        row["conversation"] = own(row["conversation"].replace("s0c0", "é"))
+    tree_manifest.write(root, rows)
+    corpus = load(root)
+    assert not corpus.skipped and corpus.emotions == ("ang", "hap", "sad", "ärger")
+    assert len(corpus.conversations) == len(plain.conversations)
+    assert {u.speaker for u in turns(corpus)} == {u.speaker.replace("speaker", "André ") for u in turns(plain)}
+    for u in turns(corpus):
+        assert u.audio.path.is_file()  # by the bytes that are there
+
+
+def test_settings_are_of_one_form_and_a_root_is_found_in_the_other(tree):
+    root, _ = tree
+    key = load(root).key
+    there = root.rename(root.with_name(form("NFD")("Müller")))
+    for kind in ("NFC", "NFD"):
+        settings = Settings.of("smoke", {"source.speaker": form(kind)("^(é)_")}, corpus="manifest", home=HOME.name,
+                               root=str(root.with_name(form(kind)("Müller"))))
+        assert settings.root_path == there and settings.source.speaker == form("NFC")("^(é)_")
+        assert corpora.load(settings).key == key
+
+
+def test_blanks_that_nobody_sees_are_one_and_speakers_of_nearly_one_name_are_noted(tree):
+    root, rows = tree
+    speakers = len({r["speaker"] for r in rows})
+    for number, row in enumerate(rows):
+        row["speaker"] = row["speaker"].replace("speaker", "speaker" + ("\xa0", " ", "  ")[number % 3])
+    tree_manifest.write(root, rows)
+    corpus = load(root)
+    assert len({u.speaker for u in turns(corpus)}) == speakers and len(corpus.notes) == 1
+    other = {"speaker 0": "Speaker 0", "speaker 1": "speaker 01"}
+    for row in rows[6:12]:
+        row["speaker"] = other.get(row["speaker"].replace("\xa0", " ").replace("  ", " "), row["speaker"])
+    tree_manifest.write(root, rows)
+    note = load(root).notes[-2]
+    assert "'Speaker 0' and 'speaker 0'; 'speaker 01' and 'speaker 1'. Write them alike if they are one" in note
+
+
+@pytest.mark.parametrize(("head", "delimiter"), [("sep=;\r\n", ";"), ("sep=,\n", ","), ('"sep=\t"\n', "\t"),
+                                                 ("\ufeffSEP=;\n\n", ";"), ("sep=|\n", "|")])
+def test_a_line_that_tells_excel_the_delimiter_is_read(tree, head, delimiter):
+    root, rows = tree
+    plain = load(root)
+    path = tree_manifest.write(root, rows, delimiter=delimiter)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(head + text, encoding="utf-8")
+    assert load(root).key == plain.key
+    path.write_text(head + text.replace("s0c0u1", "", 1), encoding="utf-8")
+    refused(root, f"row {3 + head.count(chr(10))}, utterance: is empty")  # as a spreadsheet counts
+    path.write_text(head, encoding="utf-8")
+    refused(root, "column conversation is missing")
+
+
+def test_an_inverted_channel_is_noted(tree):
+    root, _ = tree
+    waveform = speech.read(root / "s0c0.wav")
+    soundfile.write(root / "s0c0.wav", np.stack([waveform, -waveform], axis=1), speech.RATE)
+    soundfile.write(root / "s1c0.wav", np.stack([speech.read(root / "s1c0.wav")] * 2, axis=1), speech.RATE)
+    for _ in range(2):  # heard, and known from before
+        assert "1 recording(s) have channels that cancel each other, as one is inverted (s0c0.wav)" in \
+            load(root).notes[-1]
+
+
+@pytest.mark.parametrize(("same", "noted"), [(72, True), (36, True), (35, False)])
+def test_clips_of_one_length_are_noted(tree, same, noted):
+    root, rows = tree
+    for number, row in enumerate(rows[same:], 1):
+        row["end"] = f"{float(row['end']) - 0.002 * number:.3f}"
+        if row["path"].startswith("clips"):
+            speech.write(root / row["path"], speech.read(root / row["path"])[:-32 * number])
+    tree_manifest.write(root, rows)
+    notes = load(root).notes
+    assert [n[:30] for n in notes] == [f"{same} of 72 clips last 0.500 s, n"] * noted
+
+
 def test_a_given_split_is_the_one_fold(tree):
     root, rows = tree
     names = {"0": "train", "1": "TRAINING", "2": "dev", "3": "val", "4": "Validation", "5": "test"}
@@ -296,7 +392,7 @@ def test_a_given_split_is_the_one_fold(tree):
     corpus = load(root)
     assert corpus.folds == (Fold(("s0c0", "s0c1", "s1c0", "s1c1"), tuple(
         f"s{i}c{j}" for i in (2, 3, 4) for j in (0, 1)), ("s5c0", "s5c1")),)
-    assert corpus.speaker_independent and not corpus.notes
+    assert corpus.speaker_independent and len(corpus.notes) == 1
     assert set(corpus.counts_table()["group"]) == {"train", "validation", "test"}
     for row in rows:  # a speaker of the training speaks in the test
         row["speaker"] = row["speaker"].replace("speaker11", "speaker0")

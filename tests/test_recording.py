@@ -10,9 +10,9 @@ from conftest import import_silero
 
 from dpmkit import corpora, protocols, segments, speech, tokenizers
 from dpmkit.__main__ import main
-from dpmkit.corpora import espeak, recording, texts
+from dpmkit.corpora import espeak, recording, table, texts
 from dpmkit.corpora.dynamics import EMOTIONS
-from dpmkit.settings import MemorySettings, Settings, UserError
+from dpmkit.settings import MemorySettings, Settings, UserError, on_disk
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:silero_vad", "ignore:.*torch.jit")
 import_silero()
@@ -193,3 +193,23 @@ def test_a_name_that_a_table_cannot_hold_is_listed(tmp_path, settings, name):
         pytest.skip("this file system refuses the name")
     made, skipped = recording.prepare(settings, [path, say(tmp_path / "grüße 🙂.wav", 1)], tmp_path / "out")
     assert [c.id for c in made] == ["grüße 🙂"] and "rename it" in skipped[0].reason
+
+
+@pytest.mark.parametrize("name", ["nan.wav", "None.wav", "nan", " led by a blank.wav", "two  blanks.wav", " .wav",
+                                  "u\u0308ber.wav", "\u00a0no break.wav", "a,b;c 'd' \"e\".wav", "#1.wav",
+                                  "-1.wav"])
+def test_a_table_that_is_written_is_read(tmp_path, settings, name):
+    path, out = say(tmp_path / "first.wav", 2).rename(tmp_path / name), tmp_path
+    made, skipped = recording.prepare(settings, [path], out)
+    assert not skipped
+    rows, unread = table.read(out / "manifest.csv", faults := [])
+    assert not faults and not unread and len(rows) == len(made[0].utterances) == 2
+    assert [(r.conversation, r.utterance) for r in rows] == [(made[0].id, u.id) for u in made[0].utterances]
+    assert all(os.path.samefile(on_disk(out / r.path), path) for r in rows)
+    assert recording.conversation(path, settings).id == made[0].id
+
+
+def test_a_name_that_ends_with_a_blank_or_is_half_lost_is_listed(tmp_path, settings):
+    paths = [say(tmp_path / "a.wav", 1).rename(tmp_path / name) for name in ("a.wav ", "b\ufffd.wav")]
+    made, skipped = recording.prepare(settings, paths, tmp_path / "out")
+    assert not made and len(skipped) == 2 and all("rename it" in s.reason for s in skipped)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from importlib import import_module
 
 from ..settings import Settings, UserError
+from . import notes
 from .conversation import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance
 
 CORPORA = ("demo", "emodb", "iemocap", "meld", "manifest", "folders")
@@ -21,6 +22,7 @@ def load(settings: Settings) -> Corpus:
     if settings.corpus not in CORPORA:
         raise UserError(f"corpus {settings.corpus!r} is not known; choose one of {', '.join(CORPORA)}")
     corpus = import_module(f".{settings.corpus}", __name__).load(settings)
+    corpus = replace(corpus, notes=(*corpus.notes, *notes.common(corpus.conversations)))
     if not 1 <= settings.fold <= len(corpus.folds):
         raise UserError(f"fold {settings.fold} does not exist: corpus {corpus.name!r} has folds 1 to "
                         f"{len(corpus.folds)}")

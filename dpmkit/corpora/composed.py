@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..settings import ConversationSettings, UserError
+from ..settings import ConversationSettings, UserError, plain
 from . import dynamics
 from .conversation import Conversation, Fold, Utterance
 
@@ -84,14 +84,14 @@ def listed(folder: Path) -> list[Path]:
     """What lies in a folder, by name, without the file system's own (.DS_Store, ._a.wav); UserError where that
     may not be read."""
     try:
-        return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
+        return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: plain(p.name))
     except OSError as error:
         raise UserError(f"cannot list {printable(str(folder))}: {error.strerror}; make it readable") from error
 
 
 def printable(name: str) -> str:
-    """A file's name with what is not UTF-8 in it as '?', fit for a record."""
-    return name.encode("utf-8", "replace").decode()
+    """A file's name as `plain` text, with what is not UTF-8 in it as '?': fit for an id and a record."""
+    return plain(name.encode("utf-8", "replace").decode())
 
 
 def _turns(rng: np.random.Generator, pair: tuple[str, str], utterances: Sequence[Utterance], most: int,

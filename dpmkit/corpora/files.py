@@ -21,16 +21,18 @@ from .. import runs, speech, video
 from ..settings import Settings, UserError
 
 SEEN: dict[Path, tuple[int, int]] = {}  # size and time of change of every file that a load of this process heard
+INVERTED: set[Path] = set()  # those of them with `speech.inverted` channels
 KEPT_EVERY = 1000  # files, so that a kill loses at most these
 
 
 @dataclass(frozen=True)
 class File:
-    """`fault`: why it cannot be heard (then seconds is 0), or None."""
+    """`fault`: why it cannot be heard (then seconds is 0), or None; `inverted`: as `speech.inverted` says."""
 
     seconds: float
     sha256: str
     fault: str | None
+    inverted: bool = False
 
 
 def survey(settings: Settings, root: Path, paths: Iterable[Path]) -> Mapping[Path, File]:
@@ -49,6 +51,8 @@ def survey(settings: Settings, root: Path, paths: Iterable[Path]) -> Mapping[Pat
             known[stamps[path]] = file
             if number % KEPT_EVERY == 0 or number == len(todo):
                 _keep(table, known)
+    INVERTED.difference_update(paths)
+    INVERTED.update(p for p in paths if known[stamps[p]].inverted)
     return {p: known[stamps[p]] for p in paths}
 
 
@@ -60,7 +64,9 @@ def _heard(path: Path) -> File:
             return File(0.0, "", fault or "vanished while it was read")
         with open(path, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return File(0.0 if fault else speech.seconds(path), sha256, fault)
+        if fault:
+            return File(0.0, sha256, fault)
+        return File(speech.seconds(path), sha256, None, speech.inverted(path))
     except OSError as error:  # it vanished, is a folder, or may not be read
         return File(0.0, "", fault or f"cannot be read ({error.strerror})")
     except UserError:
@@ -83,12 +89,12 @@ def _kept(table: Path) -> dict[tuple[bytes, int, int], File]:
         rows = pd.read_parquet(table)
     except (OSError, ValueError):  # pyarrow's errors are ValueErrors
         return {}
-    return {(name, size, changed): File(seconds, sha256, None if pd.isna(fault) else fault)
-            for name, size, changed, seconds, sha256, fault in rows.itertuples(index=False, name=None)}
+    return {(name, size, changed): File(seconds, sha256, None if pd.isna(fault) else fault, inverted)
+            for name, size, changed, seconds, sha256, fault, inverted in rows.itertuples(index=False, name=None)}
 
 
 def _keep(table: Path, known: Mapping[tuple[bytes, int, int], File]) -> None:
     rows = [(*stamp, *astuple(file)) for stamp, file in known.items() if stamp[1] >= 0 and file.sha256]
-    frame = pd.DataFrame(rows, columns=["name", "size", "changed", "seconds", "sha256", "fault"])
+    frame = pd.DataFrame(rows, columns=["name", "size", "changed", "seconds", "sha256", "fault", "inverted"])
     with runs.atomic(table) as temporary:
         frame.to_parquet(temporary, index=False)

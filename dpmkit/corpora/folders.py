@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import runs, speech
-from ..settings import Settings, UserError
+from ..settings import Settings, UserError, plain
 from . import composed, conversation, dynamics, files
 from .conversation import Clip, Corpus, Count, Skipped, Utterance
 
@@ -99,10 +99,10 @@ def _found(root: Path) -> tuple[dict[Path, str], list[Skipped]]:
                                        "the root are followed" if path.is_symlink() else "is an empty folder"))
             elif path.suffix.lower() not in speech.SUFFIXES:
                 others[f"{entry.name}/…{path.suffix or path.name}"] += 1
-            elif composed.printable(name) != name:
+            elif composed.printable(name) != plain(name):
                 skipped.append(Skipped(composed.printable(name), "has a name that is not UTF-8: rename it"))
             else:
-                found[path] = " ".join(entry.name.lower().split())
+                found[path] = " ".join(composed.printable(entry.name).lower().split())
         if len(found) == before:
             skipped.append(Skipped(composed.printable(f"{entry.name}/"), "holds nothing named as sound is"))
     skipped += [Skipped(composed.printable(name), f"{number} file(s) not named as sound is")
@@ -120,12 +120,12 @@ def _utterances(root: Path, found: Mapping[Path, str], heard: Mapping[Path, file
                 pattern: re.Pattern[str] | None, skipped: list[Skipped]) -> tuple[list[Utterance], list[list[str]]]:
     """Usable recordings (the speaker empty without a pattern), and name and hash of each; UserError for a pattern
     that fits none of their names."""
-    names = {path: path.relative_to(root).as_posix() for path in found}
+    names = {path: plain(path.relative_to(root).as_posix()) for path in found}
     skipped += [Skipped(names[path], heard[path].fault) for path in found if heard[path].fault]
     usable = [path for path in found if not heard[path].fault]
     speakers = {path: "" for path in usable}
     if pattern:
-        matches = {path: pattern.search(path.name) for path in usable}
+        matches = {path: pattern.search(plain(path.name)) for path in usable}
         speakers = {path: match[1] for path, match in matches.items() if match and match[1]}
         if usable and not speakers:
             raise UserError(f"setting source.speaker {pattern.pattern!r} finds a speaker in no file's name, e.g. "

@@ -25,7 +25,7 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from .. import runs, speech
-from ..settings import Settings, UserError
+from ..settings import Settings, UserError, plain
 from . import conversation, dynamics, files
 from .conversation import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance
 
@@ -133,7 +133,7 @@ def _inside(folder: Path, *names: str) -> Path | None:
 
 def _name(root: Path, path: Path) -> str:
     """A path below `root` as text; a name need not be UTF-8, but a record is."""
-    return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "replace")
+    return plain(os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "replace"))
 
 
 def _dialogues(release: Path, sessions: Sequence[Path]) -> tuple[dict[str, list[Turn]], list[Skipped]]:

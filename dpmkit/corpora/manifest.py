@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import runs, speech
-from ..settings import Settings, UserError
+from ..settings import Settings, UserError, on_disk
 from . import conversation, dynamics, files, grouping, table
 from .conversation import Clip, Conversation, Corpus, Count, Skipped, Utterance
 
@@ -58,8 +58,9 @@ def load(settings: Settings) -> Corpus:
     path = root / "manifest.csv"
     rows, unread = table.read(path, faults)
     # Heard before the table's faults are told, as only then all are known; a second call hears nothing again.
-    heard = _survey(settings, root, {root / r.path for r in rows if 0 < len(r.path) <= table.LONGEST})
-    turns, unheard = _turns(root, rows, heard, faults)
+    places = {r.path: on_disk(root / r.path) for r in rows if 0 < len(r.path) <= table.LONGEST}
+    heard = _survey(settings, root, set(places.values()))
+    turns, unheard = _turns(places, rows, heard, faults)
     if faults:
         raise UserError(table.listed(f"{path} has {len(faults)} fault(s); mend them and run again:", faults))
     if 2 * len(unheard) > len(rows):
@@ -111,13 +112,13 @@ def _survey(settings: Settings, root: Path, paths: Iterable[Path]) -> dict[Path,
     return out
 
 
-def _turns(root: Path, rows: Sequence[table.Row], heard: Mapping[Path, files.File],
+def _turns(places: Mapping[str, Path], rows: Sequence[table.Row], heard: Mapping[Path, files.File],
            faults: table.Faults) -> tuple[list[_Turn], list[tuple[table.Row, str]]]:
     """Rows that can be heard, and those that cannot with why; times beyond their file go to `faults`."""
     turns, unheard = [], []
     for row in rows:
-        path = root / row.path
-        if path not in heard:
+        path = places.get(row.path)
+        if path is None:
             continue
         seconds, fault = heard[path].seconds, heard[path].fault
         if fault:

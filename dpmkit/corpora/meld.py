@@ -28,7 +28,7 @@ from itertools import groupby
 from pathlib import Path
 
 from .. import runs, speech, video
-from ..settings import Settings, UserError
+from ..settings import Settings, UserError, plain
 from . import conversation, files
 from .conversation import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance
 from .files import File
@@ -105,7 +105,7 @@ def read_rows(path: Path, split: str) -> list[Row]:
     """
     data = _bytes(path)
     try:
-        table = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        table = csv.DictReader(io.StringIO(plain(data.decode("utf-8-sig")), newline=""), strict=True)
         lacking = [column for column in COLUMNS if column not in (table.fieldnames or ())]
         if lacking:
             raise UserError(f"{path} has no column {', '.join(lacking)}, only {', '.join(table.fieldnames or ())}; "
@@ -236,7 +236,7 @@ def _heard(settings: Settings, root: Path, paths: Mapping[Row, Path | None]
 
 def _name(root: Path, path: Path) -> str:
     """A path below the root as text, whatever bytes it has."""
-    return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "replace")
+    return plain(os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "replace"))
 
 
 def _conversation(rows: Sequence[Row], paths: Mapping[Row, Path | None], heard: Mapping[Row, File]) -> Conversation:

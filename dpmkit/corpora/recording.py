@@ -15,8 +15,9 @@ from pathlib import Path
 import pandas as pd
 
 from .. import runs, segments, speech, video
-from ..settings import Settings, UserError
+from ..settings import Settings, UserError, on_disk
 from . import files
+from . import table as tables
 from .conversation import Clip, Conversation, Skipped, Utterance
 
 COLUMNS = ("conversation", "utterance", "speaker", "start", "end", "emotion", "path")
@@ -28,7 +29,7 @@ def conversation(path: Path | str, settings: Settings) -> Conversation:
     Boundaries are kept in `runs/segments/<key>/`. Raises UserError for a recording that cannot be heard or in
     which no speech is found.
     """
-    found = _found(settings, _place(path), Path(path).stem)
+    found = _found(settings, _place(path), _called(Path(path).stem))
     if isinstance(found, Skipped):
         raise UserError(f"{found.item}: {found.reason}")
     return found
@@ -64,8 +65,9 @@ def prepare(settings: Settings, recordings: Iterable[Path | str], folder: Path |
 
 def _found(settings: Settings, path: Path, name: str) -> Conversation | Skipped:
     """The conversation of this name, or why the recording gives none."""
-    if "".join(str(path).splitlines()).encode(errors="ignore").decode() != str(path):
-        return Skipped(ascii(str(path)), "its name is not one line of UTF-8, as in a table it must be; rename it")
+    if str(path).rstrip().splitlines() != [str(path)] or tables.SPOILED.search(str(path)):
+        return Skipped(ascii(str(path)), "its name is not one line of UTF-8 that ends with no blank, as in a table "
+                                         "it must be; rename it")
     file = files.survey(settings, path.parent, [path])[path]
     if file.fault:
         return Skipped(str(path), f"it cannot be heard: it {file.fault}; fetch it again from its source")
@@ -96,15 +98,21 @@ def _boundaries(settings: Settings, path: Path, sha256: str) -> pd.DataFrame:
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:
     """A name for each: of the file without its suffix; where two share one, what tells the paths apart, too."""
-    stems = Counter(path.stem for path in paths)
-    if len(stems) == len(paths):
-        return {path: path.stem for path in paths}
+    named = {path: _called(path.stem) for path in paths}
+    if len(set(named.values())) == len(paths):
+        return named
     above = os.path.commonpath([path.parent for path in paths])
-    named = {path: "_".join(path.relative_to(above).parts) for path in paths}
+    named = {path: _called("_".join(path.relative_to(above).parts)) for path in paths}
     if len(set(named.values())) < len(named):
         twice = [name for name, count in Counter(named.values()).items() if count > 1]
         raise UserError(f"recordings in folders of alike names cannot be told apart ({twice[0]}): rename one")
     return named
+
+
+def _called(stem: str) -> str:
+    """A recording's name as the table's reader gives it back, which takes some for an empty cell."""
+    name = tables.name(stem)
+    return f"recording {name}".strip() if not name or name.casefold() in tables.NOTHING else name
 
 
 def _absent(table: Path) -> None:
@@ -114,11 +122,13 @@ def _absent(table: Path) -> None:
 
 def _place(path: Path | str) -> Path:
     """Where the file is named, links and '..' of its folders resolved: one file, one path, and a true way to it."""
-    return Path(os.path.realpath(Path(path).parent)) / Path(path).name
+    return on_disk(Path(os.path.realpath(Path(path).parent)) / Path(path).name)
 
 
 def _relative(path: Path, folder: Path) -> str:
     try:
-        return Path(os.path.relpath(path, os.path.realpath(folder))).as_posix()
+        found = Path(os.path.relpath(path, os.path.realpath(folder))).as_posix()
+        # A reader strips a cell, and takes some for an empty one.
+        return f"./{found}" if found != found.strip() or found.casefold() in tables.NOTHING else found
     except ValueError:  # another drive
         return path.as_posix()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import speech
-from ..settings import UserError
+from ..settings import UserError, plain
 
 NEEDED = ("conversation", "utterance", "speaker", "emotion", "path")
 OPTIONAL = ("start", "end", "session", "split")
@@ -53,6 +53,11 @@ def listed(head: str, faults: Sequence[tuple[int, str]]) -> str:
     return "\n".join([head, *shown, *([f"  … and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else [])])
 
 
+def name(text: str) -> str:
+    """A name with single blanks between its words: others (no-break, doubled) are not seen."""
+    return " ".join(plain(text).split())
+
+
 def _lines(table: Path) -> list[str]:
     """The table's lines; bytes that are not UTF-8 are kept as surrogates, for `_cells` to find in their row."""
     try:
@@ -62,7 +67,7 @@ def _lines(table: Path) -> list[str]:
                         f"columns {', '.join(NEEDED)} and where wanted {', '.join(OPTIONAL)}") from error
     marked = data[:2] in (b"\xff\xfe", b"\xfe\xff")
     text = data.decode("utf-16", "replace") if marked else data.decode("utf-8", "surrogateescape")
-    text = text.lstrip("\ufeff")
+    text = plain(text.lstrip("\ufeff"))
     if not text.strip():
         raise UserError(f"{table} is empty: write a header ({', '.join(NEEDED)}) and a row a turn")
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -83,9 +88,11 @@ def _cells(line: str, delimiter: str) -> list[str]:
 def read(table: Path, faults: Faults) -> tuple[list[Row], list[str]]:
     """Rows, what is wrong with them in `faults`, and columns that are not read."""
     lines = _lines(table)
-    top = next(i for i, line in enumerate(lines) if line.strip())
+    filled = [i for i, line in enumerate(lines) if line.strip()]
+    mark = re.match(r'"?sep=(.)"?\W*$', lines[filled[0]], re.IGNORECASE)  # a line on top, for Excel
+    top = filled[1 if mark and filled[1:] else 0]
     headers, reason = {}, ""
-    for delimiter in ",;\t":
+    for delimiter in mark[1] if mark else ",;\t":
         try:
             headers[delimiter] = [c.casefold() for c in _cells(lines[top], delimiter)]
         except ValueError as error:
@@ -133,20 +140,20 @@ def _misnamed(names: Sequence[str], unread: Sequence[str]) -> Iterable[str]:
 
 def _row(line: int, cells: Mapping[str, str], decimal_comma: bool, faults: Faults) -> Row:
     """A row from its cells by column (a column that the table lacks is a fault of the header)."""
-    for name in (*NEEDED, *OPTIONAL):
-        cell = cells.get(name, "")
+    for column in (*NEEDED, *OPTIONAL):
+        cell = cells.get(column, "")
         if len(cell) > LONGEST:
-            faults.append((line, f"{name}: {len(cell)} characters; at most {LONGEST} can be right"))
-        elif name in ("conversation", "utterance", "path") and cells.get(name) == "":
-            faults.append((line, f"{name}: is empty"))
-        elif cell.casefold() in NOTHING and name not in ("start", "end"):
-            faults.append((line, f"{name}: {cell!r} is no name; leave the cell empty where there is none"))
-        elif name == "split" and cell and cell.casefold() not in SPLITS:
+            faults.append((line, f"{column}: {len(cell)} characters; at most {LONGEST} can be right"))
+        elif column in ("conversation", "utterance", "path") and cells.get(column) == "":
+            faults.append((line, f"{column}: is empty"))
+        elif cell.casefold() in NOTHING and column not in ("start", "end"):
+            faults.append((line, f"{column}: {cell!r} is no name; leave the cell empty where there is none"))
+        elif column == "split" and cell and cell.casefold() not in SPLITS:
             faults.append((line, f"split: {cell!r} is none of {', '.join(SPLITS)}"))
     timed = bool(cells.get("start") or cells.get("end"))
     start, end = _times(line, cells, decimal_comma, faults) if timed else (None, None)
-    return Row(line, *(cells.get(n, "") for n in ("conversation", "utterance", "speaker")),
-               " ".join(cells.get("emotion", "").lower().split()), cells.get("path", ""), cells.get("session", ""),
+    return Row(line, *(name(cells.get(n, "")) for n in ("conversation", "utterance", "speaker")),
+               name(cells.get("emotion", "").lower()), cells.get("path", ""), name(cells.get("session", "")),
                SPLITS.get(cells.get("split", "").casefold(), cells.get("split", "")), timed, start, end)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..settings import Settings, UserError
+from ..settings import Settings, UserError, on_disk
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -60,7 +60,7 @@ def find(settings: Settings, name: str, default: str, *others: str) -> Checkpoin
 
     kind = getattr(transformers, name)
     source = settings.codes.source or default
-    folder = settings.home_path / Path(source).expanduser()
+    folder = on_disk(settings.home_path / Path(source).expanduser())
     needed = f"config.json, {''.join(f'{name}, ' for name in others)}model.safetensors"
     cure = f"put {needed} of {default} into a folder and give it as codes.source"
     if not folder.is_dir() and not HUB_ID.fullmatch(source):

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from .. import runs
-from ..settings import Settings, UserError
+from ..settings import Settings, UserError, on_disk
 from .checkpoint import HUB_ID, fetch, refused, sha256
 from .protocol import count, own, pieces, versions
 
@@ -87,7 +87,7 @@ def _weights(settings: Settings) -> tuple[Path, str]:
     given = settings.codes.source
     if not given:
         return _published(cure), PUBLISHED
-    path = settings.home_path / Path(given).expanduser()
+    path = on_disk(settings.home_path / Path(given).expanduser())
     if path.is_dir():
         return fetch(path, NAMES, cure), path.resolve().name
     if not path.is_file() and HUB_ID.fullmatch(given):
