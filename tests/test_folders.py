@@ -168,16 +168,19 @@ def test_what_is_not_used_is_listed(copy):
     assert sum(c.found for c in corpus.counts) == 48 - 2  # a_0 and c_0
 
 
-@pytest.mark.parametrize("kind", ["NFC", "NFD"])
-def test_names_are_read_in_one_form(copy, kind):
-    """As an unpacker of a Mac leaves them: speakers, emotions and ids are those of any other copy."""
-    for path in (copy / "anger").iterdir():
-        path.rename(path.with_name(unicodedata.normalize(kind, path.name.replace("a_", "André_"))))
-    (copy / "anger").rename(copy / unicodedata.normalize(kind, "ärger"))
-    corpus = load(copy, **{"source.speaker": unicodedata.normalize(kind, "^(Andr[é]|[^_])_")})
-    assert not corpus.skipped and "ärger" in corpus.emotions
-    assert "André" in {u.speaker for c in corpus.conversations for u in c.utterances}
-    assert corpus.key == load(copy, **{"source.speaker": "^(Andr[é]|[^_])_"}).key
+def test_names_are_read_in_one_form(copy):
+    """As an unpacker of a Mac leaves them (NFD): speakers, emotions and ids are those of any other copy."""
+    keys = set()
+    for kind in ("NFC", "NFD"):
+        folder = next(copy.glob("*ger"))
+        for path in folder.iterdir():
+            path.rename(path.with_name(unicodedata.normalize(kind, path.name.replace("a_", "André_"))))
+        folder.rename(copy / unicodedata.normalize(kind, "Ärger"))
+        corpus = load(copy, **{"source.speaker": unicodedata.normalize(kind, "^(Andr[é]|[^_])_")})
+        assert not corpus.skipped and "ärger" in corpus.emotions
+        assert "André" in {u.speaker for c in corpus.conversations for u in c.utterances}
+        keys.add(corpus.key)
+    assert len(keys) == 1
 
 
 def test_files_of_all_kinds_of_sound_are_heard(copy):

@@ -102,7 +102,7 @@ def _found(root: Path) -> tuple[dict[Path, str], list[Skipped]]:
             elif composed.printable(name) != plain(name):
                 skipped.append(Skipped(composed.printable(name), "has a name that is not UTF-8: rename it"))
             else:
-                found[path] = " ".join(composed.printable(entry.name).lower().split())
+                found[path] = " ".join(composed.printable(entry.name.lower()).split())
         if len(found) == before:
             skipped.append(Skipped(composed.printable(f"{entry.name}/"), "holds nothing named as sound is"))
     skipped += [Skipped(composed.printable(name), f"{number} file(s) not named as sound is")

@@ -1,8 +1,9 @@
 """A corpus of one's own: `manifest.csv` in the root folder, one row a turn, and the audio that its rows name.
 
 Columns in any order: `conversation, utterance, speaker, emotion, path`, and where wanted `start, end`, `session`,
-`split`; others are listed and not read. Commas, semicolons or tabs, UTF-8 (or UTF-16, marked); beside semicolons
-and tabs a decimal comma is understood; a cell stays on its line. What holds:
+`split`; others are listed and not read. Commas, semicolons or tabs (or what a line `sep=|` above says), UTF-8 (or
+UTF-16, marked); beside semicolons and tabs a decimal comma is understood; a cell stays on its line. Text becomes
+NFC, and blanks in names single. What holds:
 
 - `path` is absolute or starts at the manifest's folder. `emotion` is put in lower case; where it is empty the turn
   is heard and never scored. An empty `speaker` is unknown, and counts as one of its own in each conversation.

@@ -24,7 +24,7 @@ def common(conversations: Sequence[Conversation]) -> Iterator[str]:
         yield (f"Speakers with nearly one name count as several: {shown}. Write them alike if they are one, who "
                "may else stand on two sides of a fold.")
     lengths = Counter({u.audio: round(u.seconds, 3) for u in utterances}.values())
-    (length, alike), *_ = lengths.most_common(1)
+    length, alike = next(iter(lengths.most_common(1)), (0.0, 0))
     if alike >= ALIKE and 2 * alike >= lengths.total():
         yield (f"{alike} of {lengths.total()} clips last {length:.3f} s, no more and no less, as natural "
                "speech does not: they may have been cut or padded; compare them with the corpus' source.")

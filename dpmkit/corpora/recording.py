@@ -43,7 +43,7 @@ def prepare(settings: Settings, recordings: Iterable[Path | str], folder: Path |
     in it are relative to `folder` (on another drive of Windows absolute). Raises UserError where the file is
     there already, as it may hold labels, and for recordings that cannot be told apart by name.
     """
-    folder = Path(folder)
+    folder = on_disk(Path(folder))
     table = folder / "manifest.csv"
     _absent(table)
     named = _names(list(dict.fromkeys(_place(path) for path in recordings)))
