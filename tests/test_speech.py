@@ -64,7 +64,7 @@ def test_channels_are_averaged(tmp_path):
 VOICE, OTHER = np.random.default_rng(0).uniform(-0.4, 0.4, (2, 8_000))
 CHANNELS = {  # the channels of a file, and the one that is heard (None: their mean)
     "inverted": ((VOICE, -VOICE), 0), "inverted and softer": ((-0.8 * VOICE, VOICE), 1),
-    "inverted beside a constant": ((VOICE + 0.05, 0.05 - VOICE), 0),
+    "inverted beside a constant": ((VOICE + 0.2, 0.2 - VOICE), 0),
     "inverted, and noise of its own": ((VOICE, 0.1 * OTHER - VOICE), 1),
     "one empty": ((0 * VOICE, VOICE), None), "silence": ((0 * VOICE, 0 * VOICE), None),
     "a microphone each": ((VOICE, OTHER), None), "alike": ((VOICE, VOICE), None),

@@ -97,6 +97,12 @@ def test_half_of_what_says_how_long_it_is_is_a_fault(tmp_path, suffix):
     assert re.search("is not audio that can be decoded|is cut off", speech.fault(path))
 
 
+def test_a_file_that_ends_between_two_blocks_is_a_fault(tmp_path):
+    path = odd(tmp_path, ".wv", 4.0)
+    path.write_bytes(path.read_bytes()[:path.read_bytes().rindex(b"wvpk")])
+    assert "is cut off" in speech.fault(path)
+
+
 @pytest.mark.parametrize("suffix", [".al", ".ul", ".sw", ".raw", ".pcm", ""])
 def test_samples_without_a_header_are_no_sound(tmp_path, suffix):
     path = tmp_path / f"noise{suffix}"
