@@ -160,11 +160,11 @@ def page(made: Sequence[dict[str, Any]], root: Path, first: Sequence[str] = ()) 
     for record in made:
         groups.setdefault((f"{record['profile']}-{record['corpus']}", records.run_of(record)),
                           {})[record["kind"]] = record
-    lines += ["| run | notebooks | machine | commits |", "|---|---|---|---|"]
+    lines += ["| run | records | machine | commits |", "|---|---|---|---|"]
     for kinds in groups.values():
         machine = next(iter(kinds.values()))["machine"]
         lines.append(f"| {_title(next(iter(kinds.values())))} | {', '.join(kinds)} | {machine['processor']}, "
-                     f"{machine['threads']} threads, {machine['gpu'] or 'no GPU'} | "
+                     f"threads: {machine['threads']}, {machine['gpu'] or 'no GPU'} | "
                      f"{', '.join(dict.fromkeys(r['commit'] for r in kinds.values()))} |")
     lines += ["", *first]
     for (folder, run), kinds in groups.items():
@@ -225,7 +225,7 @@ def _benches(root: Path) -> list[str]:
                      "the other, over and over.")
             title, table = kind, summaries.stream_table(results)
         lines += [f"## Bench: {title} ({_setting(record)})", "", words, "", _markdown(table), "",
-                  f"Run on {machine['processor']}, {machine['threads']} threads, {machine['gpu'] or 'no GPU'}; "
+                  f"Run on {machine['processor']}, threads: {machine['threads']}, {machine['gpu'] or 'no GPU'}; "
                   f"commit {record['commit']}; {record['made']}. [Record](bench/{name})", ""]
     return lines
 
