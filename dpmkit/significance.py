@@ -13,7 +13,7 @@ from scipy.stats import binomtest, norm
 
 from . import metrics
 from .metrics import MEASURES, said, targets
-from .settings import EvaluationSettings
+from .settings import EvaluationSettings, Settings
 
 # The contrasts that are tested, (a, b): a less b, with what each asks. All else has intervals and no p.
 DECLARED = {
@@ -68,14 +68,22 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
 
 
 def scored(tables: dict[str, pd.DataFrame], protocol: str, emotions: tuple[str, ...],
-           how: EvaluationSettings) -> dict[str, Any]:
+           settings: Settings) -> dict[str, Any]:
     """All that a record holds of one protocol (`metrics.targets`): a row per method (`metrics.compare` with
-    `window`, and `WA_gain_speakers`, the interval over speakers), the declared contrasts, each method's details."""
-    chosen = {name: targets(t, protocol) for name, t in tables.items()}
+    `window`, and `WA_gain_speakers`, the interval over speakers), the declared contrasts, each method's details.
+
+    Conversations that share a memory are not independent: all intervals of such a row are over speakers (NaN with
+    fewer than ENOUGH of them).
+    """
+    chosen, how = {name: targets(t, protocol) for name, t in tables.items()}, settings.evaluation
+    shared = ("speaker-memory-kept", *(["dpm"] if settings.memory.scope == "speaker" else []))
     asked, first = (chosen, emotions, "window", how.bootstrap, how.confidence), next(iter(chosen.values()))
     rows, speakers = metrics.compare(*asked), first["speaker"].nunique()
     for row, other in zip(rows, metrics.compare(*asked, by="speaker"), strict=True):
         row["WA_gain_speakers"] = other["WA_gain_interval"] if speakers >= ENOUGH else None
+        if row["method"].startswith(shared):
+            row |= {key: other[key] if speakers >= ENOUGH else [math.nan] * 2 for key in row
+                    if key.endswith("_interval")}
     return {"targets": len(first), "conversations": first["conversation"].nunique(), "speakers": speakers,
             "methods": rows, "contrasts": contrasts(chosen, emotions, how.bootstrap, how.confidence),
             "per_emotion": {name: metrics.per_emotion(t, emotions) for name, t in chosen.items()},

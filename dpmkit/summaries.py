@@ -38,9 +38,9 @@ PAPER_TABLE_4 = {4096: (69.59, 72.07, 69.57), 32768: (72.85, 73.34, 75.58)}
 
 
 def methods_table(record: dict[str, Any], protocol: str) -> pd.DataFrame:
-    """The method table of a `methods` record as text: WA, UA, WF1 with intervals over conversations, the gain in WA
-    against `window` with both intervals, and what each row hears; rows that were not run say so. A row whose memory
-    several conversations share has the interval over speakers alone: its conversations are not independent."""
+    """The method table of a `methods` record as text: WA, UA, WF1 with intervals over conversations (over speakers
+    where conversations share a memory), the gain in WA against `window` with both intervals, and what each row
+    hears; rows that were not run say so."""
     results = record["results"]
     rows = {row["method"]: row for row in results["protocols"][protocol]["methods"]}
     out = []
@@ -49,20 +49,12 @@ def methods_table(record: dict[str, Any], protocol: str) -> pd.DataFrame:
         line = {"method": method, **({"group": listed["group"]} if "group" in listed else {})}
         line |= dict.fromkeys(MEASURES, "not run") | {"WA against window": "", "over speakers": ""}
         if row := rows.get(method):
-            shared = _shared(record, method)
-            line |= {m: _interval(row[m], None if shared else row[f"{m}_interval"]) for m in MEASURES}
+            line |= {m: _interval(row[m], row[f"{m}_interval"]) for m in MEASURES}
             if method != "window":
-                line["WA against window"] = _interval(row["WA_gain"], None if shared else row["WA_gain_interval"],
-                                                      "+.1f")
+                line["WA against window"] = _interval(row["WA_gain"], row["WA_gain_interval"], "+.1f")
                 line["over speakers"] = _range(row.get("WA_gain_speakers"))
         out.append(line | {"hears": listed["hears"]})
     return pd.DataFrame(out)
-
-
-def _shared(record: dict[str, Any], method: str) -> bool:
-    """Whether several conversations share a memory of this method, so that they are not independent."""
-    return method.startswith("speaker-memory-kept") or (method.startswith("dpm") and
-                                                        record["settings"].get("memory.scope") == "speaker")
 
 
 def contrasts_table(record: dict[str, Any], protocol: str) -> pd.DataFrame:
@@ -149,12 +141,12 @@ def quoted_table() -> pd.DataFrame:
                          for name, (wa, ua, wf1, meld) in PAPER_TABLE_2.items()]).astype(object).fillna("–")
 
 
-def _interval(middle: float, interval: Sequence[float] | None, form: str = ".1f") -> str:
-    return f"{middle:{form}} {_range(interval, form)}" if interval else f"{middle:{form}}"
+def _interval(middle: float, interval: Sequence[float | None], form: str = ".1f") -> str:
+    return f"{middle:{form}} {_range(interval, form)}"
 
 
-def _range(interval: Sequence[float] | None, form: str = "+.1f") -> str:
-    return f"[{interval[0]:{form}}, {interval[1]:{form}}]" if interval else "–"
+def _range(interval: Sequence[float | None] | None, form: str = "+.1f") -> str:
+    return f"[{interval[0]:{form}}, {interval[1]:{form}}]" if interval and None not in interval else "–"
 
 
 def _p(row: dict[str, Any]) -> str:
@@ -287,9 +279,9 @@ def verdict(record: dict[str, Any], protocol: str = "all-lengths") -> str:
     if not lines:
         return "This record has no declared contrasts: run notebook 03 again."
     groups = {r["method"]: r["group"] for r in record["results"].get("listed", [])}
-    lows = {m: [i[0] for i in (not _shared(record, m) and r["WA_gain_interval"], r["WA_gain_speakers"]) if i]
-            for m, r in rows.items() if groups.get(m) in ("method", "extension", "filter")}
-    better = [f"{m} {rows[m]['WA_gain']:+.1f}" for m, ends in lows.items() if ends and min(ends) > 0]
+    better = [f"{m} {r['WA_gain']:+.1f}" for m, r in rows.items()
+              if groups.get(m) in ("method", "extension", "filter")
+              and min(i[0] or 0 for i in (r["WA_gain_interval"], r["WA_gain_speakers"]) if i) > 0]
     lines += [f"Above the window by their intervals, untested: {', '.join(better)}."] if better else []
     if bounds := [f"{m} {r['WA']:.1f}" for m, r in rows.items() if groups.get(m) == "bound"]:
         lines += [f"WA of the bounds, given true labels: {', '.join(bounds)}; of the window "

@@ -40,7 +40,7 @@ def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, set
     record = {"corpus": "toy", "settings": settings.flat(), "results": {
         "listed": described.to_dict("records"), "losses": significance.losses(tables, settings.evaluation),
         "protocols": {"all-lengths": significance.scored(tables, "all-lengths", corpus.emotions,
-                                                         settings.evaluation)}}}
+                                                         settings)}}}
     assert {r["contrast"] for r in record["results"]["protocols"]["all-lengths"]["contrasts"]} == {
         f"{a} - {b}" for a, b in (*significance.DECLARED, significance.PART)}
     table = summaries.methods_table(record, "all-lengths").set_index("method")
@@ -55,7 +55,7 @@ def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, set
     assert set(tables) - set(fewer) == set(speakers.HEARS) and not fitted
     assert len(notes) == 1 and "speaker-memory" in notes[0] and "there are too few labels" in notes[0]
     record["results"]["protocols"]["all-lengths"] = significance.scored(fewer, "all-lengths", corpus.emotions,
-                                                                        settings.evaluation)
+                                                                        settings)
     table = summaries.methods_table(record, "all-lengths").set_index("method")
     assert (table.loc[list(speakers.HEARS), "WA"] == "not run").all() and "window" in summaries.verdict(record)
 

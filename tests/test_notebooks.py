@@ -89,7 +89,10 @@ def test_the_methods_record_is_complete(smoke):
     for protocol in ("all-lengths", "complete"):
         rows = record["results"]["protocols"][protocol]["methods"]
         assert {r["method"] for r in rows} == wanted
-        assert all(r["WA_interval"][0] <= r["WA"] <= r["WA_interval"][1] for r in rows)
+        # four speakers are too few for an interval over them, and kept memories have no other
+        assert {r["method"] for r in rows if None in r["WA_interval"]} == {m for m in wanted if "-kept" in m}
+        assert all(r["WA_interval"][0] <= r["WA"] <= r["WA_interval"][1] for r in rows
+                   if "-kept" not in r["method"])
         tested = record["results"]["protocols"][protocol]["contrasts"]
         assert {r["contrast"] for r in tested if 0 < r.get("p_holm", 0) <= 1} == {f"{a} - {b}" for a, b in DECLARED}
     assert all(listed[m]["hears"] for m in wanted)

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from dpmkit import metrics, significance
-from dpmkit.settings import EvaluationSettings
+from dpmkit.settings import EvaluationSettings, Settings
 from dpmkit.significance import DECLARED, contrasts, holm, losses, mcnemar, scored, smallest_effect
 
 EMOTIONS = ("neu", "hap")
+SETTINGS = Settings.of("smoke", {"evaluation.bootstrap": 300})
 shares = st.floats(0, 1)
 
 
@@ -182,7 +183,7 @@ def test_too_few_speakers_have_no_interval_and_single_targets_mcnemar_s_p():
     few = {m: t.assign(speaker=t["speaker"].map(lambda s: "ab"[int(s[1:]) % 2])) for m, t in answered().items()}
     rows = contrasts(few, EMOTIONS, 300)
     assert all(r["WA_speakers"] is None and r["WA_interval"] for r in rows)
-    part = scored(few, "all-lengths", EMOTIONS, EvaluationSettings(bootstrap=300))
+    part = scored(few, "all-lengths", EMOTIONS, SETTINGS)
     assert part["speakers"] == 2 and all(r["WA_gain_speakers"] is None for r in part["methods"])
     ends = {m: metrics.targets(t, "complete") for m, t in answered().items()}
     for row, (a, b) in zip(contrasts(ends, EMOTIONS, 300), DECLARED, strict=False):
@@ -192,7 +193,7 @@ def test_too_few_speakers_have_no_interval_and_single_targets_mcnemar_s_p():
 
 def test_a_protocol_s_part_of_a_record_has_both_intervals_of_every_method():
     tables = answered()
-    part = scored(tables, "all-lengths", EMOTIONS, EvaluationSettings(bootstrap=300))
+    part = scored(tables, "all-lengths", EMOTIONS, SETTINGS)
     assert (part["targets"], part["conversations"], part["speakers"]) == (400, 100, 10)
     assert part["contrasts"] == contrasts(tables, EMOTIONS, 300)
     over = metrics.compare(tables, EMOTIONS, "window", 300, by="speaker")
@@ -200,7 +201,7 @@ def test_a_protocol_s_part_of_a_record_has_both_intervals_of_every_method():
                                     strict=True):
         assert row == plain | {"WA_gain_speakers": speakers["WA_gain_interval"]}
     assert {*part["nll"]} == {*part["ece"]} == {*part["confusion"]} == {*tables}
-    assert scored(tables, "complete", EMOTIONS, EvaluationSettings(bootstrap=300))["targets"] == 100
+    assert scored(tables, "complete", EMOTIONS, SETTINGS)["targets"] == 100
 
 
 def test_what_a_memory_stores_is_its_own_loss_against_anothers_and_none():
@@ -221,6 +222,20 @@ def test_what_a_memory_stores_is_its_own_loss_against_anothers_and_none():
     assert low < 0 < high
     tuned = [got["dpm-tuned"][d]["mean"] for d in ("own - none", "swapped - none", "own - swapped")]
     assert tuned == pytest.approx(np.nanmean(learned) * np.array([-2, 1, -3]))
+
+
+def test_rows_whose_memory_conversations_share_have_intervals_over_speakers_alone():
+    kept, tables = "speaker-memory-kept", answered()
+    tables |= {kept: tables["speaker-memory"], f"{kept}-swapped": tables["speaker-memory-swapped"]}
+    plain, over = (metrics.compare(tables, EMOTIONS, "window", 300, by=by) for by in ("conversation", "speaker"))
+    for how, shared in ((SETTINGS, kept), (SETTINGS.replace("memory.scope", "speaker"), (kept, "dpm"))):
+        for row, one, other in zip(scored(tables, "all-lengths", EMOTIONS, how)["methods"], plain, over, strict=True):
+            wanted = other if row["method"].startswith(shared) else one
+            assert {k: v for k, v in row.items() if k != "WA_gain_speakers"} == wanted, row["method"]
+    few = {m: t.assign(speaker=t["speaker"].map(lambda s: "ab"[int(s[1:]) % 2])) for m, t in tables.items()}
+    rows = {r["method"]: r for r in scored(few, "all-lengths", EMOTIONS, SETTINGS)["methods"]}
+    assert np.isnan(rows[kept]["WA_interval"]).all()
+    assert not np.isnan(rows["speaker-memory"]["WA_interval"]).any()
 
 
 def simulated(n, discordant, points, repeats=20_000):
