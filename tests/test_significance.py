@@ -229,7 +229,8 @@ def test_rows_whose_memory_conversations_share_have_intervals_over_speakers_alon
     tables |= {kept: tables["speaker-memory"], f"{kept}-swapped": tables["speaker-memory-swapped"]}
     plain, over = (metrics.compare(tables, EMOTIONS, "window", 300, by=by) for by in ("conversation", "speaker"))
     for how, shared in ((SETTINGS, kept), (SETTINGS.replace("memory.scope", "speaker"), (kept, "dpm"))):
-        for row, one, other in zip(scored(tables, "all-lengths", EMOTIONS, how)["methods"], plain, over, strict=True):
+        rows = scored(tables, "all-lengths", EMOTIONS, how)["methods"]
+        for row, one, other in zip(rows, plain, over, strict=True):
             wanted = other if row["method"].startswith(shared) else one
             assert {k: v for k, v in row.items() if k != "WA_gain_speakers"} == wanted, row["method"]
     few = {m: t.assign(speaker=t["speaker"].map(lambda s: "ab"[int(s[1:]) % 2])) for m, t in tables.items()}
