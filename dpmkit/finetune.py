@@ -165,7 +165,7 @@ class _Trainer(Trainer):
         loader = DataLoader(self.eval_dataset, self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
         for piece in (p for batch in loader for p in self._pieces(self._prepare_inputs(batch))):
             out = self.model(**piece)
-            here = _counts(piece) if "l_a" in out else torch.full((2,), float(len(out["truth"])))
+            here = _counts(piece) if "l_a" in out else out["loss"].new_full((2,), len(out["truth"]))
             losses = torch.stack([out.get(name, out["loss"]).float() for name in ("l_a", "l_e")])
             sums, counts = sums + (here * losses).cpu(), counts + here.cpu()
             said.append(out["logits"].argmax(-1).cpu())
