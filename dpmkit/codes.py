@@ -7,7 +7,6 @@ file in `runs/codes/<key>/`, so that a killed run goes on with the parts that ar
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,11 +18,11 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from . import acoustics, runs, speech, tokenizers, video
+from . import runs, speech, tokenizers
 from .acoustics import pooled
 from .corpora import Clip, Corpus, Utterance, files
 from .settings import Settings, UserError
-from .tokenizers import FITTED, TOKENIZERS, Learner, Tokenizer, checkpoint, protocol
+from .tokenizers import FITTED, TOKENIZERS, Learner, Tokenizer, checkpoint
 
 __all__ = ["TOKENIZERS", "CorpusCodes", "make"]
 
@@ -52,31 +51,26 @@ def make(settings: Settings, corpus: Corpus) -> CorpusCodes:
     train = corpus.folds[settings.fold - 1].train if tokenizer.learns else ()
     asked = replace(settings.codes, source="", codebook_size=tokenizer.codebook_size,
                     frame_rate=tokenizer.frame_rate)
-    key = runs.key(asked, sorted(tokenizer.files.values()), corpus.key, train, _code(tokenizer))
-    folder = runs.folder(settings, "codes", key)
+    made = runs.artefact(settings, "codes", make, type(tokenizer), codes=asked, corpus=corpus.key, train=train,
+                         weights=sorted(tokenizer.files.values()))
     utterances = [u for c in corpus.conversations for u in c.utterances]
-    audio = _Audio(utterances)
-    if tokenizer.learns and not (folder / FITTED).is_file():
-        _fit(tokenizer, [u for c in corpus.select(train) for u in c.utterances], audio)
-        tokenizer.save(folder)
-    first = _once(utterances)
+    audio, first = _Audio(utterances), _once(utterances)
     ordered = sorted(first.values(), key=lambda u: (u.audio.path, u.audio.start))
-    heard = _encoded(tokenizer, ordered, audio, folder)
+    parts = [made.folder / f"part-{number:05d}.parquet" for number in range(-(-len(ordered) // CHUNK))]
+    with made.making(made.folder / "facts.json", *parts):
+        if tokenizer.learns and not (made.folder / FITTED).is_file():
+            _fit(tokenizer, [u for c in corpus.select(train) for u in c.utterances], audio)
+            tokenizer.save(made.folder)
+        heard = _encoded(tokenizer, ordered, audio, parts)
+        described = _described(tokenizer, made.folder)
     rows = {clip: heard[u.id] for clip, u in first.items()}
     codes = {u.id: rows[u.audio]["codes"].astype(np.int64) for u in utterances}
     seconds = sum(row["seconds"] for row in rows.values())
-    facts = _described(tokenizer, folder) | {
+    facts = described | {
         "utterances": len(utterances), "clips": len(rows), "hours": seconds / 3600,
         "codes": sum(len(c) for c in codes.values()),
         "real_time_factor": sum(row["spent"] for row in rows.values()) / seconds}
-    return CorpusCodes(key, codes, {u.id: rows[u.audio]["features"] for u in utterances}, facts)
-
-
-def _code(tokenizer: Tokenizer) -> str:
-    """The version of the code that makes these codes: this module, what it hears with, the tokenizer's own."""
-    names = {c.__module__ for c in type(tokenizer).__mro__ if c.__module__.startswith(tokenizers.__name__)}
-    return runs.code_version(sys.modules[__name__], acoustics, speech, video, checkpoint, protocol,
-                             *(sys.modules[name] for name in sorted(names)))
+    return CorpusCodes(made.key, codes, {u.id: rows[u.audio]["features"] for u in utterances}, facts)
 
 
 def _described(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
@@ -138,15 +132,14 @@ def _fit(tokenizer: Learner, utterances: Sequence[Utterance], audio: _Audio) -> 
     tokenizer.fit(tqdm(audio.waveforms(chosen), desc="tokenizer: fit", unit="clip", total=len(chosen)))
 
 
-def _encoded(tokenizer: Tokenizer, utterances: Sequence[Utterance], audio: _Audio, folder: Path
+def _encoded(tokenizer: Tokenizer, utterances: Sequence[Utterance], audio: _Audio, paths: Sequence[Path]
              ) -> dict[str, dict[str, Any]]:
     """Utterance id -> row of COLUMNS; parts that are missing or cannot be read are made."""
     chunks = [utterances[start:start + CHUNK] for start in range(0, len(utterances), CHUNK)]
-    paths = [folder / f"part-{number:05d}.parquet" for number in range(len(chunks))]
     parts = [_kept(path, [u.id for u in chunk]) for path, chunk in zip(paths, chunks, strict=True)]
     todo = [u for part, chunk in zip(parts, chunks, strict=True) if part is None for u in chunk]
     if todo:
-        tokenizer.load(folder)
+        tokenizer.load(paths[0].parent)
     waveforms = audio.waveforms(todo)  # one for all parts: a recording of hours is decoded once
     with tqdm(desc="tokenizer: encode", unit="clip", total=len(utterances), initial=len(utterances) - len(todo),
               disable=not todo) as bar:

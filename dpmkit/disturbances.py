@@ -12,7 +12,6 @@ diarisation: methods that ask who speaks are told so from the truth, whatever th
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -102,23 +101,24 @@ def disturbed(settings: Settings, corpus: Corpus, spoken: CorpusCodes, conversat
     where there is nobody else, a tokenizer that is not the one of `spoken`, or where silero-vad is missing.
     """
     silero = [settings.segments, *(d.version for d in metadata.distributions(name="silero-vad"))]
-    key = runs.key(spoken.key, disturbance, settings.seed, settings.fold,
-                   silero if disturbance.kind == "silero" else None,
-                   runs.code_version(sys.modules[__name__], segments, speech))
-    folder, tokenizer = runs.folder(settings, "disturbed", key), None
+    made, tokenizer = runs.artefact(
+        settings, "disturbed", disturbed, codes=spoken.key, disturbance=disturbance, seed=settings.seed,
+        fold=settings.fold, silero=silero if disturbance.kind == "silero" else None,
+        voices=corpus.folds[settings.fold - 1] if disturbance.kind == "babble" else None), None
     found, codes, features, weights = [], {}, {}, {}
     for c in tqdm(conversations, desc=f"{disturbance.kind} {disturbance.level:g}", unit="conversation"):
-        path = folder / f"{runs.key(c.id, [[u.id, u.speaker, u.start] for u in c.utterances])}.parquet"
+        path = made.folder / f"{runs.key(c.id, [[u.id, u.speaker, u.start] for u in c.utterances])}.parquet"
         part = None
-        with suppress(OSError, ValueError):  # absent, or damaged: pyarrow's errors are ValueErrors
-            part = pd.read_parquet(path)
-        if part is None:
-            if tokenizer is None:
-                tokenizer = tokenizers.create(settings)
-                tokenizer.load(runs.folder(settings, "codes", spoken.key))
-            part = _part(settings, corpus, c, disturbance, tokenizer)
-            with runs.atomic(path) as temporary:
-                part.to_parquet(temporary, index=False)
+        with made.making(path):
+            with suppress(OSError, ValueError):  # absent, or damaged: pyarrow's errors are ValueErrors
+                part = pd.read_parquet(path)
+            if part is None:
+                if tokenizer is None:
+                    tokenizer = tokenizers.create(settings)
+                    tokenizer.load(runs.folder(settings, "codes", spoken.key))
+                part = _part(settings, corpus, c, disturbance, tokenizer)
+                with runs.atomic(path) as temporary:
+                    part.to_parquet(temporary, index=False)
         utterances, seconds = [], [{} for _ in c.utterances]
         for number, row in enumerate(part.itertuples()):
             utterances.append(u := Utterance(f"{c.id}#{number:05d}", row.speaker, row.start, row.end, None,
@@ -130,7 +130,7 @@ def disturbed(settings: Settings, corpus: Corpus, spoken: CorpusCodes, conversat
             weights[u.id] = {i: overlap / sum(overlaps.values()) for i, overlap in overlaps.items()}
         if utterances:
             found.append(Conversation(c.id, c.session, tuple(utterances)))
-    return Disturbed(runs.key(key, [c.id for c in conversations]), tuple(found), codes, features, weights)
+    return Disturbed(runs.key(made.key, [c.id for c in conversations]), tuple(found), codes, features, weights)
 
 
 def returned(table: pd.DataFrame, disturbed: Disturbed, conversations: Sequence[Conversation],

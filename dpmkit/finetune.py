@@ -10,7 +10,6 @@ import contextlib
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,13 +23,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
-from . import backbones, dialogues, estimate, runs, sllm, vocabulary
+from . import backbones, estimate, runs
 from .codes import CorpusCodes
 from .corpora import Corpus
 from .dialogues import Dialogues, collate_sequences
 from .runs import device
 from .settings import FinetuneSettings, Settings, UserError
-from .sllm import EmotionSLLM
+from .sllm import CARD, EmotionSLLM
 
 
 @dataclass(frozen=True)
@@ -46,32 +45,45 @@ class Finetuned:
 
 def train(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> Finetuned:
     """The SLLM fine-tuned on the training conversations of `settings.fold` (paper, 'Emotion SLLM')."""
-    key = runs.key(codes.key, settings.fold, settings.seed, settings.backbone, settings.finetune,
-                   settings.memory.history_emotions,
-                   runs.code_version(backbones, sllm, vocabulary, dialogues, sys.modules[__name__]))
-    folder = runs.folder(settings, "sllm", key)
-    done = folder / "sllm"
-    log = folder / "history.json"
-    if not (done / sllm.CARD).is_file():
-        fold = corpus.folds[settings.fold - 1]
-        if settings.backbone.source:
+    if runs.world() > 1:
+        PartialState(cpu=device(settings).type == "cpu")
+    origin = backbones.origin(settings.backbone.source)
+    made = runs.artefact(
+        settings, "sllm", _trained, codes=codes.key, fold=settings.fold, seed=settings.seed,
+        backbone=replace(settings.backbone, source=origin["sha256"] or origin["source"]),
+        finetune=keyed(settings.finetune), history_emotions=settings.memory.history_emotions)
+    done, log = made.folder / "sllm", made.folder / "history.json"
+    with made.making(done / CARD, log, together=True) as absent:
+        if absent and settings.backbone.source:
             estimate.told(settings, corpus, codes)
-        backbone = replace(settings.backbone, source=backbones.fetched(settings))
-        model = EmotionSLLM.create(backbone, settings.finetune, codes.facts["codebook_size"], corpus.emotions,
-                                   settings.seed)
-        data = [Dialogues(model, corpus.select(ids), codes.codes, corpus.emotions, settings, moving)
-                for ids, moving in ((fold.train, True), (fold.validation, False))]
-        history = fit(model, *data, collate_sequences(model.vocabulary.end), settings.finetune, folder,
-                      settings)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        if PartialState().is_main_process:
-            runs.write_json(log, {"history": history, "trained_parameters": trained})
-            model.save(done, codes.facts)
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        PartialState().wait_for_everyone()
+        if absent:
+            _trained(settings, corpus, codes, origin, done, log)
     facts = json.loads(log.read_text(encoding="utf-8"))
-    loaded = EmotionSLLM.load(done, codes.facts["codebook_size"], corpus.emotions).to(device(settings))
-    return Finetuned(loaded, key, done, facts["history"], facts["trained_parameters"])
+    loaded = EmotionSLLM.load(done, codes.facts["codebook_size"], corpus.emotions, settings.home_path)
+    return Finetuned(loaded.to(device(settings)), made.key, done, facts["history"], facts["trained_parameters"])
+
+
+def keyed(tune: FinetuneSettings) -> FinetuneSettings:
+    """As it enters a key: a step of several processes is one of a larger batch."""
+    return replace(tune, batch=tune.batch * runs.world())
+
+
+def _trained(settings: Settings, corpus: Corpus, codes: CorpusCodes, origin: dict[str, str], done: Path,
+             log: Path) -> None:
+    fold = corpus.folds[settings.fold - 1]
+    backbone = replace(settings.backbone, source=backbones.again(origin, settings.home_path))
+    model = EmotionSLLM.create(backbone, settings.finetune, codes.facts["codebook_size"], corpus.emotions,
+                               settings.seed)
+    model.origin = origin
+    data = [Dialogues(model, corpus.select(ids), codes.codes, corpus.emotions, settings, moving)
+            for ids, moving in ((fold.train, True), (fold.validation, False))]
+    history = fit(model, *data, collate_sequences(model.vocabulary.end), settings.finetune, done.parent, settings)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if PartialState().is_main_process:
+        runs.write_json(log, {"history": history, "trained_parameters": trained})
+        model.save(done, codes.facts)
+        shutil.rmtree(done.parent / "checkpoints", ignore_errors=True)
+    PartialState().wait_for_everyone()
 
 
 def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate: Callable,

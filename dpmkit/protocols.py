@@ -26,8 +26,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from . import filtering, history, lora, memory, optimizer, runs, sllm, vocabulary
-from . import prefix as prefixes
+from . import runs
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus, Fold
 from .corpora.dynamics import emotion_prior, transition_matrix
@@ -111,19 +110,19 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     spoken = _by_speaker(conversations) if how.writes and asked.scope == "speaker" else conversations
     donors = donors_of(spoken, how.donor) if how.donor in ("stranger", "speaker") else {}
     inertia = _inertia(asked, corpus, fold) if how.writes else None
-    key = runs.key(tuned.key, method, asked if how.writes else [how.prefix, asked.prefix, asked.history_emotions],
-                   settings.seed, split, [c.id for c in conversations], inertia and [a.tolist() for a in inertia],
-                   runs.code_version(sllm, vocabulary, lora, prefixes, history, optimizer, filtering, memory,
-                                     sys.modules[__name__]))
-    folder = runs.folder(settings, "predictions", key)
+    made = runs.artefact(
+        settings, "predictions", predict, sllm=tuned.key, method=method, seed=settings.seed, split=split,
+        memory=asked if how.writes else [how.prefix, asked.prefix, asked.history_emotions],
+        conversations=[c.id for c in conversations], inertia=inertia and [a.tolist() for a in inertia])
     # Longest first, so that no stream is left alone with a long one; the order does not depend on the caller's. In
     # groups, as a group heard again after a kill has the same company, and so the same bits.
     queue = sorted(spoken, key=lambda c: (-len(c.utterances), c.id))
     streams = settings.evaluation.streams
     groups = [queue[start:start + GROUP * streams] for start in range(0, len(queue), GROUP * streams)]
-    parts = [folder / f"{runs.key([c.id for c in group])}.parquet" for group in groups]
+    parts = [made.folder / f"{runs.key([c.id for c in group])}.parquet" for group in groups]
     shared = (tuned.sllm, codes.codes, corpus.emotions, settings.memory, method, donors, settings.seed, inertia)
-    with tqdm(total=sum(len(c.utterances) for c in queue), desc=f"{method} ({split})", unit="utt") as bar:
+    with made.making(*parts), tqdm(total=sum(len(c.utterances) for c in queue), desc=f"{method} ({split})",
+                                   unit="utt") as bar:
         bar.update(sum(len(c.utterances) for group, part in zip(groups, parts, strict=True) if part.is_file()
                        for c in group))
         for group, part in zip(groups, parts, strict=True):

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +25,7 @@ PACKAGES = ("dpmkit", "torch", "transformers", "peft", "accelerate", "torchaudio
             "scikit-learn", "papermill", "espeakng-loader", "soundfile", "av", "silero-vad", "s3tokenizer")
 # What may differ between two equal runs: when, how fast, from which commit.
 TIMED = frozenset({"made", "seconds", "commit", "cost", "real_time_factor", "machine", "bench", "peak_bytes",
-                   "seconds_a_sentence", "seconds_an_hour", "protocol_seconds", "crossings"})
+                   "origins", "seconds_a_sentence", "seconds_an_hour", "protocol_seconds", "crossings"})
 
 
 # The committed results, absent where the package alone is installed; a user's own stand in `Settings.own_path`.
@@ -40,10 +39,14 @@ def path(settings: Settings, kind: str) -> Path:
 
 def save(settings: Settings, kind: str, results: dict[str, Any], inputs: dict[str, str], seconds: float) -> Path:
     """Write a record; `inputs` are the keys of the artefacts that it was made from, `seconds` the wall time of the
-    notebook (short where artefacts were reused). Returns its path."""
+    notebook (short where artefacts were reused); `origins` says which packages, machine and commit made each of
+    them, where these were not the record's own. Returns its path."""
     if kind not in KINDS:
         raise ValueError(f"record kind {kind!r} is not known; choose one of {', '.join(KINDS)}")
-    runs.write_json(path(settings, kind), _record(settings, kind, results, seconds) | {"inputs": inputs})
+    record = _record(settings, kind, results, seconds)
+    origins = {name: {k: v for k, v in runs.made(settings, key).items() if v != record[k]}
+               for name, key in inputs.items()}
+    runs.write_json(path(settings, kind), record | {"inputs": inputs, "origins": origins})
     return path(settings, kind)
 
 
@@ -63,8 +66,7 @@ def _record(settings: Settings, kind: str, results: dict[str, Any], seconds: flo
     return {"kind": kind, "profile": settings.profile, "corpus": settings.corpus, "fold": settings.fold,
             "seed": settings.seed, "run": settings.run_name,
             "changed": _plain({name: flat[name] for name in settings.changed}),
-            "results": _plain(results), "settings": _plain(flat),
-            "packages": dict(_versions()),
+            "results": _plain(results), "settings": _plain(flat), "packages": packages(),
             "machine": machine(), "commit": commit(), "seconds": round(seconds, 1),
             "made": datetime.now(UTC).isoformat(timespec="seconds")}
 
@@ -156,10 +158,13 @@ def commit() -> str:
         return "unknown"
 
 
-def _versions() -> Iterator[tuple[str, str]]:
+def packages() -> dict[str, str]:
+    """The versions of PACKAGES, less extras that are not installed."""
+    found = {}
     for name in PACKAGES:
-        with suppress(importlib.metadata.PackageNotFoundError):  # an extra that is not installed
-            yield name, importlib.metadata.version(name)
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _plain(value: Any) -> Any:

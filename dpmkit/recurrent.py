@@ -7,7 +7,6 @@ conversation from its end, too: it hears the future, and stands beside streaming
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -89,10 +88,9 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, split: str =
     """
     shape = settings.recurrent
     tune = replace(settings.finetune, lr=shape.lr, epochs=shape.epochs, batch=shape.batch)
-    key = runs.key(codes.key, settings.fold, settings.seed, shape, tune, bidirectional,
-                   runs.code_version(sys.modules[__name__], finetune))
-    folder = runs.folder(settings, "recurrent", key)
-    weights = folder / "recurrent.safetensors"
+    made = runs.artefact(settings, "recurrent", predict, codes=codes.key, fold=settings.fold, seed=settings.seed,
+                         recurrent=shape, finetune=finetune.keyed(tune), bidirectional=bidirectional)
+    weights = made.folder / "recurrent.safetensors"
     fold = corpus.folds[settings.fold - 1]
     features = _standardised(codes.features, corpus.select(fold.train))
     data = [_Heard([c for c in corpus.select(ids) if any(u.emotion for u in c.utterances)], features,
@@ -100,9 +98,9 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, split: str =
     asked = _Heard(corpus.select(getattr(fold, split)), features, corpus.emotions)
     torch.manual_seed(settings.seed)
     model = Recurrent(asked[0][0].shape[1], len(corpus.emotions), shape, bidirectional)
-    with runs.one_thread():
-        if not weights.is_file():
-            finetune.fit(model, *data, _collate, tune, folder, settings)
+    with runs.one_thread(), made.making(weights, together=True) as absent:
+        if absent:
+            finetune.fit(model, *data, _collate, tune, made.folder, settings)
             with runs.atomic(weights) as temporary:
                 save_file(model.cpu().state_dict(), temporary)
         model.load_state_dict(load_file(weights))

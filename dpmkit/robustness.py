@@ -33,17 +33,20 @@ def measured(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fine
     with suppress(NotFitted):
         model, power, _ = speakers.fitted(settings, corpus, codes, tuned)
         methods = (*METHODS, "speaker-memory")
+        speaker = runs.key(settings.speaker, power, {name: array.tolist() for name, array in vars(model).items()})
     for disturbance in asked:
         changed = disturbances.disturbed(settings, corpus, codes, conversations, disturbance)
         tables = {}
         for method in methods:
-            key = runs.key(changed.key, tuned.key, method, settings.memory, settings.speaker, power, settings.seed,
-                           runs.code_version(protocols, speakers, disturbances))
-            path = runs.folder(settings, "robustness", key) / "answers.parquet"
-            if not path.is_file():
-                table = _heard(settings, changed, corpus, tuned, model, power, method)
-                with runs.atomic(path) as temporary:
-                    table.to_parquet(temporary, index=False)
+            made = runs.artefact(
+                settings, "robustness", _heard, disturbed=changed.key, sllm=tuned.key, method=method,
+                memory=settings.memory, seed=settings.seed, speaker=speaker if method == "speaker-memory" else None)
+            path = made.folder / "answers.parquet"
+            with made.making(path) as absent:
+                if absent:
+                    table = _heard(settings, changed, corpus, tuned, model, power, method)
+                    with runs.atomic(path) as temporary:
+                        table.to_parquet(temporary, index=False)
             tables[method] = disturbances.returned(pd.read_parquet(path), changed, conversations, corpus.emotions,
                                                    prior)
         scored = metrics.compare({m: metrics.targets(t, "all-lengths") for m, t in tables.items()}, corpus.emotions,

@@ -1,48 +1,49 @@
-"""Artefacts of a run: where each one lies, when it may be reused, and how it is written.
+"""Artefacts of a run: where each one lies, when it may be reused, who makes it, and how it is written.
 
 Every stage (corpus, codes, SLLM, predictions, …) owns a folder `runs/<stage>/<key>/`. The key is a hash of the
-settings that the stage reads, the keys of what it was made from, and the code of the modules that make it, so
-that an artefact is reused exactly when it would come out the same. Writes are atomic: a kill or a full disk
-leaves the old file or none.
+settings that the stage reads, the keys of what it was made from, and the code that makes it (`sources`), so that an
+artefact is reused exactly when it would come out the same. `made.json` beside it says all this in words, with the
+packages, machine and commit that made it. Of two processes that want one artefact, one waits for the other. Writes
+are atomic: a kill or a full disk leaves the old file or none.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
 import json
 import os
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from . import sources
 from .settings import Settings, UserError
 
 if TYPE_CHECKING:
     import torch
 
 
-def code_version(*modules: ModuleType) -> str:
-    """A hash of the modules' syntax trees: comments and layout do not count, anything else does."""
-    trees = [ast.dump(ast.parse(Path(m.__file__).read_text(encoding="utf-8"))) for m in modules]
-    return hashlib.sha256("\n".join(trees).encode()).hexdigest()[:12]
-
-
 def key(*parts: Any) -> str:
     """A short hash of settings (dataclasses), upstream keys and plain values."""
+    return hashlib.sha256(_text(parts).encode()).hexdigest()[:12]
+
+
+def _text(value: Any) -> str:
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             return dataclasses.asdict(value)
         raise TypeError(f"cannot hash {type(value).__name__}")
 
-    text = json.dumps(parts, sort_keys=True, default=plain)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return json.dumps(value, sort_keys=True, default=plain)
 
 
 def folder(settings: Settings, stage: str, stage_key: str) -> Path:
@@ -53,6 +54,92 @@ def folder(settings: Settings, stage: str, stage_key: str) -> Path:
     except OSError as error:
         raise UserError(f"cannot make {path}: {error.strerror}; give a writable folder as home=…") from error
     return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Artefact:
+    """A stage's folder, its key, and by name what the key is a hash of."""
+
+    stage: str
+    key: str
+    folder: Path
+    inputs: dict[str, Any]
+
+    @contextmanager
+    def making(self, *files: Path, together: bool = False) -> Iterator[bool]:
+        """Whether one of these files of the artefact is absent; then the block makes them, and no other process
+        does so meanwhile: one that comes later waits, and finds them made. Of a run of several processes that make
+        them `together` the main one holds the lock; else each asks for it. UserError for a folder that is
+        read-only."""
+        many = together and world() > 1
+        if not many and all(file.is_file() for file in files):
+            yield False
+            return
+        lock = FileLock(self.folder / ".lock")
+        try:
+            first = _locked(self, lock, many)
+            absent = not all(file.is_file() for file in files)
+            if absent and first:
+                write_json(self.folder / "made.json", {
+                    "stage": self.stage, "key": self.key, **_origin(), "inputs": json.loads(_text(self.inputs)),
+                    "made": datetime.now(UTC).isoformat(timespec="seconds")})
+            yield absent
+        finally:
+            lock.release()
+
+
+def artefact(settings: Settings, stage: str, *makers: Callable, **inputs: Any) -> Artefact:
+    """The artefact of a stage that these functions and classes make from these inputs."""
+    inputs["code"] = sources.version(*makers)
+    stage_key = key(stage, inputs)
+    return Artefact(stage, stage_key, folder(settings, stage, stage_key), inputs)
+
+
+def made(settings: Settings, stage_key: str) -> dict[str, Any]:
+    """`packages`, `machine` and `commit` that made the artefact of a key; nothing where none is kept under it."""
+    with suppress(StopIteration, OSError, ValueError):
+        found = next((settings.home_path / "runs").glob(f"*/{stage_key}/made.json"))
+        return {name: value for name, value in json.loads(found.read_text(encoding="utf-8")).items()
+                if name in ("packages", "machine", "commit")}
+    return {}
+
+
+def world() -> int:
+    """Processes of this run, as torchrun counts them."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _locked(artefact: Artefact, lock: FileLock, many: bool) -> bool:
+    """Wait for the lock of an artefact; whether this process holds it, and not only the main one of `many`."""
+    main, told = True, False
+    if many:
+        from accelerate import PartialState
+        from accelerate.utils import broadcast_object_list
+
+        main = PartialState().is_main_process
+    while True:
+        got = [False]
+        try:
+            if main:
+                lock.acquire(timeout=60 if told else 0, poll_interval=0.2)
+                got = [True]
+        except Timeout:
+            pass
+        except OSError as error:
+            raise UserError(f"cannot write into {artefact.folder}: {error.strerror}; give a writable folder as "
+                            "home=…") from error
+        if (broadcast_object_list(got) if many else got)[0]:  # in steps: a barrier of hours would be given up
+            return main
+        if main and not told:
+            print(f"waiting for another process that makes {artefact.folder}", file=sys.stderr, flush=True)
+        told = True
+
+
+@cache
+def _origin() -> dict[str, Any]:
+    from . import records
+
+    return {"packages": records.packages(), "machine": records.machine(), "commit": records.commit()}
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from . import backbones
-from .settings import BackboneSettings, FinetuneSettings, UserError
+from .settings import BackboneSettings, FinetuneSettings, Settings, UserError
 from .vocabulary import NewRows, Vocabulary
 
 CARD = "dpmkit.json"  # what a transformers folder does not say: vocabulary, window, codes
@@ -42,6 +42,7 @@ class EmotionSLLM(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.loss_vocabulary = "all"  # of L_a in training
         self.texts = None  # the text tokenizer with the new tokens, where there is one
+        self.origin: dict[str, str] | None = None  # `backbones.origin` of an adapter's backbone; None: of `source`
 
     @classmethod
     def create(cls, backbone: BackboneSettings, finetune: FinetuneSettings, codebook_size: int,
@@ -240,8 +241,9 @@ class EmotionSLLM(nn.Module):
     # -- on disk -------------------------------------------------------------------------------------------
 
     def save(self, folder: Path, codes: dict) -> None:
-        """A transformers folder (`AutoModelForCausalLM.from_pretrained(folder)`) plus `dpmkit.json`; for a
-        PEFT model the adapter, with its resized backbone beside it. `codes` says which speech tokenizer it hears.
+        """A transformers folder (`AutoModelForCausalLM.from_pretrained(folder)`) plus `dpmkit.json`; for a PEFT
+        model the adapter alone, and in `dpmkit.json` which backbone it is of. `codes` says which speech tokenizer
+        it hears.
 
         Written into a temporary folder first, so that `folder` is whole or absent.
         """
@@ -249,13 +251,13 @@ class EmotionSLLM(nn.Module):
         temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
         try:
             temporary.mkdir(parents=True)
+            card = {"vocabulary": asdict(self.vocabulary), "window": self.window, "codes": codes}
             if hasattr(self.model, "peft_config"):
-                self._save_adapter(temporary, folder)
+                card["backbone"] = self._save_adapter(temporary)
             else:
                 self.model.save_pretrained(temporary)
             if self.texts is not None:
                 self.texts.save_pretrained(temporary)
-            card = {"vocabulary": asdict(self.vocabulary), "window": self.window, "codes": codes}
             (temporary / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
@@ -266,23 +268,23 @@ class EmotionSLLM(nn.Module):
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def _save_adapter(self, temporary: Path, folder: Path) -> None:
-        # PEFT keeps the adapter and the new token rows; the backbone with room for those rows is saved beside
-        # them, so that the folder needs nothing else.
-        self.model.peft_config["default"].base_model_name_or_path = str(folder / "backbone")
-        self.model.save_pretrained(temporary, save_embedding_layers=False)
-        backbone = backbones.load(self.source, str(self.causal_lm.dtype).removeprefix("torch."),
-                                  self.causal_lm.config.num_hidden_layers)
-        backbones.widen(backbone, self.vocabulary.size)
-        backbone.save_pretrained(temporary / "backbone")
+    def _save_adapter(self, folder: Path) -> dict:
+        """PEFT's adapter with the new token rows, and which backbone `load` has to find again for it."""
+        origin = self.origin or backbones.origin(self.source)
+        self.model.peft_config["default"].base_model_name_or_path = origin["source"]
+        self.model.save_pretrained(folder, save_embedding_layers=False)
+        return {**origin, "layers": self.causal_lm.config.num_hidden_layers,
+                "dtype": str(self.causal_lm.dtype).removeprefix("torch.")}
 
     @classmethod
     def load(cls, folder: Path | str, codebook_size: int | None = None,
-             emotions: tuple[str, ...] | None = None) -> EmotionSLLM:
+             emotions: tuple[str, ...] | None = None, home: Path | None = None) -> EmotionSLLM:
         """The SLLM that `save` wrote, in a folder or a repository of a hub (`owner/name`); in eval mode, frozen.
+        The backbone of an adapter is found again where it came from: a local folder, a hub at the same commit, or a
+        wheel, unpacked below `home` (None: as `Settings.home_path`).
 
-        Raises UserError where there is no such SLLM, or it was trained on another codebook or label set than the
-        ones asked for.
+        Raises UserError where there is no such SLLM, it was trained on another codebook or label set than the ones
+        asked for, or its backbone is gone or another.
         """
         folder = backbones.downloaded(str(folder))
         try:
@@ -299,8 +301,13 @@ class EmotionSLLM(nn.Module):
             raise UserError(f"the SLLM in {folder} answers with {', '.join(vocabulary.emotions)}, not with "
                             f"{', '.join(emotions)}: train anew for this label set")
         if (folder / "adapter_config.json").is_file():
-            model = backbones.adapted(backbones.load(str(folder / "backbone"), "auto"), folder)
-            sllm = cls(model, vocabulary, window, source=str(folder / "backbone"))
+            known = card["backbone"]
+            origin = {name: known[name] for name in ("source", "sha256")}
+            source = backbones.again(origin, home or Settings().home_path)
+            model = backbones.load(source, known["dtype"], known["layers"])
+            backbones.widen(model, vocabulary.size)
+            sllm = cls(backbones.adapted(model, folder), vocabulary, window, source=source)
+            sllm.origin = origin
         else:
             sllm = cls(backbones.load(str(folder), "auto"), vocabulary, window)
         if (folder / "tokenizer.json").is_file():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
-from . import protocols, runs, sllm
+from . import protocols, runs
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus
 from .corpora.dynamics import emotion_prior, transition_matrix
@@ -185,12 +184,13 @@ def _heard(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetu
            split: str) -> tuple[pd.DataFrame, np.ndarray]:
     """The utterances of a split in order, and their states, (utterances, hidden): kept in runs/states/<key>/."""
     table = _listed(corpus.select(getattr(corpus.folds[settings.fold - 1], split)))
-    key = runs.key(tuned.key, list(table["utterance"]), runs.code_version(sllm, sys.modules[__name__]))
-    path = runs.folder(settings, "states", key) / "states.safetensors"
-    if not path.is_file():
-        states = _states(tuned, codes.codes, table["utterance"], f"states ({split})")
-        with runs.atomic(path) as temporary:
-            save_file({"states": states}, temporary)
+    made = runs.artefact(settings, "states", _states, sllm=tuned.key, utterances=runs.key(list(table["utterance"])))
+    path = made.folder / "states.safetensors"
+    with made.making(path) as absent:
+        if absent:
+            states = _states(tuned, codes.codes, table["utterance"], f"states ({split})")
+            with runs.atomic(path) as temporary:
+                save_file({"states": states}, temporary)
     return table, load_file(path)["states"]
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import json
 import multiprocessing
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -161,16 +160,16 @@ def render(folder: Path, conversation: Plan) -> str:
 def load(settings: Settings) -> Corpus:
     """The corpus, synthesised first where `runs/corpus/<key>/` lacks it; folds leave one session out, so that no
     speaker stands in two splits."""
-    code = runs.code_version(sys.modules[__name__], espeak, texts, dynamics, speech)
-    key = runs.key("demo", settings.conversation, code, metadata.version("espeakng-loader"))
-    folder = runs.folder(settings, "corpus", key)
-    manifest, plans = folder / "manifest.csv", plan(settings.conversation)
-    if not (manifest.is_file() and all((folder / f"{p.id}.wav").is_file() for p in plans)):
-        synthesise(folder, plans)
-        _write_manifest(manifest, plans)
+    plans, made = plan(settings.conversation), runs.artefact(
+        settings, "corpus", load, conversation=settings.conversation, espeak=metadata.version("espeakng-loader"))
+    manifest = made.folder / "manifest.csv"
+    with made.making(manifest, *(made.folder / f"{p.id}.wav" for p in plans)) as absent:
+        if absent:
+            synthesise(made.folder, plans)
+            _write_manifest(manifest, plans)
     conversations = _read_manifest(manifest)
     folds = composed.leave_one_session_out(conversations)
-    return Corpus("demo", conversations, dynamics.EMOTIONS, folds, (), key)
+    return Corpus("demo", conversations, dynamics.EMOTIONS, folds, (), made.key)
 
 
 def synthesise(folder: Path, plans: Sequence[Plan], workers: int = WORKERS) -> None:

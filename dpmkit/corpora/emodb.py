@@ -8,14 +8,13 @@ leave one session out.
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
 
-from .. import runs, speech
+from .. import runs, sources
 from ..settings import Settings, UserError
-from . import composed, conversation, dynamics, files
+from . import composed, dynamics, files
 from .conversation import Clip, Corpus, Count, Skipped, Utterance
 
 NAME = re.compile(r"(?P<speaker>\d\d)(?P<text>[ab]\d\d)(?P<emotion>[WLEAFTN])(?P<version>[a-z])\.wav")
@@ -41,8 +40,8 @@ def load(settings: Settings) -> Corpus:
                         "test apart: copy the whole corpus there")
     sessions = {"-".join(pair): [u for u in utterances if u.speaker in pair] for pair in pairs}
     conversations = composed.compose(sessions, settings.conversation)
-    code = runs.code_version(sys.modules[__name__], composed, dynamics, conversation, files, speech)
-    key = runs.key("emodb", settings.conversation, hashes, [[s.item, s.reason] for s in skipped], code)
+    key = runs.key("emodb", settings.conversation, hashes, [[s.item, s.reason] for s in skipped],
+                   sources.version(load))
     notes = (composed.note(conversations, len(hashes), "acted recordings"),
              "With two speakers a session, the swapped control's other conversation is of the same speakers.")
     found = Counter(u.emotion for u in utterances)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .. import runs, speech, video
+from .. import runs, speech
 from ..settings import Settings, UserError
 
 SEEN: dict[Path, tuple[int, int]] = {}  # size and time of change of every file that a load of this process heard
@@ -38,8 +37,8 @@ class File:
 def survey(settings: Settings, root: Path, paths: Iterable[Path]) -> Mapping[Path, File]:
     """What became of each of `paths`, which lie below `root`; one that is missing has a fault, too."""
     paths = list(dict.fromkeys(paths))
-    code = runs.code_version(sys.modules[__name__], speech, video)
-    table = runs.folder(settings, "files", runs.key(os.fsencode(root).hex(), code)) / "files.parquet"
+    kept = runs.artefact(settings, "files", _heard, root=os.fsencode(root).hex())
+    table = kept.folder / "files.parquet"
     known = _kept(table)
     stamps = {p: _stamp(root, p) for p in paths}
     SEEN.update({p: stamps[p][1:] for p in paths})

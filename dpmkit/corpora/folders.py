@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import runs, speech
+from .. import runs, sources, speech
 from ..settings import Settings, UserError, plain
-from . import composed, conversation, dynamics, files
+from . import composed, dynamics, files
 from .conversation import Clip, Corpus, Count, Skipped, Utterance
 
 NAMES = {"neutral": "neu", "neu": "neu", "happy": "hap", "happiness": "hap", "joy": "hap", "hap": "hap",
@@ -58,9 +57,8 @@ def load(settings: Settings) -> Corpus:
         raise UserError(f"setting source.speaker {pattern.pattern!r} finds speakers whose pairs have one name "
                         "('a' with 'b-c', 'a-b' with 'c'): choose a group that ends before the '-'")
     conversations = composed.compose(sessions, settings.conversation, emotions, dynamics.chain(emotions))
-    code = runs.code_version(sys.modules[__name__], composed, dynamics, conversation, files, speech)
     key = runs.key("folders", settings.conversation, settings.source.speaker, hashes,
-                   [[s.item, s.reason] for s in skipped], code)
+                   [[s.item, s.reason] for s in skipped], sources.version(load))
     notes = (composed.note(conversations, len(utterances), "recordings"), *_notes(emotions, pattern is not None))
     recorded = Counter(u.emotion for u in utterances)
     return Corpus("folders", tuple(conversations), emotions, composed.leave_one_session_out(conversations),

@@ -15,7 +15,6 @@ import codecs
 import math
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +23,9 @@ from pathlib import Path
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
-from .. import runs, speech
+from .. import runs, sources
 from ..settings import Settings, UserError, plain
-from . import conversation, dynamics, files
+from . import dynamics, files
 from .conversation import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance
 
 PUBLISHED = {  # utterances a session and label
@@ -88,9 +87,8 @@ def load(settings: Settings) -> Corpus:
     folds = _folds(release, conversations, share, seed)
     lengths = {t.id: (audio[wavs[t.id]].seconds, t.end - t.start) for t in heard}
     content = sorted([t.id, t.speaker, t.start, t.end, t.label, audio[wavs[t.id]].sha256] for t in heard)
-    code = runs.code_version(sys.modules[__name__], conversation, dynamics, files, speech)
     key = runs.key("iemocap", settings.source.classes, share, seed, content,
-                   [[s.item, s.reason] for s in skipped], code)
+                   [[s.item, s.reason] for s in skipped], sources.version(load))
     notes = _notes(counts, folds, lengths)
     return Corpus("iemocap", conversations, emotions, folds, tuple(skipped), key, notes, counts)
 

@@ -25,15 +25,14 @@ NFC, and blanks in names single. What holds:
 from __future__ import annotations
 
 import stat
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import runs, speech
+from .. import runs, sources, speech
 from ..settings import Settings, UserError, on_disk
-from . import conversation, dynamics, files, grouping, table
+from . import dynamics, files, grouping, table
 from .conversation import Clip, Conversation, Corpus, Count, Skipped, Utterance
 
 SLACK = 0.05  # seconds by which annotations and files may differ
@@ -82,8 +81,7 @@ def load(settings: Settings) -> Corpus:
     skipped = tuple(sorted(left, key=lambda s: (s.item, s.reason)))
     read = [[c.id, c.session, [[u.id, u.speaker, u.start, u.end, u.emotion, heard[u.audio.path].sha256,
                                 u.audio.start, u.audio.end] for u in c.utterances]] for c in conversations]
-    key = runs.key("manifest", read, folds, skipped, runs.code_version(
-        sys.modules[__name__], table, grouping, conversation, dynamics, files, speech))
+    key = runs.key("manifest", read, folds, skipped, sources.version(load))
     group = splits if any(splits.values()) else {c.id: c.session for c in conversations}
     found = Counter((group[c.id], u.emotion) for c in conversations for u in c.utterances)
     counts = tuple(Count(g, e, None, found[g, e]) for g in sorted(set(group.values())) for e in emotions)

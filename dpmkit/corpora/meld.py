@@ -20,16 +20,15 @@ import csv
 import io
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import groupby
 from pathlib import Path
 
-from .. import runs, speech, video
+from .. import runs, sources, speech
 from ..settings import Settings, UserError, plain
-from . import conversation, files
+from . import files
 from .conversation import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance
 from .files import File
 
@@ -90,9 +89,8 @@ def load(settings: Settings) -> Corpus:
     number = Counter((row.split, row.emotion) for row in heard)
     counts = tuple(Count(split, emotion, PUBLISHED[emotion][i], number[split, emotion])
                    for i, split in enumerate(SPLITS) for emotion in EMOTIONS)
-    code = runs.code_version(sys.modules[__name__], conversation, files, speech, video)
     key = runs.key("meld", [[*astuple(row), file.sha256] for row, file in heard.items()],
-                   [astuple(s) for s in skipped], code)
+                   [astuple(s) for s in skipped], sources.version(load))
     return Corpus("meld", tuple(dialogues), EMOTIONS, (fold,), tuple(skipped), key, _notes(heard, counts, skipped),
                   counts, speaker_independent=False)
 

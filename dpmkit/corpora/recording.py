@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .. import runs, segments, speech, video
+from .. import runs, segments
 from ..settings import Settings, UserError, on_disk
 from . import files
 from . import table as tables
@@ -87,12 +87,14 @@ def _boundaries(settings: Settings, path: Path, sha256: str) -> pd.DataFrame:
         version = metadata.version("silero-vad")
     except metadata.PackageNotFoundError:
         version = ""  # `find` says what to do
-    key = runs.key(settings.segments, sha256, version, runs.code_version(segments, speech, video))
-    table = runs.folder(settings, "segments", key) / "segments.parquet"
-    if not table.is_file():
-        rows = segments.find(path, settings.segments)
-        with runs.atomic(table) as temporary:
-            rows.to_parquet(temporary, index=False)
+    made = runs.artefact(settings, "segments", segments.find, segments=settings.segments, sha256=sha256,
+                         silero=version)
+    table = made.folder / "segments.parquet"
+    with made.making(table) as absent:
+        if absent:
+            rows = segments.find(path, settings.segments)
+            with runs.atomic(table) as temporary:
+                rows.to_parquet(temporary, index=False)
     return pd.read_parquet(table)
 
 

@@ -1,15 +1,16 @@
 """Speech tokenizers: a mono waveform to discrete codes, `frame_rate` of them a second. See `Tokenizer`."""
 
+from importlib import import_module
+
 from ..settings import Settings, UserError
-from .hubert import HubertKMeans, WavLMKMeans
 from .kmeans import FITTED, KMeansTokenizer
-from .mimi import MimiTokenizer
 from .protocol import Learner, Tokenizer
-from .s3 import S3Tokenizer
 
 __all__ = ["FITTED", "TOKENIZERS", "KMeansTokenizer", "Learner", "Tokenizer", "create"]
 
-TOKENIZERS = {t.name: t for t in (KMeansTokenizer, S3Tokenizer, MimiTokenizer, HubertKMeans, WavLMKMeans)}
+# By the names of module and class: so codes are not made anew for a change of another tokenizer (see `sources`).
+TOKENIZERS = {"kmeans": "kmeans.KMeansTokenizer", "s3-v2-25hz": "s3.S3Tokenizer", "mimi": "mimi.MimiTokenizer",
+              "hubert-kmeans": "hubert.HubertKMeans", "wavlm-kmeans": "hubert.WavLMKMeans"}
 
 
 def create(settings: Settings) -> Tokenizer:
@@ -20,4 +21,5 @@ def create(settings: Settings) -> Tokenizer:
     if settings.codes.tokenizer not in TOKENIZERS:
         raise UserError(f"setting codes.tokenizer is {settings.codes.tokenizer!r}; known tokenizers: "
                         f"{', '.join(TOKENIZERS)}")
-    return TOKENIZERS[settings.codes.tokenizer](settings)
+    module, _, name = TOKENIZERS[settings.codes.tokenizer].partition(".")
+    return getattr(import_module(f".{module}", __name__), name)(settings)
