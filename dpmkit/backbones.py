@@ -111,9 +111,9 @@ def _named(source: str) -> dict[str, str]:
 
 
 def origin(source: str) -> dict[str, str]:
-    """What a `backbone.source` is now: `source`, by which `again` finds it (a hub id with its commit, a local folder's
-    absolute path, a wheel with its version), and `sha256` of all files of a local folder. UserError for a hub id
-    that neither the hub nor its cache knows."""
+    """What a `backbone.source` is now: `source`, by which `again` finds it (a hub id with its commit, a local
+    folder's absolute path, a wheel with its version), and `sha256` of all files of a local folder. UserError for a
+    hub id that neither the hub nor its cache knows."""
     folder = Path(source)
     if not source or source.startswith("pypi:"):
         return {"source": source, "sha256": ""}
@@ -140,10 +140,9 @@ def again(known: dict[str, str], home: Path) -> str:
     source = known["source"]
     if source.startswith("pypi:"):
         return _unpacked(source, home)
-    if known["sha256"] and (not Path(source).is_dir() or origin(source) != known):
-        raise UserError(f"the backbone that this SLLM was fine-tuned from is {'another' if Path(source).is_dir() else 'gone'}: "
-                        f"put the folder whose files have sha256 {known['sha256'][:12]} back to {source}, or run "
-                        "notebook 02 again")
+    if known["sha256"] and (not Path(source).is_dir() or origin(source)["sha256"] != known["sha256"]):
+        raise UserError(f"the backbone of this SLLM, {source}, is not there or not what it was (sha256 of its files: "
+                        f"{known['sha256'][:12]}…): put it back, or run notebook 02 again")
     return source
 
 

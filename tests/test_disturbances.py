@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from conftest import import_silero
 
-from dpmkit import codes, corpora, disturbances, plots, runs, segments, speech
+from dpmkit import codes, corpora, disturbances, plots, segments, speech
 from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance
 from dpmkit.disturbances import STANDARD, Disturbance, disturbed, heard, render, returned
 from dpmkit.settings import Settings, UserError
@@ -342,7 +342,6 @@ def test_where_nothing_is_found_the_prior_answers(tones):
 def test_segments_settings_matter_to_silero_alone(tones, monkeypatch):
     settings, corpus, spoken = tones
     monkeypatch.setattr(segments, "find", lambda path, asked: pd.DataFrame({"start": [0.1], "end": [0.9]}))
-    monkeypatch.setattr(runs, "code_version", lambda *_: "as before")
     other = settings.replace("segments.pad", 0.2)
     for kind, same in (("silero", False), ("none", True)):
         a, b = (disturbed(s, corpus, spoken, corpus.conversations[:1], Disturbance(kind)).key

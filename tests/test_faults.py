@@ -28,7 +28,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from dpmkit import codes, corpora, runs, speech
-from dpmkit.corpora import meld, recording
+from dpmkit.corpora import folders, meld, recording
 from dpmkit.settings import Settings, UserError
 
 SCRATCH = tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)  # where it is quick
@@ -41,14 +41,6 @@ VICTIM = {"emodb": "wav/03a01Na", "iemocap": "Session1/sentences/wav/Ses01F_impr
           "meld": "train/train_splits/dia0_utt1", "manifest": "clips/c0u1", "folders": "neu/spk1_1"}
 SUFFIXES = {"emodb": {".wav"}, "iemocap": {".wav"}, "meld": {*speech.SUFFIXES}, "folders": {*speech.SUFFIXES}}
 LOST = {"iemocap": "Ses01F_impro01_F000", "meld": "train_dia0_utt1", "manifest": "c0u1"}  # the victim's utterance
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """The version of the code is asked for anew by every load; here it stays what it is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "code_version", lru_cache(runs.code_version))
-        yield
 
 
 def emodb_tree(root):

@@ -9,7 +9,6 @@ import shutil
 import tempfile
 import unicodedata
 from contextlib import suppress
-from functools import cache
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
-from dpmkit import corpora, runs, speech
+from dpmkit import corpora, speech
 from dpmkit.corpora import Fold, Skipped, grouping, manifest, table
 from dpmkit.settings import Settings, UserError
 
@@ -39,14 +38,6 @@ def refused(root, match):
 
 def turns(corpus):
     return [u for c in corpus.conversations for u in c.utterances]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def parsed_once():
-    """Hashing the code takes ten times what a small table does."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "code_version", cache(runs.code_version))
-        yield
 
 
 @pytest.fixture(scope="module")

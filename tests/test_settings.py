@@ -5,7 +5,6 @@ import errno
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -186,20 +185,6 @@ def test_a_key_does_not_change_with_a_dict_s_order_but_with_a_list_s():
     assert runs.key((1, 2)) == runs.key([1, 2])
     with pytest.raises(TypeError, match="cannot hash set"):
         runs.key({1})  # its order is not the same in every process
-
-
-def test_code_version_ignores_comments_and_nothing_else(tmp_path):
-    def version(text):
-        (tmp_path / "m.py").write_text(text)
-        return runs.code_version(SimpleNamespace(__file__=str(tmp_path / "m.py")))
-
-    plain = version("def f(x):\n    return x + 1\n")
-    assert version("# why\ndef f(x):  # so\n\n    return (x +\n            1)\n") == plain
-    assert version("def f(x):\n    return x + 2\n") != plain
-    assert version("def f(y):\n    return y + 1\n") != plain
-    one, two = (SimpleNamespace(__file__=str(tmp_path / n)) for n in ("m.py", "n.py"))
-    (tmp_path / "n.py").write_text("x = 1\n")
-    assert runs.code_version(one, two) != runs.code_version(one)
 
 
 def test_settings_are_frozen():
