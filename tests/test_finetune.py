@@ -99,7 +99,8 @@ def test_trained_once_then_loaded(learning, toy, monkeypatch):
     monkeypatch.setattr(finetune, "fit", None)
     again = train(learning, corpus, codes)
     assert same(first, again) and again.sllm.fingerprint() == first.sllm.fingerprint()
-    assert sorted(p.name for p in first.folder.parent.iterdir()) == [".lock", "history.json", "made.json", "sllm"]  # no checkpoints kept
+    kept = sorted(p.name for p in first.folder.parent.iterdir())
+    assert kept == [".lock", "history.json", "made.json", "sllm"]  # no checkpoints
 
 
 # -- kills -------------------------------------------------------------------------------------------------

@@ -1,0 +1,248 @@
+"""Keys move with what an artefact is made by and from, and with nothing else; one process at a time makes one."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import time
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from dpmkit import (
+    baselines,
+    codes,
+    disturbances,
+    finetune,
+    protocols,
+    recurrent,
+    robustness,
+    runs,
+    segments,
+    sources,
+    speakers,
+)
+from dpmkit.corpora import demo, emodb, files, folders, iemocap, manifest, meld
+from dpmkit.tokenizers import hubert, kmeans, mimi, s3
+
+# What each stage runs through: a change in one of these modules moves its key, a change in any other does not. Only
+# the modules' parts that run count: of `codes`, an SLLM is made with the class CorpusCodes alone.
+SOUND = "speech video"
+SLLM = "backbones finetune sllm tokenizers.checkpoint vocabulary"
+LISTEN = f"{SLLM} filtering history lora memory optimizer prefix protocols"
+CODES = f"acoustics codes corpora.conversation corpora.files tokenizers tokenizers.protocol {SOUND}"
+STAGES = {
+    "demo": ((demo.load,), "corpora.demo corpora.composed corpora.conversation corpora.dynamics corpora.espeak "
+                           "corpora.texts speech"),
+    "emodb": ((emodb.load,), f"corpora.emodb corpora.composed corpora.conversation corpora.dynamics corpora.files "
+                             f"{SOUND}"),
+    "folders": ((folders.load,), f"corpora.folders corpora.composed corpora.conversation corpora.dynamics "
+                                 f"corpora.files {SOUND}"),
+    "iemocap": ((iemocap.load,), f"corpora.iemocap corpora.conversation corpora.dynamics corpora.files {SOUND}"),
+    "meld": ((meld.load,), f"corpora.meld corpora.conversation corpora.files {SOUND}"),
+    "manifest": ((manifest.load,), f"corpora.manifest corpora.conversation corpora.dynamics corpora.files "
+                                   f"corpora.grouping corpora.table {SOUND}"),
+    "files": ((files._heard,), f"corpora.files {SOUND}"),
+    "segments": ((segments.find,), f"segments {SOUND}"),
+    "codes (kmeans)": ((codes.make, kmeans.KMeansTokenizer), f"{CODES} tokenizers.checkpoint tokenizers.kmeans"),
+    "codes (hubert)": ((codes.make, hubert.HubertKMeans),
+                       f"{CODES} tokenizers.checkpoint tokenizers.hubert tokenizers.kmeans"),
+    "codes (mimi)": ((codes.make, mimi.MimiTokenizer), f"{CODES} tokenizers.checkpoint tokenizers.kmeans "
+                                                       "tokenizers.mimi"),
+    "codes (s3)": ((codes.make, s3.S3Tokenizer), f"{CODES} tokenizers.checkpoint tokenizers.kmeans tokenizers.s3"),
+    "sllm": ((finetune._trained,), f"{SLLM} codes corpora.conversation dialogues"),
+    "classifier": ((baselines.classify,), "baselines codes corpora.conversation finetune"),
+    "recurrent": ((recurrent.predict,), "baselines codes corpora.conversation corpora.dynamics finetune recurrent"),
+    "predictions": ((protocols.predict,), f"{LISTEN} codes corpora.conversation corpora.dynamics"),
+    "states": ((speakers._states,), f"{SLLM} speakers"),
+    "disturbed": ((disturbances.disturbed,), f"acoustics codes corpora.conversation disturbances segments tokenizers "
+                                             f"tokenizers.protocol {SOUND}"),
+    "robustness": ((robustness._heard,), f"{LISTEN} corpora.conversation disturbances offsets robustness "
+                                         "speakers"),
+}
+NAMES = [".".join(p.relative_to(sources.FOLDER).with_suffix("").parts).removesuffix(".__init__")
+         for p in sorted(sources.FOLDER.rglob("*.py"))]
+
+
+@cache
+def plain(name):
+    return sources.parsed(name, sources._path(name).read_text(encoding="utf-8"))
+
+
+@cache
+def changed(module):
+    """The sources with one more statement in every function, class and constant of a module."""
+    text = sources._path(module).read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            node.body.append(ast.parse("'changed'[0]").body[0])
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            node.value = ast.Tuple([node.value, ast.Constant("changed")], ast.Load())
+    other = sources.parsed(module, ast.unparse(ast.fix_missing_locations(tree)))
+    return lambda name: other if name == module else plain(name)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_change_of_a_module_moves_the_keys_of_the_stages_that_run_through_it_and_no_other(stage):
+    makers, through = STAGES[stage]
+    before = sources.hashed(plain, *makers)
+    moved = {n for n in NAMES if sources.hashed(changed(f"dpmkit.{n}"), *makers) != before}
+    assert moved == set(through.split())
+    assert sources.version(*makers) == before  # nothing else is read
+
+
+def test_every_stage_of_the_package_stands_in_the_table():
+    texts = [p.read_text(encoding="utf-8") for p in sources.FOLDER.rglob("*.py")]
+    asked = sum(t.count("runs.artefact(") + t.count("sources.version(load)") for t in texts)
+    assert asked == len(STAGES) - 3  # codes stand there once for each tokenizer
+
+
+def test_comments_layout_and_docstrings_do_not_count_and_anything_else_does():
+    def version(text):
+        other = sources.parsed("dpmkit.segments", text)
+        return sources.hashed(lambda name: other if name == "dpmkit.segments" else plain(name), segments.find)
+
+    text = sources._path("dpmkit.segments").read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert version(ast.unparse(tree)) == version(text)
+    assert version("# why\n\n" + text.replace('"""Utterances', '"""Other')) == version(text)
+    head = text.index("def find")
+    assert version(text.replace("BAR = ", "BAR = 1 + ")) != version(text)
+    assert version(f"{text}\n\nprint(1)\n") != version(text)  # runs where the module is imported
+    assert version(f"{text[:head]}def unused():\n    return 1\n\n\n{text[head:]}") == version(text)
+
+
+# -- what enters by value ------------------------------------------------------------------------------------------
+
+def test_a_step_of_several_processes_is_keyed_as_one_of_a_larger_batch(settings, monkeypatch):
+    two = settings.replace("finetune.batch", 2).finetune
+    assert finetune.keyed(two).batch == 2
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert finetune.keyed(two) == settings.replace("finetune.batch", 4).finetune
+
+
+def test_made_json_says_what_an_artefact_is_made_of(settings, toy):
+    tuned = finetune.train(settings.replace("finetune.epochs", 1), *toy)
+    made = json.loads((tuned.folder.parent / "made.json").read_text())
+    assert made["stage"] == "sllm" and made["key"] == tuned.key and made["packages"]["torch"] == version("torch")
+    assert made["inputs"]["codes"] == "toy0" and made["inputs"]["finetune"]["epochs"] == 1
+    assert runs.key("sllm", made["inputs"]) == tuned.key  # what is written is what is hashed
+
+
+def test_a_record_tells_the_packages_of_what_made_its_artefacts(settings, toy, tmp_path):
+    from dpmkit import records
+
+    tuned = finetune.train(settings.replace("finetune.epochs", 1), *toy)
+    path = tuned.folder.parent / "made.json"
+    made = json.loads(path.read_text())
+
+    def origins():
+        return json.loads(records.save(settings, "backbone", {}, {"corpus": "toy0", "sllm": tuned.key}, 1.0)
+                          .read_text())["origins"]
+
+    assert origins() == {"corpus": {}, "sllm": {}}  # of this machine and commit
+    path.write_text(json.dumps(made | {"commit": "0123456789ab", "packages": {"torch": "1.0"}}))
+    assert origins()["sllm"] == {"commit": "0123456789ab", "packages": {"torch": "1.0"}}
+
+
+# -- two processes on one key --------------------------------------------------------------------------------------
+
+HELD = """
+import sys, time
+from pathlib import Path
+from conftest import make_settings, make_toy
+from dpmkit import codes, corpora, finetune
+from dpmkit.corpora import demo
+from dpmkit.settings import Settings
+
+def held(module, name):
+    '''A function that begins its work, and goes on when there is a file `go`.'''
+    plain = getattr(module, name)
+    def waits(*given):
+        Path(sys.argv[1], "begun").touch()
+        while not Path(sys.argv[1], "go").exists():
+            time.sleep(0.05)
+        print("WORKED")
+        return plain(*given)
+    setattr(module, name, waits)
+
+"""
+SLLM_OF_TOY = HELD + """
+held(finetune, "fit")
+tuned = finetune.train(make_settings(sys.argv[1]).replace("finetune.epochs", 3), *make_toy())
+print("MADE", tuned.sllm.fingerprint(), len(tuned.history))
+"""
+SMALL = """
+settings = Settings.of("smoke", {"home": sys.argv[1], "conversation.conversations": 1, "conversation.min_turns": 3,
+                                 "conversation.max_turns": 4})
+"""
+DEMO = HELD + SMALL + """
+held(demo, "synthesise")
+print("MADE", corpora.load(settings).key)
+"""
+DEMO_CODES = HELD + SMALL + """
+held(codes, "_fit")
+print("MADE", codes.make(settings, corpora.load(settings)).key)
+"""
+
+
+def started(script, home, log):
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "OMP_NUM_THREADS": "1"}
+    with open(log, "w") as file:
+        return subprocess.Popen([sys.executable, "-c", script, str(home)], env=environment, stdout=file, stderr=file)
+
+
+def until(told, process, log):
+    for _ in range(2400):
+        if told():
+            return
+        assert process.poll() is None, log.read_text()[-2000:]
+        time.sleep(0.1)
+    raise AssertionError(log.read_text()[-2000:])
+
+
+def made(log):
+    return next(line for line in log.read_text().splitlines() if line.startswith("MADE"))
+
+
+@pytest.mark.parametrize(("script", "stage"), [(SLLM_OF_TOY, "sllm"), (DEMO, "corpus"), (DEMO_CODES, "codes")],
+                         ids=["sllm", "corpus", "codes"])
+def test_of_two_processes_on_one_key_the_second_waits_and_uses_what_the_first_made(script, stage, tmp_path):
+    logs = [tmp_path / "first", tmp_path / "second"]
+    first = started(script, tmp_path, logs[0])
+    until((tmp_path / "begun").exists, first, logs[0])
+    second = started(script, tmp_path, logs[1])
+    until(lambda: "waiting" in logs[1].read_text(), second, logs[1])
+    (tmp_path / "go").touch()
+    assert [p.wait(timeout=200) for p in (first, second)] == [0, 0]
+    assert made(logs[0]) == made(logs[1])
+    assert "WORKED" in logs[0].read_text() and "WORKED" not in logs[1].read_text()
+    line, = (line for line in logs[1].read_text().splitlines() if line.startswith("waiting for another"))
+    assert f"/runs/{stage}/" in line
+
+
+def test_a_dead_holder_leaves_no_lock(tmp_path):
+    first = started(SLLM_OF_TOY, tmp_path, tmp_path / "first")
+    until((tmp_path / "begun").exists, first, tmp_path / "first")
+    first.kill()
+    first.wait()
+    (tmp_path / "go").touch()
+    second = started(SLLM_OF_TOY, tmp_path, tmp_path / "second")
+    assert second.wait(timeout=200) == 0
+    assert "waiting" not in (tmp_path / "second").read_text() and "WORKED" in (tmp_path / "second").read_text()
+
+
+def test_what_is_made_needs_no_lock_and_no_right_to_write(settings, tmp_path):
+    made = runs.artefact(settings, "toy", runs.key, what=1)
+    (made.folder / "there").write_text("x")
+    with made.making(made.folder / "there") as absent:
+        assert not absent
+    assert [p.name for p in made.folder.iterdir()] == ["there"]
+    with made.making(made.folder / "there", made.folder / "other") as absent:
+        assert absent
+    assert {p.name for p in made.folder.iterdir()} >= {"made.json", "there"}
