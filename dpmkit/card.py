@@ -53,6 +53,7 @@ def _text(settings: Settings, tuned: Finetuned, corpus: Corpus, codes: CorpusCod
     vocabulary, fold = tuned.sllm.vocabulary, corpus.folds[settings.fold - 1]
     source, kept = settings.shown("backbone.source", settings.backbone.source), settings.backbone.keep_layers
     scratch = f"a Llama of {settings.backbone.layers} layers x {settings.backbone.hidden}, trained from scratch"
+    adapter = (tuned.folder / "adapter_config.json").is_file()
     on_hub = [f"base_model: {source}"] if "/" in source else []
     tune, facts = settings.finetune, codes.facts
     heard = {split: corpus.select(getattr(fold, split)) for split in ("train", "validation", "test")}
@@ -69,8 +70,8 @@ def _text(settings: Settings, tuned: Finetuned, corpus: Corpus, codes: CorpusCod
              f"| answers | {', '.join(vocabulary.emotions)} |",
              f"| speech tokenizer | {facts['tokenizer']}, {vocabulary.codebook_size} codes at "
              f"{facts['frame_rate']:g} Hz; `speech_tokenizer/` where it was fitted on the training fold |",
-             f"| backbone | {source or scratch}"
-             f"{f', its first {kept} layers' if kept else ''} |",
+             f"| backbone | {source or scratch}{f', its first {kept} layers' if kept else ''}"
+             f"{'; not in here: `load` finds it where it came from, or give backbone=…' if adapter else ''} |",
              f"| window | {tuned.sllm.window} tokens |",
              f"| trained | {tuned.trained_parameters:,} parameters"
              f"{f', LoRA of rank {tune.lora_rank} and the new rows' if tune.lora_rank else ''}; at most "

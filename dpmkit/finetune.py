@@ -59,7 +59,8 @@ def train(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> Finetuned:
         if absent:
             _trained(settings, corpus, codes, origin, done, log)
     facts = json.loads(log.read_text(encoding="utf-8"))
-    loaded = EmotionSLLM.load(done, codes.facts["codebook_size"], corpus.emotions, settings.home_path)
+    loaded = EmotionSLLM.load(done, codes.facts["codebook_size"], corpus.emotions, settings.home_path,
+                              origin["source"])
     return Finetuned(loaded.to(device(settings)), made.key, done, facts["history"], facts["trained_parameters"])
 
 

@@ -112,7 +112,7 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     inertia = _inertia(asked, corpus, fold) if how.writes else None
     made = runs.artefact(
         settings, "predictions", predict, sllm=tuned.key, method=method, seed=settings.seed, split=split,
-        memory=asked if how.writes else [how.prefix, asked.prefix, asked.history_emotions],
+        memory=asked if how.writes else [how.prefix, asked.prefix, asked.history_emotions, asked.precision],
         conversations=[c.id for c in conversations], inertia=inertia and [a.tolist() for a in inertia])
     # Longest first, so that no stream is left alone with a long one; the order does not depend on the caller's. In
     # groups, as a group heard again after a kill has the same company, and so the same bits.

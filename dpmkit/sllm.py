@@ -278,10 +278,11 @@ class EmotionSLLM(nn.Module):
 
     @classmethod
     def load(cls, folder: Path | str, codebook_size: int | None = None,
-             emotions: tuple[str, ...] | None = None, home: Path | None = None) -> EmotionSLLM:
+             emotions: tuple[str, ...] | None = None, home: Path | None = None,
+             backbone: str = "") -> EmotionSLLM:
         """The SLLM that `save` wrote, in a folder or a repository of a hub (`owner/name`); in eval mode, frozen.
-        The backbone of an adapter is found again where it came from: a local folder, a hub at the same commit, or a
-        wheel, unpacked below `home` (None: as `Settings.home_path`).
+        The backbone of an adapter is found again where it came from: a local folder (`backbone`, if it moved), a
+        hub at the same commit, or a wheel, unpacked below `home` (None: as `Settings.home_path`).
 
         Raises UserError where there is no such SLLM, it was trained on another codebook or label set than the ones
         asked for, or its backbone is gone or another.
@@ -303,7 +304,7 @@ class EmotionSLLM(nn.Module):
         if (folder / "adapter_config.json").is_file():
             known = card["backbone"]
             origin = {name: known[name] for name in ("source", "sha256")}
-            source = backbones.again(origin, home or Settings().home_path)
+            source = backbones.again(origin, home or Settings().home_path, backbone)
             model = backbones.load(source, known["dtype"], known["layers"])
             backbones.widen(model, vocabulary.size)
             sllm = cls(backbones.adapted(model, folder), vocabulary, window, source=source)

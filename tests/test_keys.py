@@ -58,8 +58,8 @@ STAGES = {
     "recurrent": ((recurrent.predict,), "baselines codes corpora.conversation corpora.dynamics finetune recurrent"),
     "predictions": ((protocols.predict,), f"{LISTEN} codes corpora.conversation corpora.dynamics"),
     "states": ((speakers._states,), f"{SLLM} speakers"),
-    "disturbed": ((disturbances.disturbed,), f"acoustics codes corpora.conversation disturbances segments tokenizers "
-                                             f"tokenizers.protocol {SOUND}"),
+    "disturbed": ((disturbances.disturbed,), f"acoustics codes corpora.conversation disturbances segments {SOUND} "
+                                             "tokenizers tokenizers.protocol"),
     "robustness": ((robustness._heard,), f"{LISTEN} corpora.conversation disturbances offsets robustness "
                                          "speakers"),
 }
@@ -194,7 +194,8 @@ def started(script, home, log):
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "OMP_NUM_THREADS": "1"}
     with open(log, "w") as file:
-        return subprocess.Popen([sys.executable, "-c", script, str(home)], env=environment, stdout=file, stderr=file)
+        line = [sys.executable, "-c", script, str(home)]
+        return subprocess.Popen(line, env=environment, stdout=file, stderr=file)
 
 
 def until(told, process, log):

@@ -44,5 +44,5 @@ def test_every_condition_and_method_has_a_row_and_silence_is_the_prior(prepared)
 def test_answers_are_kept(prepared, monkeypatch):
     first = prepared()
     monkeypatch.setattr(robustness.protocols, "listen", None)
-    monkeypatch.setattr(speakers, "remembered", None)
+    monkeypatch.setattr(robustness.speakers, "remembered", None)
     assert prepared() == first
