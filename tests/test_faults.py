@@ -27,8 +27,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from dpmkit import codes, corpora, runs, speech
-from dpmkit.corpora import folders, meld, recording
+from dpmkit import codes, corpora, speech
+from dpmkit.corpora import meld, recording
 from dpmkit.settings import Settings, UserError
 
 SCRATCH = tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)  # where it is quick
