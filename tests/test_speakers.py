@@ -9,7 +9,7 @@ import pytest
 from conftest import make_toy
 from scipy.stats import multivariate_normal
 
-from dpmkit import speakers
+from dpmkit import protocols, speakers
 from dpmkit.finetune import Finetuned
 from dpmkit.offsets import NotFitted, OffsetModel, SpeakerMemory
 
@@ -203,3 +203,52 @@ def test_one_label_per_speaker_allows_no_fit_and_says_so(prepared, split):
         if c.id in ids else c for c in corpus.conversations))
     with pytest.raises(NotFitted, match="needs some with two labelled utterances"):
         speakers.fitted(settings, few, codes, tuned)
+
+
+def test_swapped_controls_hang_on_their_donor_s_history_and_not_on_their_own(prepared):
+    settings, corpus, codes, tuned = prepared
+    m, power, _ = speakers.fitted(settings, corpus, codes, tuned)
+    m = dataclasses.replace(m, transition=np.tile(m.prior, (4, 1)))  # the filter passes nothing on: offsets do
+    test, rng = corpus.select(corpus.folds[0].test), np.random.default_rng(0)
+    donors = protocols.donors_of(test, "stranger")
+
+    def run(key, ids=()):
+        said = {i: rng.integers(0, 16, 7) if i in ids else c for i, c in codes.codes.items()}
+        return speakers.predict(settings, corpus, dataclasses.replace(codes, codes=said),
+                                dataclasses.replace(tuned, key=key), m, power)
+
+    before = run("as it is")
+    table = before["speaker-memory"]
+    for c in test:
+        after = run(c.id, {u.id for u in c.utterances[:3]})
+        moved = {name: np.abs(t[P] - after[name][P]).to_numpy().max(axis=1) > 1e-9 for name, t in before.items()}
+        own, late = (table["conversation"] == c.id).to_numpy(), (table["turn"] >= 3).to_numpy()
+        given = table["conversation"].map(lambda name, c=c: donors[name].id == c.id).to_numpy()
+        assert moved["speaker-memory"][own & late].any() and not moved["speaker-memory"][~own].any()
+        swapped = moved["speaker-memory-swapped"]
+        assert not swapped[(own & late) | ~(own | given)].any() and swapped[given].any() == given.any()
+    one = test[0].utterances[0].speaker  # whose stranger is the other speaker of the session
+    after = run("one speaker", {u.id for u in test[0].utterances if u.speaker == one})
+    name = "speaker-memory-kept-swapped"
+    moved = np.abs(before[name][P] - after[name][P]).to_numpy().max(axis=1) > 1e-9
+    later, own = (table["conversation"] != test[0].id).to_numpy(), (table["speaker"] == one).to_numpy()
+    assert not moved[later & own].any() and moved[later & ~own].any()
+
+
+def test_a_power_is_tried_with_the_noise_of_the_other_speakers(prepared):
+    settings, corpus, codes, tuned = prepared
+    m, _, tried = speakers.fitted(settings, corpus, codes, tuned)
+    table, states = speakers._heard(settings, corpus, codes, tuned, "validation")
+    who, said = table["speaker"].to_numpy(), table["emotion"].notna().to_numpy()
+    truth = np.array([EMOTIONS.index(e) if e in EMOTIONS else -1 for e in table["emotion"]])
+    for row in tried:
+        losses = []
+        for speaker in np.unique(who):
+            others = said & (who != speaker)
+            noisy = m.heard_anew(states[others], truth[others], who[others])
+            for conversation in table["conversation"].unique():
+                memory = SpeakerMemory(noisy, settings.speaker.paths, row["power"])
+                for i in np.flatnonzero((who == speaker) & (table["conversation"] == conversation)):
+                    answer = memory.hear(speaker, noisy.project(states[i:i + 1])[0])
+                    losses += [-np.log(answer[truth[i]] + 1e-12)] if said[i] else []
+        assert row["nll"] == pytest.approx(np.mean(losses), abs=1e-9)

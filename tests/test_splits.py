@@ -1,0 +1,79 @@
+"""What is fitted knows nothing of the test conversations, and what validation is for comes from validation."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from conftest import make_settings, make_toy
+from safetensors.numpy import load_file
+
+from dpmkit import baselines, methods, speakers
+from dpmkit.corpora.dynamics import EMOTIONS
+from dpmkit.finetune import Finetuned
+
+P = [f"p_{e}" for e in EMOTIONS]
+
+
+@pytest.fixture
+def run(sharp, tmp_path, monkeypatch):
+    """A function (name, split, what changes there) -> (answers, what was fitted), at a home of its own."""
+    monkeypatch.setattr(methods, "FILTERED", ("classifier", "lstm", "window", "dpm-tuned"))
+    monkeypatch.setattr(methods, "TUNED", ("dpm",))
+    plain, temperatures = baselines.fit_temperature, []
+    monkeypatch.setattr(baselines, "fit_temperature",
+                        lambda *asked: temperatures.append(plain(*asked)) or temperatures[-1])
+    rng = np.random.default_rng(0)
+    corpus, codes = make_toy(turns=(6, 7, 9), seed=5)
+    codes = dataclasses.replace(codes, features={name: rng.normal(size=76) for name in codes.codes})
+
+    def answers(name, split="test", labels=False, sounds=False):
+        ids = getattr(corpus.folds[0], split)
+        said = {u.id for c in corpus.select(ids) for u in c.utterances}
+        made, spoken = corpus, codes
+        if labels:
+            made = dataclasses.replace(corpus, conversations=tuple(
+                c if c.id not in ids else dataclasses.replace(c, utterances=tuple(
+                    dataclasses.replace(u, emotion=u.emotion and EMOTIONS[EMOTIONS.index(u.emotion) - 1])
+                    for u in c.utterances)) for c in corpus.conversations))
+        if sounds:
+            spoken = dataclasses.replace(
+                codes, codes={i: 15 - c if i in said else c for i, c in codes.codes.items()},
+                features={i: 3 - 2 * x if i in said else x for i, x in codes.features.items()})
+        settings = make_settings(tmp_path / name).replace("speaker.dimensions", 3).replace("recurrent.epochs", 3)
+        temperatures.clear()
+        tuned = Finetuned(sharp, "sharp", tmp_path, [], 0)
+        tables, fitted, _ = methods.answers(settings, made, spoken, tuned, {"dpm": 1e-2, "dpm-told": 1e-2})
+        model = speakers.fitted(settings, made, spoken, tuned)[0]
+        weights = {f"{file.stem} {name}": w for file in (tmp_path / name / "runs").glob("*/*/*.safetensors")
+                   if file.stem in ("classifier", "recurrent") for name, w in load_file(file).items()}
+        assert len(weights) > 10 and len(temperatures) == 4
+        return tables, weights | vars(model) | {"power": fitted["power"], "temperatures": list(temperatures),
+                                                "tried": [r["nll"] for r in fitted["tried"]]}
+
+    return answers
+
+
+def moved(first, second):
+    return {name for name in first if not np.array_equal(first[name], second[name])}
+
+
+def test_nothing_is_fitted_on_the_test_conversations(run):
+    tables, fitted = run("as it is")
+    other, refitted = run("other labels", labels=True)
+    assert not moved(fitted, refitted)
+    bounds = {m for m, t in tables.items() if moved(t[P], other[m][P])}
+    assert bounds == {"last-true", "speaker-told", "speaker-oracle"}  # which are made of true labels
+    other, refitted = run("other sounds", sounds=True)
+    assert not moved(fitted, refitted)
+    still = {m for m, t in tables.items() if not moved(t[P], other[m][P])}
+    assert still == {"majority", "last-true"}  # which hear nothing
+
+
+def test_what_validation_is_for_comes_from_validation(run):
+    _, fitted = run("as it is")
+    _, labels = run("other labels", "validation", labels=True)
+    _, sounds = run("other sounds", "validation", sounds=True)
+    chosen = {"within", "tried", "temperatures"}
+    assert chosen <= moved(fitted, labels) and chosen <= moved(fitted, sounds)
+    from_training = {"centre", "scale", "basis", "means", "between", "transition", "prior"}
+    assert not from_training & (moved(fitted, labels) | moved(fitted, sounds))
