@@ -148,8 +148,8 @@ def _noise(residual: np.ndarray, who: np.ndarray, emotions: int) -> np.ndarray:
     residual = residual - (_sums(residual, who) / np.bincount(who)[:, None])[who]
     noise = residual.T @ residual / max(1, len(residual) - who.max() - emotions)
     if np.trace(noise) < 1e-9:  # of standardised states; what is left there is rounding
-        raise NotFitted(f"the {len(residual)} labelled utterances of {who.max() + 1} speakers show no noise: a "
-                        "memory of speakers needs some with two labelled utterances that differ")
+        raise NotFitted("too few speakers of the training or validation conversations have two labelled utterances "
+                        "that differ, by which to measure noise: label more of them")
     return noise
 
 

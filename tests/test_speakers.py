@@ -201,7 +201,7 @@ def test_one_label_per_speaker_allows_no_fit_and_says_so(prepared, split):
         dataclasses.replace(c, utterances=tuple(dataclasses.replace(
             u, emotion=None if u.speaker in once or once.add(u.speaker) else u.emotion) for u in c.utterances))
         if c.id in ids else c for c in corpus.conversations))
-    with pytest.raises(NotFitted, match="needs some with two labelled utterances"):
+    with pytest.raises(NotFitted, match="too few speakers .* have two labelled"):
         speakers.fitted(settings, few, codes, tuned)
 
 

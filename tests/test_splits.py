@@ -62,7 +62,7 @@ def test_nothing_is_fitted_on_the_test_conversations(run):
     other, refitted = run("other labels", labels=True)
     assert not moved(fitted, refitted)
     bounds = {m for m, t in tables.items() if moved(t[P], other[m][P])}
-    assert bounds == {"last-true", "speaker-told", "speaker-oracle"}  # which are made of true labels
+    assert bounds == {"last-true", "dpm-told", "speaker-told", "speaker-oracle"}  # which are made of true labels
     other, refitted = run("other sounds", sounds=True)
     assert not moved(fitted, refitted)
     still = {m for m, t in tables.items() if not moved(t[P], other[m][P])}
