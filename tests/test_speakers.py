@@ -10,6 +10,7 @@ from conftest import make_toy
 from scipy.stats import multivariate_normal
 
 from dpmkit import protocols, speakers
+from dpmkit.filtering import forward_filter
 from dpmkit.finetune import Finetuned
 from dpmkit.offsets import NotFitted, OffsetModel, SpeakerMemory
 
@@ -201,7 +202,7 @@ def test_one_label_per_speaker_allows_no_fit_and_says_so(prepared, split):
         dataclasses.replace(c, utterances=tuple(dataclasses.replace(
             u, emotion=None if u.speaker in once or once.add(u.speaker) else u.emotion) for u in c.utterances))
         if c.id in ids else c for c in corpus.conversations))
-    with pytest.raises(NotFitted, match="too few speakers .* have two labelled"):
+    with pytest.raises(NotFitted, match="too few speakers of the training or validation"):
         speakers.fitted(settings, few, codes, tuned)
 
 
@@ -227,6 +228,9 @@ def test_swapped_controls_hang_on_their_donor_s_history_and_not_on_their_own(pre
         assert moved["speaker-memory"][own & late].any() and not moved["speaker-memory"][~own].any()
         swapped = moved["speaker-memory-swapped"]
         assert not swapped[(own & late) | ~(own | given)].any() and swapped[given].any() == given.any()
+        after = run(f"{c.id}, late", {u.id for u in c.utterances[3:]})["speaker-memory-swapped"]
+        swapped = np.abs(before["speaker-memory-swapped"][P] - after[P]).to_numpy().max(axis=1) > 1e-9
+        assert not swapped[given & ~late].any() and swapped[given & late].any() == given.any()  # as many utterances
     one = test[0].utterances[0].speaker  # whose stranger is the other speaker of the session
     after = run("one speaker", {u.id for u in test[0].utterances if u.speaker == one})
     name = "speaker-memory-kept-swapped"
@@ -252,3 +256,23 @@ def test_a_power_is_tried_with_the_noise_of_the_other_speakers(prepared):
                     answer = memory.hear(speaker, noisy.project(states[i:i + 1])[0])
                     losses += [-np.log(answer[truth[i]] + 1e-12)] if said[i] else []
         assert row["nll"] == pytest.approx(np.mean(losses), abs=1e-9)
+
+
+def test_the_kept_memory_and_the_oracle_by_hand(prepared):
+    settings, corpus, codes, tuned = prepared
+    m, power, _ = speakers.fitted(settings, corpus, codes, tuned)
+    got = speakers.predict(settings, corpus, codes, tuned, m, power)
+    table, states = speakers._heard(settings, corpus, codes, tuned, "test")
+    z, who, said = m.project(states), table["speaker"].to_numpy(), table["emotion"].notna().to_numpy()
+    beyond = {i: z[i] - m.means[EMOTIONS.index(table["emotion"][i])] for i in np.flatnonzero(said)}
+    offset = {s: np.mean([b for i, b in beyond.items() if who[i] == s], axis=0) for s in who}
+    memory = SpeakerMemory(m, settings.speaker.paths, power)
+    for rows in table.groupby("conversation", sort=False).indices.values():
+        memory.begin()  # offsets stay, emotions begin anew
+        kept = [memory.hear(who[i], z[i]) for i in rows]
+        np.testing.assert_allclose(got["speaker-memory-kept"].loc[rows, P], kept, atol=1e-9)
+        near = np.array([[multivariate_normal(mean, m.within).logpdf(z[i] - offset[who[i]]) for mean in m.means]
+                         for i in rows])
+        alone = m.prior * np.exp(power * (near - near.max(axis=1, keepdims=True)))
+        alone = forward_filter(alone / alone.sum(1, keepdims=True), list(who[rows]), m.transition, m.prior)
+        np.testing.assert_allclose(got["speaker-oracle"].loc[rows, P], alone, atol=1e-9)
