@@ -7,8 +7,9 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from conftest import make_toy
 
-from dpmkit import comparison, records, report, reproduce, runs
+from dpmkit import comparison, corpora, records, report, reproduce, runs
 from dpmkit.__main__ import main
 from dpmkit.settings import Settings, UserError
 
@@ -162,6 +163,22 @@ def test_without_a_reference_or_a_spread_it_says_so(root, tmp_path):
     assert "one run of this fold" in said[2] and said[-2].startswith("reproduced: not judged")
     moved = own | {"settings": own["settings"] | {"memory.lr": 0.1, "device": "cuda"}}
     assert "made with other settings: memory.lr 5e-05 (here 0.1)." in comparison.lines(moved, root)[2]
+
+
+def test_a_run_ends_with_the_reference_row_by_row_and_leaves_it_as_it_is(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(records, "REFERENCE", root)
+    monkeypatch.setattr(corpora, "load", lambda _: make_toy()[0])
+    monkeypatch.setattr(reproduce, "run", lambda cell, *_: save(cell.home, WA[0], seed=cell.seed))
+    before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    own = tmp_path / "own"
+    save(own, WA[1], {"memory.lr": 1e-3})
+    assert main(["reproduce", "--home", str(own), "--seeds", "0,7"]) == 0
+    said = capsys.readouterr().out
+    assert "reproduced: 5 of 5 within tolerance (WA 3 of 3, gains 2 of 2)" in said
+    assert "No reference for `demo` on `demo`, fold1-seed7: " in said.splitlines()[-2]
+    assert "memory.lr" not in said, "a run of other settings is none of this one"
+    assert "\nreproduced: 5 of 5" in (own / "results" / "README.md").read_text()
+    assert before == {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
 def test_publish_makes_own_results_the_reference(root, tmp_path, monkeypatch):
