@@ -73,15 +73,15 @@ def contrasts_table(record: dict[str, Any], protocol: str) -> pd.DataFrame:
 
 
 def attribution_table(record: dict[str, Any]) -> pd.DataFrame:
-    """The paper's contrast, dpm - at-once, and the two that it is made of, in points, beside the differences of the
-    paper's own figures (WF1 where the corpus is MELD, else WA): a row per contrast."""
+    """The paper's contrast, dpm - at-once, the two that it is made of, and its other one, in points, beside the
+    differences of the paper's own figures (WF1 where the corpus is MELD, else WA): a row per contrast."""
     corpus, m, published = (("MELD", "WF1", PAPER_TABLE_1["meld"]) if record["corpus"] == "meld" else
                             ("IEMOCAP", "WA", PAPER_TABLE_1["iemocap"]))
     parts = {protocol: {r["contrast"]: r for r in part.get("contrasts", [])}
              for protocol, part in record["results"]["protocols"].items()}
     out = []
     for name, words in (("dpm - at-once", "the paper's contrast"), ("window - at-once", "= a short window"),
-                        ("dpm - window", "+ the memory")):
+                        ("dpm - window", "+ the memory"), ("at-once - classifier", "the paper's other contrast")):
         line = {"contrast": name, "is": words}
         for protocol, title in (("all-lengths", "every utterance"), ("complete", "complete dialogues")):
             row = parts[protocol].get(name)

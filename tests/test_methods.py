@@ -42,7 +42,7 @@ def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, set
         "protocols": {"all-lengths": significance.scored(tables, "all-lengths", corpus.emotions,
                                                          settings)}}}
     assert {r["contrast"] for r in record["results"]["protocols"]["all-lengths"]["contrasts"]} == {
-        f"{a} - {b}" for a, b in (*significance.DECLARED, significance.PART)}
+        f"{a} - {b}" for a, b in (*significance.DECLARED, *significance.UNTESTED)}
     table = summaries.methods_table(record, "all-lengths").set_index("method")
     assert (table["WA"] == "not run").sum() == 2 and table.loc["own-answers", "WA"] == "not run"
     assert "speakers" in summaries.verdict(record) and len(summaries.losses_table(record)) == 6

@@ -85,14 +85,17 @@ def test_a_table_of_contrasts_has_p_only_where_it_was_tested_and_marks_the_floor
     assert counts.loc["dpm - window", ["only the first is right", "only the second"]].tolist() == ["12", "4"]
 
 
-@pytest.mark.parametrize(("corpus", "every", "complete"), [("demo", "+2.23", "+6.56"), ("meld", "+0.29", "+3.32")])
-def test_the_papers_contrast_stands_beside_its_parts_as_differences(corpus, every, complete):
+@pytest.mark.parametrize(("corpus", "every", "complete", "other"), [
+    ("demo", "+2.23", "+6.56", "+6.96"), ("meld", "+0.29", "+3.32", "+5.69")])
+def test_the_papers_contrast_stands_beside_its_parts_as_differences(corpus, every, complete, other):
     record = a_record([contrast("dpm - at-once", 2.7), contrast("dpm - window", -0.1)], corpus=corpus)
     table = summaries.attribution_table(record)
     m, of = ("WF1", "MELD") if corpus == "meld" else ("WA", "IEMOCAP")
-    assert table["contrast"].tolist() == ["dpm - at-once", "window - at-once", "dpm - window"]
-    assert table[f"every utterance: {m}, points"].tolist() == ["+2.7 [+1.7, +3.7]", "not run", "-0.1 [-1.1, +0.9]"]
-    assert table[f"paper, {of}, every utterance"].tolist() == [every, "not reported", "not reported"]
+    assert table["contrast"].tolist() == ["dpm - at-once", "window - at-once", "dpm - window",
+                                          "at-once - classifier"]
+    assert table[f"every utterance: {m}, points"].tolist() == ["+2.7 [+1.7, +3.7]", "not run", "-0.1 [-1.1, +0.9]",
+                                                               "not run"]
+    assert table[f"paper, {of}, every utterance"].tolist() == [every, "not reported", "not reported", other]
     assert table[f"paper, {of}, complete dialogues"].iloc[0] == complete
 
 
