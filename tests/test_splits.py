@@ -7,7 +7,7 @@ import pytest
 from conftest import make_settings, make_toy
 from safetensors.numpy import load_file
 
-from dpmkit import baselines, methods, speakers
+from dpmkit import baselines, finetune, methods, speakers
 from dpmkit.corpora.dynamics import EMOTIONS
 from dpmkit.finetune import Finetuned
 
@@ -22,6 +22,9 @@ def run(sharp, tmp_path, monkeypatch):
     plain, temperatures = baselines.fit_temperature, []
     monkeypatch.setattr(baselines, "fit_temperature",
                         lambda *asked: temperatures.append(plain(*asked)) or temperatures[-1])
+    fit, seen = finetune.fit, []
+    monkeypatch.setattr(finetune, "fit", lambda model, *data_and_more: seen.append(data_and_more[:2]) or fit(
+        model, *data_and_more))
     rng = np.random.default_rng(0)
     corpus, codes = make_toy(turns=(6, 7, 9), seed=5)
     codes = dataclasses.replace(codes, features={name: rng.normal(size=76) for name in codes.codes})
@@ -41,16 +44,24 @@ def run(sharp, tmp_path, monkeypatch):
                 features={i: 3 - 2 * x if i in said else x for i, x in codes.features.items()})
         settings = make_settings(tmp_path / name).replace("speaker.dimensions", 3).replace("recurrent.epochs", 3)
         temperatures.clear()
+        seen.clear()
         tuned = Finetuned(sharp, "sharp", tmp_path, [], 0)
         tables, fitted, _ = methods.answers(settings, made, spoken, tuned, {"dpm": 1e-2, "dpm-told": 1e-2})
         model = speakers.fitted(settings, made, spoken, tuned)[0]
         weights = {f"{file.stem} {name}": w for file in (tmp_path / name / "runs").glob("*/*/*.safetensors")
                    if file.stem in ("classifier", "recurrent") for name, w in load_file(file).items()}
-        assert len(weights) > 10 and len(temperatures) == 4
-        return tables, weights | vars(model) | {"power": fitted["power"], "temperatures": list(temperatures),
+        # What the networks train on and what chooses their epoch, whether or not the choice falls otherwise.
+        data = {f"data {i} {j}": np.concatenate([np.ravel(x) for x in _leaves(list(part))])
+                for i, parts in enumerate(seen) for j, part in enumerate(parts)}
+        assert len(weights) > 10 and len(temperatures) == len(data) == 4
+        return tables, weights | data | vars(model) | {"power": fitted["power"], "temperatures": list(temperatures),
                                                 "tried": [r["nll"] for r in fitted["tried"]]}
 
     return answers
+
+
+def _leaves(value):
+    return [x for v in value for x in _leaves(v)] if isinstance(value, (list, tuple)) else [value]
 
 
 def moved(first, second):
@@ -73,7 +84,8 @@ def test_what_validation_is_for_comes_from_validation(run):
     _, fitted = run("as it is")
     _, labels = run("other labels", "validation", labels=True)
     _, sounds = run("other sounds", "validation", sounds=True)
-    chosen = {"within", "tried", "temperatures"}
+    chosen = {"within", "tried", "temperatures", "data 0 1", "data 1 1"}
     assert chosen <= moved(fitted, labels) and chosen <= moved(fitted, sounds)
-    from_training = {"centre", "scale", "basis", "means", "between", "transition", "prior"}
+    from_training = {"centre", "scale", "basis", "means", "between", "transition", "prior", "data 0 0",
+                     "data 1 0"}
     assert not from_training & (moved(fitted, labels) | moved(fitted, sounds))
