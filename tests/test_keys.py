@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -123,6 +124,18 @@ def test_a_step_of_several_processes_is_keyed_as_one_of_a_larger_batch(settings,
     assert finetune.keyed(two).batch == 2
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert finetune.keyed(two) == settings.replace("finetune.batch", 4).finetune
+
+
+def test_babble_is_keyed_by_the_conversations_that_it_is_drawn_from(settings, toy):
+    corpus, codes = toy
+    fewer = replace(corpus, folds=tuple(replace(f, test=f.test[:2]) for f in corpus.folds))  # evaluation.limit=2
+
+    def moves(kind):
+        one, other = (disturbances.disturbed(settings, c, codes, [], disturbances.Disturbance(kind, 5.0)).key
+                      for c in (corpus, fewer))
+        return one != other
+
+    assert moves("babble") and not moves("white")
 
 
 def test_made_json_says_what_an_artefact_is_made_of(settings, toy):
