@@ -34,7 +34,7 @@ class Cell:
 
     fold: int
     training: float  # all epochs
-    writing: float  # every method that writes a memory: the grid of rates, dpm, dpm-tuned, their controls
+    writing: float  # every method that writes a memory: the grid of rates, dpm, dpm-tuned, their controls, dpm-told
     reading: float  # the methods without one, and the states that the speakers' memory is fitted on
     sentences: int  # of the test split
     gigabytes: float  # at the largest moment of training
@@ -64,9 +64,10 @@ def cell(settings: Settings, corpus: Corpus) -> Cell:
         return float((2.0 * inside * rows + attention).sum())
 
     tried = [rate for rate in settings.ablation.lr if rate > 0]
+    bound = len(tried) * heard(some) + heard(test)  # dpm-told, which makes one more step per sentence
     # Each step, then the read.
-    writing = (PASSES * max(1, settings.memory.steps) + 1) * (
-        len(tried) * heard(some) + (len(("dpm", "dpm-swapped")) + len(TUNED)) * heard(test))
+    writing = PASSES * bound + (PASSES * max(1, settings.memory.steps) + 1) * (
+        bound + len(tried) * heard(some) + (len(("dpm", "dpm-swapped")) + len(TUNED)) * heard(test))
     windows = sum(heard(lengths[split]) for split in lengths) + heard(lengths["validation"]) + 2 * heard(test)
     reading = windows + heard(test, 0) + heard(test, shell.window)
     return Cell(settings.fold, told.flops, writing, reading, sum(map(len, test)), sum(told.memory.values()) / 1e9)
