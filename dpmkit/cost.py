@@ -42,6 +42,7 @@ def label_after(model: EmotionSLLM, codes: np.ndarray, sentence: int, settings: 
     keys and values; `window` reads the last sentence and the n_r tokens before it. Returns `seconds` and
     `peak_bytes`, the most memory that the process (or GPU) held at once beyond what it held before.
     """
+    model = model.in_precision(settings.precision)
     tokens = [model.sentence(codes[i:i + sentence]) for i in range(0, len(codes), sentence)]
     wide = EmotionSLLM(model.model, model.vocabulary, window=sum(map(len, tokens)) + 1)
 
@@ -81,8 +82,11 @@ def of_method(settings: Settings, tuned: Finetuned, codes: CorpusCodes, conversa
               emotions: tuple[str, ...], method: str) -> dict[str, float]:
     """What `method` of `protocols.METHODS` costs over these conversations, read as they come: `seconds_a_sentence`,
     `seconds_an_hour` (of audio), `flops_a_sentence`, `peak_bytes`, and `parameters` that a conversation changes."""
+    model, spoken = tuned.sllm.in_precision(settings.memory.precision), protocols.grouped(
+        conversations, settings.memory, method)
+
     def hear() -> None:
-        for _ in protocols.listen(tuned.sllm, conversations, codes.codes, emotions, settings.memory, method,
+        for _ in protocols.listen(model, spoken, codes.codes, emotions, settings.memory, method,
                                   streams=settings.evaluation.streams):
             pass
 

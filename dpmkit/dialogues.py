@@ -95,7 +95,8 @@ def sequences(sllm: EmotionSLLM, codes: Sequence[np.ndarray], emotions: Sequence
         weight = torch.zeros(stop - start)
         label = torch.full((stop - start,), -100)
         for first, end in writes[start]:
-            weight[first - start:end + 1 - start] += 1.0 / max(1, end + 1 - first)
+            sound = sllm.is_sound(tokens[first:end + 1])  # no emotion tokens of earlier sentences
+            weight[first - start:end + 1 - start] += sound / sound.sum().clamp_min(1)
         for end, emotion in reads[start]:
             label[end - start] = emotion
         out.append({"input_ids": tokens[start:stop], "code_weight": weight, "emotion": label})

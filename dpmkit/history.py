@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .filtering import forward_step
 from .settings import MemorySettings, UserError
 
 EMPTY = torch.empty(0, dtype=torch.long)
@@ -35,6 +37,21 @@ class Plan:
     reads: tuple[Part, ...] = ()
     unwritten: int = 0
     copied: bool = False
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What came of one sentence: `probabilities` of the emotions, shape (emotions,); `loss`: L_t of what was
+    written (NaN where nothing was), mean of its `pieces`; `own_loss`: L_t of the sentence itself under the memory
+    before that, whatever it was written from (NaN for a conversation's first); `norm` of the memory's change;
+    `skipped`: updates left out so far."""
+
+    probabilities: np.ndarray
+    loss: float
+    own_loss: float
+    norm: float
+    pieces: int
+    skipped: int
 
 
 class History:
@@ -81,10 +98,14 @@ class History:
         """(prefix, tokens) of an own next sentence, as many as the window asks for."""
         return self._pieces(self.own, sentence)
 
-    def heard(self, sentence: Tensor, other: Tensor | None, unwritten: int) -> None:
-        """Add a sentence; of all that was heard, only what a later prefix needs is kept."""
+    def heard(self, sentence: Tensor, other: Tensor | None, unwritten: int, answer: Tensor = EMPTY) -> None:
+        """Add a sentence and its emotion token, if that stands in the history; of all that was heard, only what a
+        later prefix needs is kept. The token waits with its sentence, where that does."""
+        sentence = torch.cat([sentence, answer])
         self.own = tail(torch.cat([self.own, sentence]), self.prefix)
         written = sentence if other is None else other
+        if unwritten and other is None:
+            unwritten += len(answer)
         self.told = tail(torch.cat([self.told, written]), self.prefix + unwritten)
         self.unwritten, self.turns = unwritten, self.turns + 1
 
@@ -105,6 +126,20 @@ class History:
             pieces.append((tail(heard[:start], self.prefix), heard[start:start + size]))
             left -= size
         return pieces, left
+
+
+def taught(histories: Sequence[History], speakers: Sequence[str], answers: Tensor, ends: Sequence[bool],
+           inertia: tuple[np.ndarray, np.ndarray] | None) -> Tensor:
+    """What rule `emotion` teaches, (rows, emotions), from the answers before the step, of the same shape. An own
+    answer as it is (`soft`) teaches nothing unless rule `both` has moved the answer away from it in an earlier
+    step. A belief (`filtered`) moves on where a sentence `ends`, so once a sentence."""
+    target = histories[0].settings.target
+    p = answers.square() if target == "sharpened" else answers.clone()
+    for row in [row for row, end in enumerate(ends) if end and target == "filtered"]:
+        beliefs, who = histories[row].beliefs, speakers[row]
+        beliefs[who] = forward_step(beliefs.get(who), p[row].cpu().numpy().astype(float), *inertia)
+        p[row] = torch.from_numpy(beliefs[who]).to(p)
+    return p / p.sum(-1, keepdim=True)
 
 
 def tail(tokens: Tensor, count: int) -> Tensor:

@@ -1,16 +1,14 @@
 """Dynamic Parameter Memory: a temporary LoRA that hears a conversation by gradient steps (Algorithm 1).
 
-B conversations side by side, each with its own low-rank factors, optimiser moments, step count and history. A
-stream's numbers do not depend on which other streams share the batch, and equal a plain PEFT loop's.
+B conversations side by side, each with its own low-rank factors, optimiser moments, step count and history.
 """
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,30 +19,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import runs
-from .filtering import forward_step
-from .history import EMPTY, History, Part
+from .cheaper import Prefixes
+from .history import EMPTY, History, Part, Turn, taught
 from .lora import TemporaryLoRA
 from .optimizer import StreamOptimizer
-from .prefix import Batch, Decoder, PrefixStates
-from .settings import MemorySettings, UserError
+from .prefix import Batch, Decoder
+from .settings import MemorySettings, UserError, check
 from .sllm import EmotionSLLM
 
 FORMAT = 2  # of a saved memory
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What came of one sentence: `probabilities` of the emotions, shape (emotions,); `loss`: L_t of what was
-    written (NaN where nothing was), mean of its `pieces`; `own_loss`: L_t of the sentence itself under the memory
-    before that, whatever it was written from (NaN for a conversation's first); `norm` of the memory's change;
-    `skipped`: updates left out so far."""
-
-    probabilities: np.ndarray
-    loss: float
-    own_loss: float
-    norm: float
-    pieces: int
-    skipped: int
 
 
 class DynamicParameterMemory:
@@ -52,32 +35,36 @@ class DynamicParameterMemory:
 
     listen(sentences): one conversation, turn by turn. batch(conversations): many, B at a time.
     hear(sentences): one sentence of several streams; write, read, reset: the steps of it.
-    The backbone's weights are the same bits before and after.
+    The backbone's weights are the same bits before and after. In float32 a stream's numbers do not depend on which
+    others share the batch, and equal a plain PEFT loop's: probabilities alone, in 2 and in 16 differ by at most
+    7e-7 (CPU, demo shape, 96 sentences) and 8e-7 (H100). In bfloat16 that is not promised: products of other shapes
+    round elsewhere, by 0.009 on the H100; the CPU gave the same bits.
     """
 
     def __init__(self, sllm: EmotionSLLM, settings: MemorySettings, streams: int = 1, seed: int = 0,
                  inertia: tuple[np.ndarray, np.ndarray] | None = None):
-        """`inertia`: transitions, shape (emotions, emotions), and prior, (emotions,), for the target `filtered`."""
-        if settings.rule != "semantic" and settings.target == "filtered" and inertia is None:
+        """`inertia`: transitions, shape (emotions, emotions), and prior, (emotions,), for the target `filtered`.
+
+        UserError for settings that contradict each other, or that this backbone cannot honour.
+        """
+        check(settings)
+        if settings.scope == "speaker":
+            raise UserError("setting memory.scope = speaker: DynamicParameterMemory takes what it is given for one "
+                            "conversation; give it each speaker's utterances (protocols.grouped), with "
+                            "memory.scope = conversation")
+        if settings.target == "filtered" and inertia is None:
             raise UserError("setting memory.target = filtered needs the emotions' transitions and prior: pass "
                             "DynamicParameterMemory(…, inertia=(transition, prior))")
         self.inertia = inertia
         self.histories = [History(settings, sllm.window) for _ in range(streams)]
-        precision = getattr(torch, settings.precision or "float32")
-        if settings.precision and next(sllm.parameters()).dtype != precision:
-            sllm = copy.deepcopy(sllm).to(precision)
-            if sllm.device.type == "cpu" and precision == torch.bfloat16:
-                # torch's fused attention for CPUs is 2 to 5 times slower than its parts backwards in bfloat16.
-                sllm.causal_lm.set_attn_implementation("eager")
-        sllm.requires_grad_(False).eval()
+        sllm = sllm.in_precision(settings.precision).requires_grad_(False).eval()
         self.sllm, self.settings, self.streams, self.seed = sllm, settings, streams, seed
         self.head, self.end = sllm.new_rows(), sllm.sentence(EMPTY.numpy())
         self.lora = TemporaryLoRA(sllm, streams, settings.rank, settings.alpha, settings.layers, seed)
         self.optimizer = StreamOptimizer(settings, self.lora.flat, self.lora.fresh)
         self.decoder = Decoder(sllm, self.lora.lowest)
-        self.states = self.told_states = None
-        if settings.prefix_states != "recompute":
-            self.states, self.told_states = (self._no_states(streams) for _ in range(2))
+        self.decoder.check()
+        self.prefixes = Prefixes(settings, self.decoder, self.lora)
 
     def reset(self, streams: Sequence[int] | None = None) -> None:
         """A fresh memory, moments, counts and history for these streams (default: all), in place."""
@@ -85,11 +72,7 @@ class DynamicParameterMemory:
         self.optimizer.reset(index)
         for i in index:
             self.histories[i] = History(self.settings, self.sllm.window)
-        for states in filter(None, (self.states, self.told_states)):
-            states.reset(index)
-
-    def _no_states(self, streams: int) -> PrefixStates:
-        return PrefixStates(self.sllm, streams, self.settings.prefix + self.settings.sinks, self.settings.sinks)
+        self.prefixes.reset(index)
 
     # -- whole conversations ---------------------------------------------------------------------------------
 
@@ -115,34 +98,36 @@ class DynamicParameterMemory:
         `donors`: the memory of conversation i is written from donors[i] instead (a control). `speakers`: who says
         each sentence that i is written from. `labels`: i's true emotions (index, or None), for a bound: see `hear`.
         """
-        waiting = zip(itertools.count(), conversations, itertools.repeat(None) if donors is None else donors,
-                      itertools.repeat(()) if speakers is None else speakers,
-                      itertools.repeat(()) if labels is None else labels, strict=False)
-        live: dict[int, tuple[int, Iterator, Iterator | None, Iterator, Iterator]] = {}
+        none = itertools.repeat(())
+        waiting = zip(itertools.count(), conversations, donors or itertools.repeat(None), speakers or none,
+                      labels or none, strict=False)
+        live: dict[int, tuple[int, Iterator]] = {}
         while True:
-            now, told, who, known = {}, {}, {}, {}
+            now = {}
             for stream in range(self.streams):
                 while stream not in now:
                     if stream not in live:
                         if (following := next(waiting, None)) is None:
                             break
-                        number, own, other, voices, truth = following
-                        live[stream] = (number, iter(own), None if other is None else iter(other), iter(voices),
-                                        iter(truth))
+                        live[stream] = following[0], self._turns(*following[1:])
                         self.reset([stream])
-                    number, own, other, voices, truth = live[stream]
-                    if (codes := next(own, None)) is None:
+                    if (turn := next(live[stream][1], None)) is None:
                         del live[stream]
-                        continue
-                    now[stream], who[stream] = self.sllm.sentence(codes), next(voices, "")
-                    known[stream] = next(truth, None)
-                    if other is not None:
-                        codes = next(other, None)
-                        told[stream] = EMPTY if codes is None else self.sllm.sentence(codes)
+                    else:
+                        now[stream] = turn
             if not now:
                 return
-            for stream, turn in self.hear(now, told, who, known).items():
+            given = ({i: turn[n] for i, turn in now.items() if turn[n] is not None} for n in range(4))
+            for stream, turn in self.hear(*given).items():
                 yield live[stream][0], turn
+
+    def _turns(self, own: Iterable[np.ndarray], other: Iterable[np.ndarray] | None, speakers: Iterable[str],
+               labels: Iterable[int | None]) -> Iterator[tuple]:
+        """A conversation's sentences: tokens, those to be written instead, who says these, and a true emotion."""
+        said, after = self.sllm.sentence, itertools.chain
+        told = itertools.repeat(None) if other is None else after(map(said, other), itertools.repeat(EMPTY))
+        return zip(map(said, own), told, after(speakers, itertools.repeat("")),
+                   after(labels, itertools.repeat(None)), strict=False)
 
     def hear(self, sentences: Mapping[int, Tensor], told: Mapping[int, Tensor] | None = None,
              speakers: Mapping[int, str] | None = None,
@@ -164,15 +149,14 @@ class DynamicParameterMemory:
         own = self._own_losses({i: sentences[i] for i in streams if self.histories[i].turns
                                 and (i in told or self.settings.stepping != "sentence")})
         if copied := [i for i in streams if plans[i].copied]:
-            self.told_states.take(copied, self.states, copied)
+            self.prefixes.told.take(copied, self.prefixes.own, copied)
         if not before:
             self._apart({i: p.writes for i, p in plans.items()}, losses)
         self._apart({i: p.reads for i, p in plans.items()}, losses)
-        batch = self._prepared([plans[i].main for i in streams], streams, self.states)
-        writers = [n for n, i in enumerate(streams) if plans[i].main.writes]
+        batch, kept = self.prefixes.prepared([plans[i].main for i in streams], streams, self.prefixes.own), []
         logits = torch.empty(len(streams), len(self.sllm.vocabulary.emotions), device=self.sllm.device)
+        writers = [n for n, i in enumerate(streams) if plans[i].main.writes]
         readers = [n for n in range(len(streams)) if not (before and n in writers)]
-        kept = []
         if writers:
             part = batch.select(writers)
             written, answers = self._write(part, [streams[n] for n in writers])
@@ -190,16 +174,16 @@ class DynamicParameterMemory:
         probabilities, norms = logits.softmax(-1).cpu().numpy(), self.lora.norm().tolist()
         out = {}
         for n, i in enumerate(streams):
-            said, loss = sentences[i], float(np.mean(losses[i])) if losses[i] else float("nan")
-            if self.settings.history_emotions == "predicted":
-                said = torch.cat([said, self.sllm.answer(int(probabilities[n].argmax()))])
-            self.histories[i].heard(said, told.get(i), plans[i].unwritten)
+            loss = float(np.mean(losses[i])) if losses[i] else float("nan")
+            answer = self.sllm.answer(int(probabilities[n].argmax()))
+            self.histories[i].heard(sentences[i], told.get(i), plans[i].unwritten,
+                                    answer if self.settings.history_emotions == "predicted" else EMPTY)
             out[i] = Turn(probabilities[n], loss, own.get(i, loss), norms[i], len(losses[i]),
                           int(self.optimizer.skipped[i]))
         if known := [n for n, i in enumerate(streams) if (labels or {}).get(i) is not None]:
             self._label(batch.select(known), [streams[n] for n in known], [labels[streams[n]] for n in known])
         for rows, part in kept:
-            self._advance(self.states, [streams[n] for n in rows], part)
+            self.prefixes.advance(self.prefixes.own, [streams[n] for n in rows], part)
         return out
 
     # -- on disk ---------------------------------------------------------------------------------------------
@@ -209,9 +193,8 @@ class DynamicParameterMemory:
         tensors = {name: getattr(self.optimizer, name) for name in (*StreamOptimizer.STATE, "flat")}
         for i, history in enumerate(self.histories):
             tensors |= {f"own.{i}": history.own, f"told.{i}": history.told}
-        for name, states in (("own", self.states), ("told", self.told_states)):
-            if states:
-                tensors |= {f"{name}.{key}": value for key, value in states.tensors().items()}
+        for name, states in self.prefixes.kept.items():
+            tensors |= {f"{name}.{key}": value for key, value in states.tensors().items()}
         facts = {"version": FORMAT, "backbone": self.sllm.fingerprint(), "settings": asdict(self.settings),
                  "streams": self.streams, "seed": self.seed,
                  "inertia": self.inertia and [part.tolist() for part in self.inertia],
@@ -242,10 +225,9 @@ class DynamicParameterMemory:
                 history.own, history.told = (tensors[f"{which}.{i}"].cpu() for which in ("own", "told"))
                 history.unwritten, history.turns, beliefs = facts["histories"][i]
                 history.beliefs = {who: np.array(belief) for who, belief in beliefs.items()}
-            for name, states in (("own", memory.states), ("told", memory.told_states)):
-                if states:
-                    states.restore({k.removeprefix(f"{name}."): v for k, v in tensors.items()
-                                    if k.startswith(f"{name}.")})
+            for name, states in memory.prefixes.kept.items():
+                states.restore({k.removeprefix(f"{name}."): v for k, v in tensors.items()
+                                if k.startswith(f"{name}.")})
             return memory
         except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
             if isinstance(error, UserError):
@@ -265,10 +247,9 @@ class DynamicParameterMemory:
         """
         streams = list(range(self.streams) if streams is None else streams)
         self.sllm.fits(prefixes, sentences)
-        if self.states:
-            self.states.reset(streams)  # what stands before is given
+        self.prefixes.reset(streams)  # what stands before is given
         parts = [Part(p, s, True) for p, s in zip(prefixes, sentences, strict=True)]
-        return self._write(self._prepared(parts, streams, self.states), streams)[0]
+        return self._write(self.prefixes.prepared(parts, streams, self.prefixes.own), streams)[0]
 
     def read(self, prefixes: Sequence[Tensor], streams: Sequence[int] | None = None) -> Tensor:
         """Emotion probabilities, shape (len(streams), emotions), after each prefix (ends in `<audio_end>`)."""
@@ -284,15 +265,15 @@ class DynamicParameterMemory:
                        and (p[number].writes, p[number].other) == (writes, other)]
             if not streams:
                 continue
-            states = self.told_states if other else self.states
-            batch = self._prepared([parts[i][number] for i in streams], streams, states)
+            states = self.prefixes.told if other else self.prefixes.own
+            batch = self.prefixes.prepared([parts[i][number] for i in streams], streams, states)
             if writes:
                 for i, loss in zip(streams, self._write(batch, streams)[0].tolist(), strict=True):
                     losses[i].append(loss)
             if self.settings.prefix_states == "reuse":
                 if not writes or self.settings.read == "after":
                     self._read(batch, streams)  # its states are those of the memory after the write
-                self._advance(states, streams, batch)
+                self.prefixes.advance(states, streams, batch)
 
     @torch.no_grad()
     def _own_losses(self, sentences: Mapping[int, Tensor]) -> dict[int, float]:
@@ -301,8 +282,8 @@ class DynamicParameterMemory:
         losses: dict[int, list[float]] = {i: [] for i in sentences}
         for number in range(max(map(len, pieces.values()), default=0)):
             streams = [i for i, p in pieces.items() if number < len(p)]
-            states = self.states if self.settings.prefix_states == "reuse" and not number else None
-            batch = self._prepared([Part(*pieces[i][number], False) for i in streams], streams, states)
+            states = self.prefixes.own if self.settings.prefix_states == "reuse" and not number else None
+            batch = self.prefixes.prepared([Part(*pieces[i][number], False) for i in streams], streams, states)
             with self.lora.active(self.lora.flat[streams]):
                 got = self._losses(self.decoder.upper(batch), batch)
             for i, loss in zip(streams, got.tolist(), strict=True):
@@ -322,43 +303,13 @@ class DynamicParameterMemory:
             gradient, = torch.autograd.grad(lowered.sum(), leaf)
         self.optimizer.step(streams, gradient, torch.isfinite(lowered.detach()))
 
-    def _prepared(self, parts: Sequence[Part], streams: Sequence[int], states: PrefixStates | None) -> Batch:
-        """Parts as a batch that has gone through the lower blocks: prefix and tokens in one row, or the tokens
-        after the states of the prefix."""
-        prefixes = [p.prefix for p in parts]
-        anew = self.settings.prefix_states == "detach"
-        if states is None or (anew and not any(map(len, prefixes))):
-            rows = tuple(torch.cat([p.prefix, p.piece]) for p in parts)
-            return self.decoder.lower(Batch(rows, tuple(max(len(p), 1) for p in prefixes)))
-        if anew:
-            past = self._heard_anew(prefixes, streams).past(range(len(streams)))
-        else:
-            known = zip(states.length[list(streams)].tolist(), prefixes, strict=True)
-            if stale := [n for n, (length, p) in enumerate(known) if length != max(0, len(p) - 1)]:
-                found = self._heard_anew([prefixes[n] for n in stale], [streams[n] for n in stale])
-                states.take([streams[n] for n in stale], found, range(len(stale)))
-            past = states.past(streams)
-        rows = tuple(torch.cat([p.prefix[-1:], p.piece]) for p in parts)
-        return self.decoder.lower(Batch(rows, (1,) * len(rows), past))
-
-    def _heard_anew(self, prefixes: Sequence[Tensor], streams: Sequence[int]) -> PrefixStates:
-        """States of these prefixes under the memory as it is now, without a gradient."""
-        states = self._no_states(len(streams))
-        if some := [n for n, p in enumerate(prefixes) if len(p)]:
-            batch = self.decoder.lower(Batch(tuple(prefixes[n] for n in some), (1,) * len(some), states.past(some)))
-            self._read(batch, [streams[n] for n in some])
-            states.advance(some, batch.past, [len(r) for r in batch.rows])
-        return states
-
-    def _advance(self, states: PrefixStates | None, streams: Sequence[int], batch: Batch) -> None:
-        if self.settings.prefix_states == "reuse":
-            states.advance(streams, batch.past, [len(r) for r in batch.rows])
-
     def _write(self, batch: Batch, streams: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """The steps on a batch's L_t: the loss before the first of them, (rows,), and the emotion logits of that
         same forward, (rows, emotions), where they are what is read."""
         index, first, answers, target = list(streams), None, None, None
-        for _ in range(max(1, self.settings.steps)):
+        for step in range(max(1, self.settings.steps)):
+            if step:  # what the first forward left in a cache is that of the memory before
+                batch = batch.select(range(len(batch.rows)))
             with torch.set_grad_enabled(self.settings.steps > 0):
                 leaf = self.lora.flat[index].requires_grad_(self.settings.steps > 0)
                 with self.lora.active(leaf):
@@ -366,12 +317,15 @@ class DynamicParameterMemory:
                 losses = lowered = self._losses(hidden, batch)
                 if self.settings.rule != "semantic":
                     answered = self.sllm.emotions_after(hidden, batch.rows, self.head)
-                    target = self._target(answered.detach(), index) if target is None else target
+                    ends = [torch.equal(row[-1:], self.end) for row in batch.rows]
+                    said = answered.detach().softmax(-1)
+                    if target is None:
+                        target = taught([self.histories[i] for i in index],
+                                        [self.speakers.get(i, "") for i in index], said, ends, self.inertia)
                     surprise = -(target * answered.log_softmax(-1)).sum(-1)
                     # A target that is the answer teaches nothing; AdamW would make full steps of rounding noise.
-                    taught = (target - answered.detach().softmax(-1)).abs().amax(-1) > 1e-6
-                    ends = [torch.equal(row[-1:], self.end) for row in batch.rows]
-                    surprise = surprise * (taught & torch.tensor(ends).to(taught))
+                    new = (target - said).abs().amax(-1) > 1e-6
+                    surprise = surprise * (new & torch.tensor(ends).to(new))  # not of a sentence's earlier pieces
                     lowered = surprise if self.settings.rule == "emotion" else losses + surprise
             if first is None:
                 first = losses.detach()
@@ -382,19 +336,6 @@ class DynamicParameterMemory:
                 gradient, = torch.autograd.grad(lowered.sum(), leaf)
                 self.optimizer.step(index, gradient, torch.isfinite(lowered.detach()))
         return first, answers
-
-    def _target(self, answered: Tensor, streams: Sequence[int]) -> Tensor:
-        """What rule `emotion` teaches, (rows, emotions), from the logits before the step. An own answer as it is
-        (`soft`) teaches nothing unless rule `both` has moved the answer away from it in an earlier step."""
-        p = answered.softmax(-1)
-        if self.settings.target == "sharpened":
-            p = p.square()
-        if self.settings.target == "filtered":
-            for row, i in enumerate(streams):
-                beliefs, who = self.histories[i].beliefs, self.speakers.get(i, "")
-                beliefs[who] = forward_step(beliefs.get(who), p[row].cpu().numpy().astype(float), *self.inertia)
-                p[row] = torch.from_numpy(beliefs[who]).to(p)
-        return p / p.sum(-1, keepdim=True)
 
     @torch.no_grad()
     def _read(self, batch: Batch, streams: Sequence[int]) -> Tensor:

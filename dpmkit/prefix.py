@@ -43,6 +43,20 @@ class Decoder:
         parts = hasattr(self.decoder, "norm")  # the name of the last normalisation in Llama and its kin
         self.split = split if parts else 0
 
+    def check(self) -> None:
+        """UserError where this decoder in two parts is not the decoder: one whose blocks differ by their number
+        (Gemma 2 and 3) or that scales what it is given (Gemma)."""
+        if not self.split:
+            return
+        wide = getattr(self.decoder.config, "sliding_window", None) or 0  # a row must be longer to tell
+        rows = (torch.arange(min(self.sllm.window, wide + 16)) % self.sllm.vocabulary.size,)
+        with torch.no_grad():
+            whole = self._run(self.sllm.embedded(rows), None)
+            apart = (self.upper(self.lower(Batch(rows, (1,)))) - whole).abs().max()
+        if apart > 1e-3 * whole.abs().max():
+            raise UserError(f"setting memory.layers = top-k does not go with {type(self.sllm.causal_lm).__name__}, "
+                            "whose blocks are not alike: in two parts it answers otherwise; set memory.layers=all")
+
     def lower(self, batch: Batch) -> Batch:
         """The batch with its `hidden`, shape (rows, longest, hidden): embedded, and through the lower blocks."""
         with torch.no_grad():

@@ -68,8 +68,8 @@ METHODS = {
     "kv-window": Method("the target; of the history, the keys and values of 4 first tokens and of the last ones, "
                         "half a window in all, as they were when first heard (StreamingLLM)", writes=True,
                         memory=(("steps", 0), ("prefix_states", "reuse"), ("read", "before"), ("sinks", 4),
-                                ("rule", "semantic"), ("stepping", "sentence"), ("reset_every", 0),
-                                ("history_emotions", "none"))),
+                                ("rule", "semantic"), ("target", "sharpened"), ("stepping", "sentence"),
+                                ("reset_every", 0), ("history_emotions", "none"))),
     "own-answers": Method("as window, with the SLLM's own emotion tokens in the history; an SLLM trained with them",
                           memory=(("history_emotions", "predicted"),)),
     "dpm": Method("the target and the n_r tokens before it; earlier sentences and the target through a temporary "
@@ -107,7 +107,7 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     how, fold = METHODS[method], corpus.folds[settings.fold - 1]
     asked = how.settings(settings.memory, tuned.sllm.window)
     conversations = corpus.select(getattr(fold, split)[:limit or None])
-    spoken = _by_speaker(conversations) if how.writes and asked.scope == "speaker" else conversations
+    spoken = grouped(conversations, settings.memory, method)
     donors = donors_of(spoken, how.donor) if how.donor in ("stranger", "speaker") else {}
     inertia = _inertia(asked, corpus, fold) if how.writes else None
     made = runs.artefact(
@@ -120,7 +120,8 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     streams = settings.evaluation.streams
     groups = [queue[start:start + GROUP * streams] for start in range(0, len(queue), GROUP * streams)]
     parts = [made.folder / f"{runs.key([c.id for c in group])}.parquet" for group in groups]
-    shared = (tuned.sllm, codes.codes, corpus.emotions, settings.memory, method, donors, settings.seed, inertia)
+    model = tuned.sllm if all(part.is_file() for part in parts) else tuned.sllm.in_precision(asked.precision)
+    shared = (model, codes.codes, corpus.emotions, settings.memory, method, donors, settings.seed, inertia)
     with made.making(*parts), tqdm(total=sum(len(c.utterances) for c in queue), desc=f"{method} ({split})",
                                    unit="utt") as bar:
         bar.update(sum(len(c.utterances) for group, part in zip(groups, parts, strict=True) if part.is_file()
@@ -129,13 +130,7 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
             if not part.is_file():
                 streams = _hear(*shared, group, part, streams, bar)
     tables = [_read(part) for part in parts]
-    table = pd.concat(tables, ignore_index=True)
-    order = {u.id: place for place, u in enumerate(u for c in conversations for u in c.utterances)}
-    table = table.iloc[np.argsort(table["utterance"].map(order))].reset_index(drop=True)
-    if spoken is not conversations:  # a speaker's turns, back in their conversations
-        said = [(c, turn) for c in conversations for turn in range(len(c.utterances))]
-        table["conversation"], table["turn"] = [c.id for c, _ in said], [turn for _, turn in said]
-    return table
+    return _in_order(pd.concat(tables, ignore_index=True), conversations)
 
 
 def _hear(model: EmotionSLLM, codes: Mapping[str, np.ndarray], emotions: tuple[str, ...], settings: MemorySettings,
@@ -177,6 +172,12 @@ def listen(model: EmotionSLLM, conversations: Sequence[Conversation], codes: Map
     """
     how = METHODS[method]
     settings = how.settings(settings, model.window)
+    model = model.in_precision(settings.precision)
+    if how.writes and settings.scope == "speaker":
+        if any(len({u.speaker for u in c.utterances}) > 1 for c in conversations):
+            raise UserError("setting memory.scope = speaker needs each speaker's utterances as a conversation: "
+                            "protocols.grouped")
+        settings = replace(settings, scope="conversation")
     heard = [[codes[u.id] for u in c.utterances] for c in conversations]
     if how.writes:
         told, spoken = None, conversations
@@ -231,22 +232,22 @@ def one_by_one(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fi
     ends with it, and all of its history is heard again: what the paper does, and what `streaming` saves."""
     fold = corpus.folds[settings.fold - 1]
     conversations = corpus.select(getattr(fold, split)[:limit or None])
-    how = METHODS[method]
-    whole = donors_of(conversations, how.donor) if how.donor in ("stranger", "speaker") else {}
+    how, spoken = METHODS[method], grouped(conversations, settings.memory, method)
+    whole = donors_of(spoken, how.donor) if how.donor in ("stranger", "speaker") else {}
+    labelled = [[u.id for u in c.utterances if u.emotion is not None] for c in conversations]
+    targets = {name for c in labelled for name in (c if protocol == "all-lengths" else c[-1:])}
     cut, donors = [], {}
-    for conversation in conversations:
-        targets = [turn for turn, u in enumerate(conversation.utterances) if u.emotion is not None]
-        for turn in targets if protocol == "all-lengths" else targets[-1:]:
-            part = replace(conversation, id=f"{conversation.id}#{turn}",
-                           utterances=conversation.utterances[:turn + 1])
-            cut.append(part)
-            donors[part.id] = whole.get(conversation.id)
+    for conversation in spoken:
+        for turn, utterance in enumerate(conversation.utterances):
+            if utterance.id in targets:
+                part = replace(conversation, id=f"{conversation.id}#{turn}",
+                               utterances=conversation.utterances[:turn + 1])
+                cut.append(part)
+                donors[part.id] = whole.get(conversation.id)
     inertia = _inertia(how.settings(settings.memory, tuned.sllm.window), corpus, fold)
-    tables = {table["conversation"].iloc[0]: table.tail(1) for table in listen(
-        tuned.sllm, cut, codes.codes, corpus.emotions, settings.memory, method, donors, settings.seed,
-        settings.evaluation.streams, inertia)}
-    table = pd.concat([tables[part.id] for part in cut], ignore_index=True)
-    return table.assign(conversation=table["conversation"].str.rpartition("#")[0])
+    tables = listen(tuned.sllm, cut, codes.codes, corpus.emotions, settings.memory, method, donors, settings.seed,
+                    settings.evaluation.streams, inertia)
+    return _in_order(pd.concat([table.tail(1) for table in tables], ignore_index=True), conversations)
 
 
 def _inertia(asked: MemorySettings, corpus: Corpus, fold: Fold) -> tuple[np.ndarray, np.ndarray] | None:
@@ -257,13 +258,25 @@ def _inertia(asked: MemorySettings, corpus: Corpus, fold: Fold) -> tuple[np.ndar
     return transition_matrix(train, corpus.emotions), emotion_prior(train, corpus.emotions)
 
 
-def _by_speaker(conversations: Sequence[Conversation]) -> list[Conversation]:
-    """Each speaker's utterances, through all of the conversations in their order, as a conversation of its own."""
+def _in_order(table: pd.DataFrame, conversations: Sequence[Conversation]) -> pd.DataFrame:
+    """The rows in the order of these conversations, and each in its own, whatever it was heard in."""
+    place = {u.id: (n, c.id, turn) for n, c in enumerate(conversations) for turn, u in enumerate(c.utterances)}
+    order = sorted(range(len(table)), key=lambda row: place[table["utterance"].iloc[row]][::2])
+    table = table.iloc[order].reset_index(drop=True)
+    return table.assign(conversation=[place[u][1] for u in table["utterance"]],
+                        turn=[place[u][2] for u in table["utterance"]])
+
+
+def grouped(conversations: Sequence[Conversation], settings: MemorySettings, method: str) -> Sequence[Conversation]:
+    """What a method hears as conversations. With `memory.scope = speaker` and a memory: each speaker's utterances,
+    through all of the conversations in their order."""
+    if settings.scope != "speaker" or not METHODS[method].writes:
+        return conversations
     said: dict[tuple[str, str], list] = defaultdict(list)
     for c in conversations:
         for u in c.utterances:
             said[c.session, u.speaker].append(u)
-    return [Conversation(speaker, session, tuple(us)) for (session, speaker), us in said.items()]
+    return [Conversation(f"{session} {speaker}", session, tuple(us)) for (session, speaker), us in said.items()]
 
 
 def donors_of(conversations: Sequence[Conversation], kind: str) -> dict[str, Conversation]:

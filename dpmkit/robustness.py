@@ -65,6 +65,7 @@ def _heard(settings: Settings, changed: disturbances.Disturbed, corpus: Corpus, 
     if method == "speaker-memory":
         return speakers.remembered(settings, changed.conversations, changed.codes, corpus.emotions, tuned, model,
                                    power)
-    tables = protocols.listen(tuned.sllm, changed.conversations, changed.codes, corpus.emotions, settings.memory,
-                              method, seed=settings.seed, streams=settings.evaluation.streams)
+    spoken = protocols.grouped(changed.conversations, settings.memory, method)
+    tables = protocols.listen(tuned.sllm, spoken, changed.codes, corpus.emotions, settings.memory, method,
+                              seed=settings.seed, streams=settings.evaluation.streams)
     return pd.concat(list(tables), ignore_index=True)

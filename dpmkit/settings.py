@@ -157,22 +157,7 @@ class Settings:
         if self.memory.precision not in ("", "float32", "bfloat16"):
             raise UserError("setting memory.precision must be empty, float32 or bfloat16, "
                             f"not {self.memory.precision!r}")
-        kind, _, count = self.memory.stepping.partition("-")
-        if self.memory.stepping != "sentence" and not (kind in ("stride", "every") and count.isdigit()
-                                                       and int(count)):
-            raise UserError("setting memory.stepping must be sentence, stride-N with N tokens (stride-256) or "
-                            f"every-N with N sentences (every-4), not {self.memory.stepping!r}")
-        if self.memory.stepping != "sentence" and self.memory.prefix_states == "reuse":
-            raise UserError("setting memory.prefix_states = reuse goes with memory.stepping = sentence: the states "
-                            "of what a longer step writes are not at hand")
-        if self.memory.history_emotions == "predicted" and self.memory.prefix_states == "reuse":
-            raise UserError("setting memory.prefix_states = reuse goes with memory.history_emotions = none: the "
-                            "states of an emotion token are not at hand")
-        if self.memory.stepping != "sentence" and self.memory.rule != "semantic":
-            raise UserError("setting memory.rule = emotion or both goes with memory.stepping = sentence: a longer "
-                            "step does not end at a sentence's <audio_end>")
-        if self.memory.sinks and self.memory.prefix_states != "reuse":
-            raise UserError("setting memory.sinks needs memory.prefix_states = reuse: there is no cache to keep in")
+        check(self.memory)
         if self.backbone.hidden % self.backbone.heads:
             raise UserError("setting backbone.hidden must be a multiple of backbone.heads")
         return self
@@ -202,7 +187,7 @@ class Settings:
     @property
     def tolerance(self) -> float:
         """How far two ways to the same probability may lie apart by rounding, in the backbone's precision."""
-        return 1e-4 if self.backbone.dtype == "float32" else 0.05
+        return 1e-4 if (self.memory.precision or self.backbone.dtype) == "float32" else 0.05
 
     @property
     def changed(self) -> dict[str, Any]:
@@ -247,6 +232,31 @@ class Settings:
             path = Path(value).expanduser()
             return path.name if path.is_absolute() or (self.home_path / path).exists() else value
         return value
+
+
+def check(memory: MemorySettings) -> None:
+    """UserError, with both names, where two settings of the memory contradict each other, or one does nothing."""
+    kind, _, count = memory.stepping.partition("-")
+    longer, reuse = memory.stepping != "sentence", memory.prefix_states == "reuse"
+    if longer and not (kind in ("stride", "every") and count.isdigit() and int(count)):
+        raise UserError("setting memory.stepping must be sentence, stride-N with N tokens (stride-256) or every-N "
+                        f"with N sentences (every-4), not {memory.stepping!r}")
+    contradictions = {
+        "memory.prefix_states = reuse goes with memory.stepping = sentence: the states of what a longer step "
+        "writes are not at hand": longer and reuse,
+        "memory.prefix_states = reuse goes with memory.history_emotions = none: the states of an emotion token are "
+        "not at hand": memory.history_emotions == "predicted" and reuse,
+        "memory.rule = emotion or both goes with memory.stepping = sentence: a longer step does not end at a "
+        "sentence's <audio_end>": longer and memory.rule != "semantic",
+        "memory.sinks needs memory.prefix_states = reuse: there is no cache to keep in": memory.sinks and not reuse,
+        f"memory.target = {memory.target} needs memory.rule = emotion or both: rule semantic has no target":
+            memory.target != "sharpened" and memory.rule == "semantic",
+        "memory.target = soft needs memory.rule = both and memory.steps of 2 or more: an own answer as it is "
+        "teaches nothing until the codes have moved it":
+            memory.target == "soft" and (memory.rule != "both" or memory.steps < 2),
+    }
+    for words in (words for words, found in contradictions.items() if found):
+        raise UserError(f"setting {words}")
 
 
 def _typed(name: str, old: Any, new: Any) -> Any:

@@ -17,6 +17,7 @@ from .filtering import forward_filter
 from .finetune import Finetuned
 from .offsets import OffsetModel, SpeakerMemory
 from .settings import Settings
+from .sllm import EmotionSLLM
 
 _OF = "the target alone, as the state that the SLLM reads its emotion from"
 HEARS = {
@@ -172,7 +173,8 @@ def remembered(settings: Settings, conversations: Sequence[Conversation], codes:
                emotions: tuple[str, ...], tuned: Finetuned, model: OffsetModel, power: float) -> pd.DataFrame:
     """The answers of `speaker-memory` to these conversations, a row an utterance; codes: utterance id -> codes."""
     table = _listed(conversations)
-    z = model.project(_states(tuned, codes, table["utterance"], "states"))
+    sllm = tuned.sllm.in_precision(settings.memory.precision)
+    z = model.project(_states(sllm, codes, table["utterance"], "states"))
     for rows in table.groupby("conversation", sort=False).indices.values():
         memory = SpeakerMemory(model, settings.speaker.paths, power)
         answers = _remembered(memory, z[rows], list(table["speaker"].iloc[rows]))
@@ -184,11 +186,13 @@ def _heard(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetu
            split: str) -> tuple[pd.DataFrame, np.ndarray]:
     """The utterances of a split in order, and their states, (utterances, hidden): kept in runs/states/<key>/."""
     table = _listed(corpus.select(getattr(corpus.folds[settings.fold - 1], split)))
-    made = runs.artefact(settings, "states", _states, sllm=tuned.key, utterances=runs.key(list(table["utterance"])))
+    made = runs.artefact(settings, "states", _states, sllm=tuned.key, precision=settings.memory.precision,
+                         utterances=runs.key(list(table["utterance"])))
     path = made.folder / "states.safetensors"
     with made.making(path) as absent:
         if absent:
-            states = _states(tuned, codes.codes, table["utterance"], f"states ({split})")
+            states = _states(tuned.sllm.in_precision(settings.memory.precision), codes.codes, table["utterance"],
+                             f"states ({split})")
             with runs.atomic(path) as temporary:
                 save_file({"states": states}, temporary)
     return table, load_file(path)["states"]
@@ -200,10 +204,10 @@ def _listed(conversations: Sequence[Conversation]) -> pd.DataFrame:
                          for c in conversations for turn, u in enumerate(c.utterances)])
 
 
-def _states(tuned: Finetuned, codes: Mapping[str, np.ndarray], utterances: pd.Series, title: str) -> np.ndarray:
+def _states(model: EmotionSLLM, codes: Mapping[str, np.ndarray], utterances: pd.Series, title: str) -> np.ndarray:
     """(utterances, hidden), each utterance heard alone."""
     batches = [utterances.iloc[i:i + BATCH] for i in range(0, len(utterances), BATCH)]
-    states = [tuned.sllm.answer_states([tuned.sllm.sentence(codes[u]) for u in batch]).cpu().numpy()
+    states = [model.answer_states([model.sentence(codes[u]) for u in batch]).cpu().numpy()
               for batch in tqdm(batches, desc=title, unit="batch")]
     return np.concatenate(states).astype(float)
 
