@@ -33,8 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
                                                                 "(default: of this machine, measured)")
     plan.add_argument("--price", type=float, default=0.0, help="of a GPU hour")
     bench = commands.add_parser("bench", help="measure: rungs of the memory beside a PEFT loop, cost, long "
-                                              "streams, what new rows start from")
-    bench.add_argument("what", choices=("memory", "context", "stream", "rows", "threads"))
+                                              "streams, how threads wait")
+    bench.add_argument("what", choices=("memory", "context", "stream", "threads"))
     bench.add_argument("--repeats", type=int, default=3, help="memory, threads: rounds of all arms (default 3)")
     bench.add_argument("--hours", type=float, default=1.0, help="stream: of audio (default 1)")
     for command in (reproduce, train, settings, plan, bench):
@@ -194,7 +194,7 @@ def _bench(options: argparse.Namespace) -> int:
     if not (options.repeats > 0 and options.hours > 0):
         raise UserError("--repeats and --hours must be greater than 0")
     made = {"memory": lambda: bench.memory(settings, options.repeats), "context": lambda: bench.context(settings),
-            "stream": lambda: bench.stream(settings, options.hours), "rows": lambda: bench.rows(settings),
+            "stream": lambda: bench.stream(settings, options.hours),
             "threads": lambda: threads.measure(settings, options.repeats)}[options.what]()
     print(f"wrote {made}", file=sys.stderr)
     return 0

@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from . import codes, corpora, cost, finetune, metrics, protocols, records, summaries
 from .corpora.dynamics import EMOTIONS
 from .memory import DynamicParameterMemory
-from .settings import MemorySettings, Settings, UserError
+from .settings import MemorySettings, Settings
 from .sllm import EmotionSLLM
 from .vocabulary import Vocabulary
 
@@ -44,11 +44,6 @@ RUNGS: dict[str, dict] = {
                                           "read": "before"},
 }
 LOOP = "PEFT loop"
-ROWS: dict[str, dict] = {
-    "emotions at their words, codes at the mean with noise": {},
-    "emotions at the mean, too": {"backbone.emotion_rows": "mean"},
-    "codes at the mean without noise": {"backbone.row_noise": 0.0},
-}
 STREAM_ROWS = 10  # parts of a long stream, each with a row of its own
 # Llamas of random weights, which time cannot tell: hidden, layers, heads, heads of keys and values, intermediate,
 # precision; then n_r and streams.
@@ -224,23 +219,6 @@ def context(settings: Settings) -> Path:
     print(summaries.context_table({"rows": rows}).to_string(index=False))
     return records.save_bench(settings, "context", {"rows": rows, "sentence": sentence},
                               time.perf_counter() - started)
-
-
-def rows(settings: Settings) -> Path:
-    """What the new token rows start from (`ROWS`): a pretrained backbone is trained with each, and heard on
-    validation conversations after every epoch. Returns the record's path."""
-    started = time.perf_counter()
-    if not settings.backbone.source:
-        raise UserError("bench rows is for a pretrained backbone: add --profile smollm2, or set backbone.source")
-    corpus, out = corpora.load(settings), []
-    spoken = codes.make(settings, corpus)
-    for name, change in ROWS.items():
-        asked = settings
-        for setting, value in change.items():
-            asked = asked.replace(setting, value)
-        out.append({"rows": name, **change, "history": finetune.train(asked, corpus, spoken).history})
-    print(summaries.rows_table({"rows": out}).to_string(index=False))
-    return records.save_bench(settings, "rows", {"rows": out}, time.perf_counter() - started)
 
 
 def _prepared(settings: Settings) -> tuple[corpora.Corpus, codes.CorpusCodes, finetune.Finetuned,

@@ -87,9 +87,9 @@ def _of(settings: Settings, shell: EmotionSLLM, forwards: Sequence[tuple[int, in
     dtype = getattr(torch, settings.backbone.dtype)
     linear = list(shell.linear_layers().values())
     inside = sum(m.weight.numel() for m in linear)
-    tied = config.tie_word_embeddings
-    new = (shell.vocabulary.size - shell.vocabulary.base) * config.hidden_size * (1 if tied else 2)
-    parameters = sum(p.numel() for p in shell.causal_lm.parameters()) + new
+    new = 2 * (shell.vocabulary.size - shell.vocabulary.base) * config.hidden_size  # of the embedding and the head
+    own_head = shell.vocabulary.base * config.hidden_size if config.tie_word_embeddings else 0
+    parameters = sum(p.numel() for p in shell.causal_lm.parameters()) + own_head + new
     lora = tune.lora_rank * sum(m.in_features + m.out_features for m in linear)
     trained = lora + new if tune.lora_rank else parameters
     largest = max(rows * tokens for rows, tokens, _ in forwards)

@@ -19,7 +19,7 @@ def _ranges() -> dict[str, tuple[str, Callable[[float], bool]]]:
             "evaluation.streams evaluation.bootstrap ablation.conversations ablation.rank "
             "context.codes context.tokens context.conversations grid.cpus"),
         ("0 or more", lambda v: v >= 0): (
-            "seed conversation.seed backbone.keep_layers backbone.row_noise finetune.forward_tokens "
+            "seed conversation.seed backbone.keep_layers finetune.forward_tokens "
             "codes.codebook_size codes.frame_rate codes.prosody_weight segments.min_silence "
             "segments.pad finetune.n_p finetune.lr classifier.lr recurrent.lr "
             "finetune.weight_decay finetune.patience finetune.lora_rank memory.prefix memory.lr memory.steps "
@@ -36,7 +36,7 @@ def _ranges() -> dict[str, tuple[str, Callable[[float], bool]]]:
 
 
 RANGES = _ranges()
-CHOICES = {"backbone.dtype": "float32 bfloat16 float16", "backbone.emotion_rows": "words mean",
+CHOICES = {"backbone.dtype": "float32 bfloat16 float16",
            "finetune.loss_vocabulary": "all codes", "memory.optimizer": "adamw sgd",
            "memory.history_emotions": "none predicted", "memory.read": "after before",
            "memory.rule": "semantic emotion both", "memory.target": "soft sharpened filtered",

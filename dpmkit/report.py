@@ -208,10 +208,6 @@ def _benches(root: Path) -> list[str]:
             words = ("Until the last sentence of a recording has its label, after so many codes of history: "
                      "seconds, and peak memory beyond the model.")
             title, table = "cost against history", summaries.context_table(results)
-        elif kind == "rows":
-            words = ("A pretrained backbone's new token rows, by what they start from: validation after each "
-                     "epoch, one training run each.")
-            title, table = "what new rows start from", summaries.rows_table(results)
         elif kind == "plan":
             words = ("Counted from shapes and lengths, not run: FLOPs of notebooks 02 and 03 of every fold and "
                      "seed, a cell on one GPU; cost is GPU hours at the price that was given.")

@@ -57,8 +57,6 @@ class BackboneSettings:
 
     source: str = ""
     keep_layers: int = 0  # pretrained: the first so many of its layers; 0: all
-    emotion_rows: str = "words"  # pretrained: emotion tokens start as their words do (happy), or at the mean
-    row_noise: float = 0.1  # pretrained: of the other new rows around the mean, in standard deviations of the rows
     layers: int = 4  # from scratch; so are the next three
     hidden: int = 128
     heads: int = 4

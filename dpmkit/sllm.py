@@ -62,15 +62,14 @@ class EmotionSLLM(nn.Module):
             return sllm
         model = backbones.load(backbone.source, backbone.dtype, backbone.keep_layers)
         vocabulary = Vocabulary(codebook_size, emotions, base=model.get_input_embeddings().num_embeddings)
-        texts = backbones.tokenizer(backbone.source, needed=backbone.emotion_rows == "words")
-        backbones.widen(model, vocabulary.size, emotions, texts if backbone.emotion_rows == "words" else None,
-                        backbone.row_noise)
+        backbones.widen(model, vocabulary.size)
         if finetune.lora_rank:
             model = backbones.with_lora(model, finetune, range(vocabulary.base, vocabulary.size))
         if finetune.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         sllm = cls(model, vocabulary, backbone.window, source=backbone.source)
-        sllm.loss_vocabulary, sllm.texts = finetune.loss_vocabulary, vocabulary.tokenizer(texts)
+        sllm.loss_vocabulary = finetune.loss_vocabulary
+        sllm.texts = vocabulary.tokenizer(backbones.tokenizer(backbone.source))
         return sllm
 
     # -- the parts of the backbone -------------------------------------------------------------------------

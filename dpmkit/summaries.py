@@ -228,15 +228,6 @@ def threads_table(results: dict[str, Any]) -> pd.DataFrame:
         for r in results["rows"]])
 
 
-def rows_table(results: dict[str, Any]) -> pd.DataFrame:
-    """Validation losses and accuracy an epoch, from a `rows` record."""
-    return pd.DataFrame([{
-        "new rows start": r["rows"], "epoch": h["epoch"],
-        "L_a": f"{h['eval_l_a']:.3f}", "L_e": f"{h['eval_l_e']:.3f}",
-        "WA": f"{100 * h['eval_wa']:.1f}", "UA": f"{100 * h['eval_ua']:.1f}",
-    } for r in results["rows"] for h in r["history"]])
-
-
 def context_table(results: dict[str, Any]) -> pd.DataFrame:
     """A bench's cost against history as text, a row a length: seconds / MB of each path."""
     rows = pd.DataFrame(results["rows"])

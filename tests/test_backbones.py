@@ -22,6 +22,8 @@ from dpmkit.settings import BackboneSettings, FinetuneSettings, MemorySettings, 
 from dpmkit.sllm import EmotionSLLM
 
 EMOTIONS = ("neu", "hap", "sad", "ang")
+BATCH = {"input_ids": torch.tensor([[50, 51, 52, 66, 53, 66]]), "emotion": torch.tensor([[-100] * 5 + [2]]),
+         "code_weight": torch.tensor([[0, 1 / 3, 1 / 3, 1 / 3, 1 / 2, 1 / 2]])}
 TEXT = ("[UNK]", "neutral", "happy", "sad", "ang", "ry", "very")
 SHAPE = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
          "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 128}
@@ -53,7 +55,7 @@ def rows(sllm):
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_causal_lm_answers_alike_after_saving_and_loading(kind, tied, tmp_path):
-    sllm = created(made(tmp_path / "text", kind, tied), keep_layers=2, emotion_rows="mean")
+    sllm = created(made(tmp_path / "text", kind, tied), keep_layers=2)
     assert len(sllm.causal_lm.get_decoder().layers) == 2 and sllm.vocabulary.base == 50
     with torch.no_grad():  # as training would move it
         for parameter in (p for p in sllm.parameters() if p.requires_grad):
@@ -77,39 +79,24 @@ def test_the_first_layers_are_the_models_own(tmp_path):
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_new_rows_start_at_the_mean_and_emotions_at_their_words(tied, tmp_path):
+def test_codes_start_as_far_apart_as_tokens_and_their_losses_at_chance(tied, tmp_path):
     source = made(tmp_path / "text", tied=tied)
-    plain = backbones.load(source, "float32").get_output_embeddings().weight.detach()
-    exact = rows(created(source, row_noise=0.0))
-    torch.testing.assert_close(exact[:17], plain.mean(0).expand(17, -1))
-    words = [plain[1], plain[2], plain[3], plain[[4, 5]].mean(0)]  # "angry" is two tokens
-    torch.testing.assert_close(exact[17:], torch.stack(words))
-    noisy = rows(created(source, row_noise=0.5))[:17] - plain.mean(0)
-    np.testing.assert_allclose((noisy / plain.std(0)).std(), 0.5, rtol=0.15)
-    torch.testing.assert_close(rows(created(source, row_noise=0.0, emotion_rows="mean"))[17:],
-                               plain.mean(0).expand(4, -1))
-
-
-def test_without_a_tokenizer_that_fits_words_are_refused(tmp_path):
-    bare = made(tmp_path / "bare", words=False)
-    with pytest.raises(UserError, match=r"emotion_rows=mean"):
-        created(bare)
-    created(bare, emotion_rows="mean")
-    small = made(tmp_path / "small")
-    far = {"[UNK]": 0, **{w: 90 + i for i, w in enumerate(TEXT[1:])}}
-    text = Tokenizer(models.WordLevel(far, unk_token="[UNK]"))
-    text.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=text, unk_token="[UNK]").save_pretrained(small)
-    with pytest.raises(UserError, match=r"does not fit it.*50 rows"):
-        created(small)
+    plain, sllm = backbones.load(source, "float32"), created(source, loss="codes")
+    embed, head = (part.weight.detach() for part in (plain.get_input_embeddings(), plain.get_output_embeddings()))
+    with torch.no_grad():
+        heard = sllm.causal_lm.get_input_embeddings()(torch.arange(71))
+        losses = sllm(**BATCH)
+    assert torch.equal(heard[:50], embed) and torch.equal(sllm.causal_lm.lm_head.weight[:50], head)
+    codes, tokens = (torch.nn.functional.pdist(part).mean().item() for part in (heard[50:], embed))
+    assert codes == pytest.approx(tokens, rel=0.1)
+    torch.testing.assert_close(rows(sllm), head.mean(0).expand(21, -1))
+    assert [losses[n].item() for n in ("l_a", "l_e")] == pytest.approx([np.log(17), np.log(4)], abs=1e-4)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_a_softmax_over_code_rows_is_that_of_the_whole_less_the_text(tied, tmp_path):
     source = made(tmp_path / "text", tied=tied)
-    batch = {"input_ids": torch.tensor([[50, 51, 52, 66, 53, 66]]), "emotion": torch.tensor([[-100] * 5 + [2]]),
-             "code_weight": torch.tensor([[0, 1 / 3, 1 / 3, 1 / 3, 1 / 2, 1 / 2]])}
-    whole, short = created(source), created(source, loss="codes")
+    batch, whole, short = BATCH, created(source), created(source, loss="codes")
     a, b = whole(**batch), short(**batch)
     torch.testing.assert_close(a["l_e"], b["l_e"])
     hidden = whole._hidden([batch["input_ids"][0]])[0, :-1]
@@ -224,9 +211,8 @@ def test_the_gguf_file_in_a_wheel_becomes_a_folder_once(tmp_path, monkeypatch):
     loaded, tokens = backbones.load(folder, "float32"), torch.tensor([[4, 9, 30, 2]])
     # kept in bfloat16
     torch.testing.assert_close(loaded(tokens).logits, model(tokens).logits, rtol=0.02, atol=0.02)
-    sllm = created(folder, row_noise=0.0)
-    sad = backbones.tokenizer(folder)(" sad", add_special_tokens=False)["input_ids"]
-    torch.testing.assert_close(rows(sllm)[19], loaded.get_output_embeddings().weight[sad].mean(0))
+    assert backbones.tokenizer(folder).tokenize(" sad") == ["Ġ", "sad"]
+    assert created(folder).vocabulary.base == 50
 
 
 def trained(home, source):
@@ -344,7 +330,7 @@ def test_what_pip_cannot_fetch_names_the_cure(tmp_path, monkeypatch):
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_memory_of_an_adapted_backbone_is_the_peft_loops(kind, tied, tmp_path):
-    sllm = created(made(tmp_path / "text", kind, tied), emotion_rows="mean")
+    sllm = created(made(tmp_path / "text", kind, tied))
     with torch.no_grad():
         for parameter in (p for p in sllm.parameters() if p.requires_grad):
             parameter.add_(0.1 * torch.randn_like(parameter))

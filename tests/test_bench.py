@@ -7,7 +7,6 @@ import torch
 from conftest import make_settings, make_toy
 
 from dpmkit import bench, codes, corpora, cost, finetune, report, summaries
-from dpmkit.settings import UserError
 
 
 @pytest.fixture
@@ -57,21 +56,3 @@ def test_cost_against_history_has_every_path_at_every_length(prepared):
     rows = json.loads(path.read_text(encoding="utf-8"))["results"]["rows"]
     assert {(r["codes"], r["path"]) for r in rows} == {(n, p) for n in (100, 200) for p in cost.PATHS}
     assert all(r["seconds"] > 0 for r in rows) and "cost against history" in report.page([], prepared.own_path)
-
-
-def test_rows_are_compared_from_every_start(prepared, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="pretrained backbone"):
-        bench.rows(prepared)
-    asked = []
-
-    def train(settings, *_):
-        asked.append((settings.backbone.emotion_rows, settings.backbone.row_noise))
-        row = {"epoch": 1, "eval_l_a": 2.0, "eval_l_e": 1.0, "eval_wa": len(asked) / 10, "eval_ua": 0.25}
-        return finetune.Finetuned(None, "toy", tmp_path, [row], 0)
-
-    monkeypatch.setattr(finetune, "train", train)
-    path = bench.rows(prepared.replace("backbone.source", "some/backbone"))
-    record = json.loads(path.read_text(encoding="utf-8"))
-    assert asked == [("words", 0.1), ("mean", 0.1), ("words", 0.0)]
-    assert summaries.rows_table(record["results"])["WA"].tolist() == ["10.0", "20.0", "30.0"]
-    assert "what new rows start from" in report.page([], prepared.own_path)

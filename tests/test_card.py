@@ -68,7 +68,7 @@ def test_a_tokenizer_with_more_tokens_than_the_backbone_has_rows_is_left_out(set
     text = AutoTokenizer.from_pretrained(source)
     text.add_tokens([f"word{i}" for i in range(60)])
     text.save_pretrained(source)
-    settings, tuned = trained(settings.replace("backbone.emotion_rows", "mean"), toy, source)
+    settings, tuned = trained(settings, toy, source)
     assert tuned.sllm.texts is None and not (tuned.folder / "tokenizer.json").exists()
 
 

@@ -21,7 +21,7 @@ def asked(request, settings, toy, tmp_path):
         vocab_size=50, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=160, max_position_embeddings=128, tie_word_embeddings=request.param)
     ).save_pretrained(tmp_path / "text")
-    for name, value in (("backbone.source", str(tmp_path / "text")), ("backbone.emotion_rows", "mean"),
+    for name, value in (("backbone.source", str(tmp_path / "text")),
                         ("backbone.keep_layers", 2), ("finetune.lora_rank", 4), ("finetune.lora_dropout", 0.0),
                         ("finetune.epochs", 1), ("finetune.batch", 12)):
         settings = settings.replace(name, value)

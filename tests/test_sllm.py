@@ -261,7 +261,7 @@ def pretrained(request, tmp_path):
 
 
 def adapted(folder, **change):
-    backbone = BackboneSettings(source=str(folder), window=64, emotion_rows="mean")
+    backbone = BackboneSettings(source=str(folder), window=64)
     return EmotionSLLM.create(backbone, FinetuneSettings(**{"lora_rank": 4, "lora_dropout": 0.0, **change}), 16,
                               EMOTIONS, seed=1)
 
