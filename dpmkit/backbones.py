@@ -84,7 +84,7 @@ def adapted(backbone: nn.Module, folder: Path) -> nn.Module:
         raise UserError(f"{folder} lacks adapter_model.safetensors; an adapter_model.bin is a pickle, which can "
                         "run code, and is not read: run notebook 02 again, or convert it where you trust it")
     try:
-        return PeftModel.from_pretrained(backbone, folder)
+        return PeftModel.from_pretrained(backbone, folder, torch_device="cpu")  # else by way of the first GPU
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"the adapter in {folder} does not fit its backbone or is damaged: run notebook 02 again "
                         f"({str(error).splitlines()[0][:160]})") from error

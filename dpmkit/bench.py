@@ -10,19 +10,19 @@ import copy
 import dataclasses
 import functools
 import itertools
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from . import codes, corpora, cost, finetune, metrics, protocols, records, summaries
+from . import codes, corpora, cost, finetune, metrics, protocols, records, runs, summaries
 from .corpora.dynamics import EMOTIONS
 from .memory import DynamicParameterMemory
 from .settings import MemorySettings, Settings
@@ -44,6 +44,7 @@ RUNGS: dict[str, dict] = {
                                           "read": "before"},
 }
 LOOP = "PEFT loop"
+SENTENCES = 20  # of a conversation that is timed, at least: the loop's set-up is in its time
 STREAM_ROWS = 10  # parts of a long stream, each with a row of its own
 # Llamas of random weights, which time cannot tell: hidden, layers, heads, heads of keys and values, intermediate,
 # precision; then n_r and streams.
@@ -115,45 +116,60 @@ def memory(settings: Settings, repeats: int = 3) -> Path:
     corpus, spoken, tuned, heard = _prepared(settings)
     real = [[spoken.codes[u.id] for u in c.utterances] for c in heard]
     device = finetune.device(settings)
-    shapes = {f"{settings.profile} SLLM": lambda: (tuned.sllm, settings.memory, real[:16], 4)}
+    said = _conversations(list(itertools.chain(*real)), settings.memory.prefix, min(16, len(real)))
+    shapes = {f"{settings.profile} SLLM": lambda: (tuned.sllm, settings.memory, said, 4)}
     for name, shape in (SHAPES if device.type == "cpu" else GPU_SHAPES).items():
         shapes[name] = functools.partial(_random, settings.memory, device, *shape)
     results = {"rates": [], "peak": _peak(device), "changes": _changes(settings, corpus, spoken, tuned)}
     for name, prepared in shapes.items():
-        results["rates"] += _rates(name, *prepared(), repeats)
+        finished = results["rates"]
+        for rates in _rates(name, *prepared(), repeats):  # a kill keeps the rounds before it
+            results["rates"] = [*finished, *rates]
+            path = records.save_bench(settings, "memory", results, time.perf_counter() - started)
     print(summaries.rungs_table(results).to_string(index=False))
-    return records.save_bench(settings, "memory", results, time.perf_counter() - started)
+    return path
 
 
 def _rates(shape: str, sllm: EmotionSLLM, base: MemorySettings, conversations: list, few: int,
-           repeats: int) -> list[dict]:
-    """Sentences a second of the loop (on the first `few` conversations) and of each rung, in turn."""
+           repeats: int) -> Iterator[list[dict]]:
+    """Sentences per second of the loop (on the first `few` conversations) and of each rung, in turn: a row each,
+    after every round."""
     plain = merged(sllm)
 
     def loop() -> int:
-        return sum(len(peft_loop(plain, c, base)[1]) for c in conversations[:few])
+        with runs.tf32(plain):
+            return sum(len(peft_loop(plain, c, base)[1]) for c in conversations[:few])
 
     engines = {name: DynamicParameterMemory(sllm, dataclasses.replace(base, **rung), len(conversations))
                for name, rung in RUNGS.items()}
     arms = {LOOP: loop} | {name: lambda engine=engine: sum(1 for _ in engine.batch(conversations))
                            for name, engine in engines.items()}
     rates: dict[str, list[float]] = {name: [] for name in arms}
-    for number in tqdm(range(repeats + 1), desc=f"bench: {shape}", unit="round"):
+    sentences = {name: sum(map(len, conversations[:few] if name == LOOP else conversations)) for name in arms}
+    facts = {"shape": shape, "threads": torch.get_num_threads(), "sentences": len(conversations[0]),
+             "codes": round(float(np.mean([len(c) for c in conversations[0]])))}
+    flops = {name: cost.flops(work) / sentences[name] for name, work in arms.items()}  # warms up, too
+    for number in tqdm(range(1, repeats + 1), desc=f"bench: {shape}", unit="round"):
         for name, work in arms.items():
-            sentences, seconds = _timed(work, sllm.device)
-            if number:  # the first round warms up
-                rates[name].append(sentences / seconds)
-    out = []
-    for name, measured in rates.items():
-        with FlopCounterMode(display=False) as counter:
-            sentences = arms[name]()
-        ratio = [a / b for a, b in zip(measured, rates[LOOP], strict=True)]
-        out.append({"shape": shape, "rung": name, "streams": 1 if name == LOOP else len(conversations),
-                    "n": repeats, "flops_a_sentence": counter.get_total_flops() / sentences,
-                    "precision": str(next((engines[name].sllm if name in engines else sllm).parameters()).dtype),
-                    "rate": float(np.median(measured)), "rate_range": [min(measured), max(measured)],
-                    "ratio": float(np.median(ratio)), "ratio_range": [min(ratio), max(ratio)]})
-    return out
+            rates[name].append(sentences[name] / _timed(work, sllm.device)[1])
+        rows = []
+        for name, measured in rates.items():
+            ratio = [a / b for a, b in zip(measured, rates[LOOP], strict=True)]
+            rows.append({**facts, "rung": name, "streams": 1 if name == LOOP else len(conversations), "n": number,
+                         "flops_a_sentence": flops[name], "precision": str(next(
+                             (engines[name].sllm if name in engines else sllm).parameters()).dtype),
+                         "rate": float(np.median(measured)), "rate_range": [min(measured), max(measured)],
+                         "ratio": float(np.median(ratio)), "ratio_range": [min(ratio), max(ratio)]})
+        yield rows
+
+
+def _conversations(sentences: Sequence[np.ndarray], prefix: int, streams: int) -> list[list[np.ndarray]]:
+    """One for each stream, of these sentences over and over: SENTENCES of them, or as many as make twice n_r
+    tokens, so that half of the steps have all of their prefix."""
+    tokens = np.mean([len(codes) + 1 for codes in sentences])
+    number = max(SENTENCES, math.ceil(2 * prefix / tokens))
+    endless = itertools.cycle(sentences)
+    return [list(itertools.islice(endless, number)) for _ in range(streams)]
 
 
 def _changes(settings: Settings, corpus: corpora.Corpus, spoken: codes.CorpusCodes,
@@ -239,7 +255,7 @@ def _with(settings: Settings, rung: dict) -> Settings:
 def _random(memory: MemorySettings, device: torch.device, hidden: int, layers: int, heads: int, kv_heads: int,
             intermediate: int, precision: torch.dtype, prefix: int,
             streams: int) -> tuple[EmotionSLLM, MemorySettings, list, int]:
-    """A Llama of this shape with a head of 517 rows, and for each stream four sentences of 128 tokens."""
+    """A Llama of this shape with a head of 517 rows; for each stream a conversation in sentences of 128 tokens."""
     torch.manual_seed(0)
     vocabulary = Vocabulary(512, EMOTIONS)
     with torch.device(device):
@@ -248,7 +264,7 @@ def _random(memory: MemorySettings, device: torch.device, hidden: int, layers: i
             num_key_value_heads=kv_heads, intermediate_size=intermediate, tie_word_embeddings=True,
             dtype=precision)).to(precision)
     rng = np.random.default_rng(0)
-    sentences = [[rng.integers(0, 512, 127) for _ in range(4)] for _ in range(streams)]
+    sentences = _conversations([rng.integers(0, 512, 127) for _ in range(SENTENCES)], prefix, streams)
     return (EmotionSLLM(model, vocabulary, window=2048), dataclasses.replace(memory, prefix=prefix), sentences,
             min(2, streams))
 
@@ -273,5 +289,5 @@ def _timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
     start = time.perf_counter()
     made = work()
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return made, time.perf_counter() - start

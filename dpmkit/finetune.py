@@ -95,6 +95,7 @@ def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate
     emotion loss on the validation data. Goes on from the newest whole checkpoint in `folder`.
     """
     checkpoint, done = _last_whole_checkpoint(folder / "checkpoints", tune.patience)
+    where = device(settings)
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"), per_device_train_batch_size=tune.batch,
         per_device_eval_batch_size=tune.batch, num_train_epochs=done or tune.epochs, learning_rate=tune.lr,
@@ -102,8 +103,11 @@ def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate
         max_grad_norm=1.0, eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch",
         save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="eval_l_e", greater_is_better=False,
         seed=settings.seed, data_seed=settings.seed, remove_unused_columns=False, report_to="none",
-        use_cpu=device(settings).type == "cpu", dataloader_pin_memory=False,
+        use_cpu=where.type == "cpu", dataloader_pin_memory=False,
+        # PEFT keeps adapters in float32: without autocast all of their products would be in it, too.
+        bf16=where.type == "cuda" and next(model.parameters()).dtype == torch.bfloat16,
         restore_callback_states_from_checkpoint=True)  # the patience that is left, or a resumed run trains longer
+    _one_gpu(arguments, where)
     steps = math.ceil(len(train_data) / (tune.batch * arguments.world_size)) * tune.epochs
     arguments.warmup_steps = round(tune.warmup * steps)
     trainer = _Trainer(model=model, args=arguments, train_dataset=train_data, eval_dataset=validation_data,
@@ -114,7 +118,8 @@ def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate
         raise UserError("training is not written for FSDP, which splits a model over GPUs: launch it without, so "
                         "that each GPU has a copy (the estimate printed above says whether one fits)")
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with runs.tf32(model):
+            trainer.train(resume_from_checkpoint=checkpoint)
     except torch.OutOfMemoryError as error:
         raise UserError("training does not fit the GPU: set finetune.forward_tokens, of one forward (now "
                         f"{tune.forward_tokens}; 0: a step is one), or finetune.checkpointing=true, and run again"
@@ -125,6 +130,24 @@ def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate
         row.update({("train_loss" if name == "loss" else name): value for name, value in entry.items()
                     if name == "loss" or name in ("eval_loss", "eval_l_a", "eval_l_e", "eval_wa", "eval_ua")})
     return list(rows.values())
+
+
+def _one_gpu(arguments: TrainingArguments, where: torch.device) -> None:
+    """Each process trains on one GPU, the one asked for. Transformers would take cuda:0, and give each of all GPUs
+    of the machine `finetune.batch` dialogues a step (nn.DataParallel)."""
+    if where.type != "cuda":
+        return
+    if arguments.world_size > 1:
+        if where.index is not None:
+            raise UserError(f"setting device is {where}, one GPU, but torchrun has started {arguments.world_size} "
+                            "processes, each for its own: set device=cuda, or run without torchrun")
+        return
+    where = torch.device("cuda", where.index or 0)
+    torch.cuda.set_device(where)
+    arguments._n_gpu, arguments._setup_devices, arguments.distributed_state.device = 1, where, where
+    if (count := torch.cuda.device_count()) > 1:
+        print(f"training on {where} alone, one of {count} GPUs; for all of them: torchrun --standalone "
+              f"--nproc-per-node {count} -m dpmkit train …", flush=True)
 
 
 class _Epoch(TrainerCallback):

@@ -333,7 +333,8 @@ class DynamicParameterMemory:
                     answers = self.sllm.emotions_after(hidden.detach(), batch.rows, self.head)
             if self.settings.steps:
                 # Each stream's loss depends on its own row alone, so the sum's gradient is each one's own.
-                gradient, = torch.autograd.grad(lowered.sum(), leaf)
+                with runs.tf32(self.sllm):
+                    gradient, = torch.autograd.grad(lowered.sum(), leaf)
                 self.optimizer.step(index, gradient, torch.isfinite(lowered.detach()))
         return first, answers
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from .settings import Settings, UserError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 def key(*parts: Any) -> str:
@@ -178,7 +180,33 @@ def device(settings: Settings) -> torch.device:
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise UserError(f"setting device is {name!r}, but torch sees {torch.cuda.device_count()} GPU(s); use auto "
                         "or cpu")
+    if found.index is not None:  # for all that names no device: synchronisation, memory counters, records
+        torch.cuda.set_device(found)
     return found
+
+
+def version(package: str) -> str:
+    """A package's version; `?` for one that is not installed or runs from its folder, as this kit may."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "?"
+
+
+@contextmanager
+def tf32(model: nn.Module) -> Iterator[None]:
+    """Float32 products on tensor cores, where the model is on a GPU and a bfloat16 one: PEFT keeps its adapters in
+    float32, at a fifteenth of the card's rate, though what they are added to has fewer digits than TF32. A float32
+    model keeps its digits."""
+    import torch
+
+    before, weight = torch.get_float32_matmul_precision(), next(model.parameters())
+    if weight.device.type == "cuda" and weight.dtype == torch.bfloat16:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from . import backbones
+from . import backbones, runs
 from .settings import BackboneSettings, FinetuneSettings, Settings, UserError
 from .vocabulary import NewRows, Vocabulary
 
@@ -226,7 +226,8 @@ class EmotionSLLM(nn.Module):
 
     def _hidden(self, rows: Sequence[Tensor]) -> Tensor:
         """Last hidden states, shape (batch, longest, hidden)."""
-        return self._decode(self.embedded(rows))
+        with runs.tf32(self):
+            return self._decode(self.embedded(rows))
 
     def _decode(self, embedded: Tensor) -> Tensor:
         return self.causal_lm.get_decoder()(inputs_embeds=embedded, use_cache=False).last_hidden_state

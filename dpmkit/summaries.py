@@ -179,7 +179,7 @@ def rungs_table(results: dict) -> pd.DataFrame:
         line = {"backbone": row["shape"], "rung": row["rung"], "streams": row["streams"],
                 "sentences/s": _interval(row["rate"], row["rate_range"]),
                 "times the PEFT loop": _interval(row["ratio"], row["ratio_range"], ".2f"),
-                "of the matmul peak": f"{100 * used:.0f} %",
+                "of the matmul peak": f"{100 * used:.0f} %", **_conversation(row),
                 "WA against exact": "", "answers changed": ""}
         change = changes.get(row["rung"])
         if change and row["shape"] == results["rates"][0]["shape"]:  # the other's weights are random
@@ -187,6 +187,14 @@ def rungs_table(results: dict) -> pd.DataFrame:
             line["answers changed"] = f"{100 * change['changed']:.1f} %"
         rows.append(line)
     return pd.DataFrame(rows)
+
+
+def _conversation(row: dict) -> dict[str, Any]:
+    """What was timed, where the record has it."""
+    if "sentences" not in row:
+        return {}
+    return {"conversation": f"{row['sentences']} sentences of {row['codes']} codes", "threads": row["threads"],
+            "rounds": row["n"]}
 
 
 def stream_table(results: dict[str, Any]) -> pd.DataFrame:

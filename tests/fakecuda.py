@@ -1,4 +1,4 @@
-"""A GPU without a GPU: torch's FakeTensorMode refuses what CUDA would, and values are computed on the CPU beside."""
+"""A GPU without a GPU: torch's FakeTensorMode refuses what CUDA would; values are computed on the CPU beside."""
 
 from collections import Counter
 from contextlib import ExitStack, contextmanager
@@ -8,6 +8,7 @@ from unittest import mock
 import safetensors.torch
 import torch
 import torch._dynamo  # FakeTensorMode imports it, which must be before `make` below stands in
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch._subclasses import FakeTensor, FakeTensorMode, fake_tensor
 from torch.utils import _pytree as pytree
@@ -20,10 +21,10 @@ PRODUCTS = (ATEN.mm, ATEN.addmm, ATEN.bmm, ATEN.baddbmm)
 
 
 class FakeCuda(FakeTensorMode):
-    """Tensors on `cuda` are FakeTensors, so that an operation on two devices is an error by torch's own rules, as on
-    a GPU. Each also has its values, on the CPU (`real_tensor`): `.tolist()`, masks, branches and losses are those of
-    a real run. Tensors on the CPU are real ones. `products` counts matrix products on the GPU by their dtype and
-    torch's precision of float32 products at that moment; `calls` those of `torch.cuda`'s functions."""
+    """Tensors on `cuda` are FakeTensors, so that an operation on two devices is an error, as on a GPU. Each has its
+    values, too (`real_tensor`, on the CPU): `.tolist()`, masks and branches are those of a real run. Tensors on the
+    CPU are real ones. `products` counts matrix products on the GPU by dtype and torch's precision of float32
+    products at that moment; `calls` those of `torch.cuda`'s functions."""
 
     avoid_device_init = True
 
@@ -32,7 +33,7 @@ class FakeCuda(FakeTensorMode):
         self.inside, self.products, self.calls, self.current = False, Counter(), Counter(), 0
 
     def dispatch(self, func, types, args=(), kwargs=None):
-        if kwargs and kwargs.get("device") == torch.device("meta"):  # C++ made a tensor beside one of the GPU's
+        if kwargs and kwargs.get("device") in (torch.device("cuda"), torch.device("meta")):  # see `gpus`: make
             kwargs = {**kwargs, "device": torch.device("cuda", self.current)}
         if self.inside or func in fake_tensor._DISPATCH_META_HANDLERS:  # a part of one that has its values
             return super().dispatch(func, types, args, kwargs)
@@ -41,7 +42,7 @@ class FakeCuda(FakeTensorMode):
         places = {t.device for t in tensors}
         if len(places) > 1 and not _allowed(func, tensors):
             raise RuntimeError(f"{func}: tensors on two different devices, {places}")
-        plain = [value(x) if isinstance(x, torch.Tensor) else CPU if isinstance(x, torch.device) else x for x in flat]
+        plain = [CPU if isinstance(x, torch.device) else value(x) for x in flat]
         with no_dispatch():
             real_args, real_kwargs = pytree.tree_unflatten(plain, spec)
             real = func(*real_args, **real_kwargs)
@@ -79,7 +80,7 @@ def _allowed(func, tensors):
 
 
 def _indexed(method):
-    """C++ would put a list of indices on the device that it knows: `meta`, where there are no values."""
+    """C++ would put a list of indices on the device that it knows, `meta`, where there are no values."""
     def call(self, index, *value):
         parts = index if isinstance(index, tuple) else (index,)
         return method(self, tuple(torch.tensor(i) if isinstance(i, list) else i for i in parts), *value)
@@ -87,8 +88,8 @@ def _indexed(method):
 
 
 def _moved(seen):
-    """`Module._apply` would swap a FakeTensor in place, which torch refuses where anything refers to it. Tied weights
-    stay tied: `seen` knows what each became."""
+    """`Module._apply` would swap a FakeTensor in place, which torch refuses where anything refers to it. Tied
+    weights stay tied: `seen` knows what each became."""
     def apply(module, function, recurse=True):
         for child in module.children():
             child._apply(function)
@@ -103,7 +104,8 @@ def _moved(seen):
                     module._buffers[name] = made
                 else:
                     new = nn.Parameter(made, tensor.requires_grad)
-                    module._parameters[name] = seen.setdefault((id(tensor), made.device, made.dtype), (new, tensor))[0]
+                    key = id(tensor), made.device, made.dtype
+                    module._parameters[name], _ = seen.setdefault(key, (new, tensor))
         return module
     return apply
 
@@ -127,19 +129,21 @@ def value(tensor):
 
 
 @contextmanager
-def gpus(count=1):
-    """This machine has so many GPUs, as far as torch's Python knows; yields the FakeCuda mode, which is on."""
+def gpus(count=1, backward=True):
+    """This machine has so many GPUs, as far as torch's Python knows; yields the FakeCuda mode, which is on. Where
+    there is no `backward`, autocast works."""
     mode, made = FakeCuda(), torch.Tensor._make_subclass
 
     def make(cls, elem, requires_grad=False, dispatch_device=False, device_for_backend_keys=None):
-        # Autograd in C++ would ask the driver about a tensor of `cuda`: there it is one of `meta`.
+        # The way back, in C++, would ask the driver about a tensor of `cuda`: there it is one of `meta`.
         return made(cls, elem, requires_grad, device_for_backend_keys=device_for_backend_keys)
 
     answers = {"is_available": True, "is_initialized": True, "device_count": count, "is_bf16_supported": True,
                "get_device_name": "a fake GPU", "get_device_capability": (9, 0), "mem_get_info": (8 << 30, 9 << 30),
                "memory_allocated": 0, "max_memory_allocated": 1, "reset_peak_memory_stats": None,
-               "synchronize": None, "is_current_stream_capturing": False, "empty_cache": None, "manual_seed_all": None, "get_rng_state_all": [],
-               "get_rng_state": torch.zeros(8, dtype=torch.uint8), "set_rng_state_all": None, "set_rng_state": None,
+               "synchronize": None, "is_current_stream_capturing": False, "empty_cache": None,
+               "manual_seed_all": None, "get_rng_state_all": [], "get_rng_state": torch.zeros(8, dtype=torch.uint8),
+               "set_rng_state_all": None, "set_rng_state": None,
                "current_device": lambda: mode.current,
                "set_device": lambda d: setattr(mode, "current", torch.device(d).index or 0)}
 
@@ -155,7 +159,9 @@ def gpus(count=1):
                 if hasattr(module, name):
                     stack.enter_context(stand_in(module, name, answer))
         stack.enter_context(mock.patch.object(fake_tensor, "init_gpu_context", lambda device: None))
-        stack.enter_context(mock.patch.object(torch.Tensor, "_make_subclass", make))
+        if backward:
+            stack.enter_context(mock.patch.object(torch.Tensor, "_make_subclass", make))
+        stack.callback(AcceleratorState._reset_state, reset_partial_state=True)
         for module, name in ((torch, "save"), (safetensors.torch, "save_file")):  # what is on disk has its values
             stack.enter_context(mock.patch.object(module, name, _of_values(getattr(module, name))))
         stack.enter_context(mock.patch.object(torch, "load", partial(torch.load, map_location="cpu")))

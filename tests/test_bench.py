@@ -19,6 +19,7 @@ def prepared(tmp_path, monkeypatch, sllm):
     monkeypatch.setattr(codes, "make", lambda *_: spoken)
     monkeypatch.setattr(finetune, "train", lambda *_: tuned)
     monkeypatch.setattr(bench, "SHAPES", {"a tiny Llama": (32, 2, 2, 1, 64, torch.float32, 64, 2)})
+    monkeypatch.setattr(bench, "SENTENCES", 6)
     monkeypatch.setitem(bench.RUNGS, "stride-256", {"stepping": "stride-16"})  # the toy's window is 64
     return settings
 
@@ -37,9 +38,30 @@ def test_every_rung_is_timed_beside_the_loop_and_compared_with_exact(prepared, s
     assert changes["exact, read before the write"]["largest_change"] > 0
     assert sllm.fingerprint() == before
     table = summaries.rungs_table(record["results"])
-    assert len(table) == len(rates)
+    assert len(table) == len(rates) and table["conversation"].str.fullmatch(r"\d+ sentences of \d+ codes").all()
+    reached = {r["shape"]: r["sentences"] * (r["codes"] + 1) for r in rates}
+    assert min(r["sentences"] for r in rates) == 6 and reached["a tiny Llama"] >= 2 * 64 and len(reached) == 2
+    assert all(r["threads"] == torch.get_num_threads() and r["streams"] == 1 for r in loops)
     page = report.page([], prepared.own_path)
     assert "the memory's rungs" in page and page.count("| PEFT loop |") == 2
+
+
+def test_a_killed_bench_keeps_the_rounds_before(prepared, monkeypatch):
+    timed, rounds = bench._timed, []
+    monkeypatch.setattr(bench, "RUNGS", {"exact": {}, "reuse": {"prefix_states": "reuse"}})
+
+    def killed(work, device):
+        rounds.append(work)
+        if len(rounds) > 1 + len(bench.RUNGS) + 24 + 5:  # in the second round: 24 products measure the peak
+            raise KeyboardInterrupt
+        return timed(work, device)
+
+    monkeypatch.setattr(bench, "_timed", killed)
+    with pytest.raises(KeyboardInterrupt):
+        bench.memory(prepared.replace("memory.prefix", 8))
+    kept = json.loads((prepared.own_path / "bench" / "memory.json").read_text(encoding="utf-8"))
+    assert len(kept["results"]["rates"]) == 1 + len(bench.RUNGS)
+    assert all(r["n"] == 1 and r["rate"] == r["rate_range"][0] > 0 for r in kept["results"]["rates"])
 
 
 def test_a_stream_of_minutes_is_heard_in_ten_parts(prepared):

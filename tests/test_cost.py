@@ -1,9 +1,12 @@
 """Costs are measured, not made up."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from conftest import make_toy
+from torch._subclasses import FakeTensorMode
 
 from dpmkit import cost, speakers
 from dpmkit.finetune import Finetuned
@@ -45,3 +48,21 @@ def test_a_method_costs_what_it_does_and_keeps_what_it_keeps(sharp, settings, tm
     assert kept == {"current": 0, "window": 0, "dpm": lora, "speaker-memory": paths * (3 + 1 + 4) + 9}
     for row in spent.values():
         assert row["seconds_an_hour"] > row["seconds_a_sentence"] > 0 and row["peak_bytes"] >= 0
+
+
+@pytest.mark.parametrize("kv_heads", [8, 2])
+def test_fused_attention_is_counted_with_grouped_queries_on_a_gpu_and_on_a_cpu(kv_heads):
+    once = 2 * 3 * 8 * 5 * 7 * 16  # one of its products: 3 rows, 8 heads, 5 queries, 7 keys of 16 dimensions
+
+    def work(device, way):
+        q, k, v = (torch.zeros(3, heads, tokens, 16, device=device) for heads, tokens in
+                   ((8, 5), (kv_heads, 7), (kv_heads, 7)))
+        fused = getattr(torch.ops.aten, f"_scaled_dot_product_{way}attention")
+        return lambda: fused(q, k, v, *([None, False] if "efficient" in way else []))
+
+    with FakeTensorMode():
+        assert cost.flops(work("cuda", "flash_")) == cost.flops(work("cuda", "efficient_")) == 2 * once
+    q, k = (torch.zeros(3, heads, n, 16, requires_grad=True) for heads, n in ((8, 5), (kv_heads, 7)))
+    attend = functools.partial(torch.nn.functional.scaled_dot_product_attention, q, k, k, enable_gqa=True)
+    assert cost.flops(attend) == 2 * once
+    assert cost.flops(attend().sum().backward) == 5 * once  # the scores once more, and four of the way back

@@ -3,19 +3,23 @@
 import contextlib
 import copy
 import dataclasses
+import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, make_settings, make_toy
-from fakecuda import gpus, value
+from conftest import make_settings, make_toy
+from fakecuda import gpus
+from test_backbones import made
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from safetensors.torch import save_file
 
-from dpmkit import baselines, bench, cost, finetune, protocols, recurrent, speakers
+from dpmkit import baselines, bench, codes, corpora, cost, finetune, protocols, recurrent, speakers
 from dpmkit.corpora.dynamics import EMOTIONS, emotion_prior, transition_matrix
-from dpmkit.settings import MemorySettings, Settings
+from dpmkit.memory import DynamicParameterMemory
+from dpmkit.settings import BackboneSettings, FinetuneSettings, MemorySettings, Settings, UserError
+from dpmkit.sllm import EmotionSLLM
 
 BASE = MemorySettings(rank=4, alpha=4.0, lr=3e-3, prefix=8)
 OPTIONS = {
@@ -87,3 +91,119 @@ def test_networks_beside_the_sllm_are_trained_evaluated_and_answer(asked, corpus
                                recurrent.predict(settings, toy, codes, bidirectional=way == "blstm"))
     assert gpu.products
     pd.testing.assert_frame_equal(answers["cuda"], answers["cpu"], rtol=1e-4, atol=1e-4)
+
+
+LORA = {"finetune.lora_rank": 4, "finetune.lora_dropout": 0.0, "finetune.epochs": 1, "finetune.forward_tokens": 64,
+        "finetune.checkpointing": True, "backbone.emotion_rows": "mean"}
+
+
+def pretrained(settings, folder, changes):
+    """Settings with a tiny pretrained backbone of grouped queries, and these changes."""
+    for name, new in {"backbone.source": made(folder), **LORA, **changes}.items():
+        settings = settings.replace(name, new)
+    return settings
+
+
+@pytest.mark.parametrize("changes", [None, {}, {"backbone.dtype": "bfloat16"}], ids=["scratch", "lora", "bf16"])
+def test_an_sllm_is_trained_evaluated_saved_and_loaded(asked, corpus, changes, tmp_path, monkeypatch):
+    toy, codes = corpus
+    asked = asked if changes is None else pretrained(asked, tmp_path / "text", changes)
+    save = EmotionSLLM.save
+    monkeypatch.setattr(EmotionSLLM, "save", lambda self, *rest: save(self.cpu(), *rest))  # fake weights have none
+    done = {}
+    for device in ("cpu", "cuda"):
+        with sdpa_kernel(SDPBackend.MATH), gpus() if device == "cuda" else contextlib.nullcontext() as gpu:
+            settings = asked.replace("device", device).replace("home", str(tmp_path / device))
+            done[device] = finetune.train(settings, toy, codes)
+            assert done[device].sllm.device.type == device
+    assert gpu.calls["set_device"] and torch.get_float32_matmul_precision() == "highest"
+    assert {p for _, p in gpu.products} >= {"high" if changes and "backbone.dtype" in changes else "highest"}
+    if "bfloat16" not in (changes or {}).values():
+        for got, expected in zip(done["cuda"].history, done["cpu"].history, strict=True):
+            assert got == pytest.approx(expected, rel=1e-3)
+
+
+def test_speakers_states_and_costs(sharp, asked, corpus, tmp_path):
+    toy, codes = make_toy(turns=(5, 6), seed=5)
+    settings, some = asked.replace("speaker.dimensions", 3), toy.select(toy.folds[0].test)
+    with gpus() as gpu:
+        tuned = finetune.Finetuned(on_gpu(sharp), "sharp", tmp_path, [], 0)
+        model, power, _ = speakers.fitted(settings, toy, codes, tuned)
+        spent = cost.of_speakers(settings, tuned, codes, some, toy.emotions, model, power)
+        for method in ("window", "dpm", "dpm-shuffled"):
+            priced = cost.of_method(settings, tuned, codes, some, toy.emotions, method)
+            assert priced["flops_a_sentence"] > spent["flops_a_sentence"] > 0 and priced["peak_bytes"] == 1
+    assert min(gpu.calls[name] for name in ("synchronize", "reset_peak_memory_stats", "memory_allocated")) > 0
+
+
+@pytest.mark.parametrize("path", cost.PATHS)
+def test_cost_of_a_label(sharp, path):
+    with gpus():
+        codes = np.random.default_rng(0).integers(0, 16, 4 * sharp.window)
+        assert cost.label_after(on_gpu(sharp), codes, 40, BASE, path)["peak_bytes"] == 1
+
+
+def test_bench_memory(sharp, asked, corpus, tmp_path, monkeypatch):
+    toy, spoken = corpus
+    monkeypatch.setattr(corpora, "load", lambda _: toy)
+    monkeypatch.setattr(codes, "make", lambda *_: spoken)
+    monkeypatch.setattr(bench, "GPU_SHAPES", {"tiny": (32, 2, 4, 2, 64, torch.bfloat16, 16, 1)})
+    monkeypatch.setattr(bench, "SENTENCES", 3)
+    monkeypatch.setattr(bench, "RUNGS", {n: bench.RUNGS[n] for n in ("exact", "top-2 + reuse", "bf16")})
+    with gpus():
+        tuned = finetune.Finetuned(on_gpu(sharp), "toy", tmp_path, [], 0)
+        monkeypatch.setattr(finetune, "train", lambda *_: tuned)
+        record = json.loads(bench.memory(asked.replace("memory.prefix", 8), repeats=1).read_text(encoding="utf-8"))
+    assert all(row["rate"] > 0 and row["flops_a_sentence"] > 0 for row in record["results"]["rates"])
+
+
+def test_the_gpu_that_is_asked_for_and_no_other(asked, corpus, monkeypatch, capsys):
+    seen, step = [], finetune._Trainer.training_step
+
+    def looked_at(self, model, *rest):
+        seen.append((type(model), self.args.device, self.args.n_gpu, next(model.parameters()).device))
+        return step(self, model, *rest)
+
+    monkeypatch.setattr(finetune._Trainer, "training_step", looked_at)
+    with gpus(3) as gpu:
+        baselines.classify(asked.replace("device", "cuda:1"), *corpus)
+        assert gpu.current == 1
+    where = torch.device("cuda:1")
+    assert set(seen) == {(baselines.Classifier, where, 1, where)}
+    assert "training on cuda:1 alone, one of 3 GPUs" in capsys.readouterr().out
+    with gpus(2), pytest.raises(UserError, match=r"device is cuda:1.*torchrun"):
+        finetune._one_gpu(SimpleNamespace(world_size=2), where)
+
+
+class Enough(Exception):
+    """The first forward has been seen."""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_of_a_step_are_in_the_backbones_precision(asked, corpus, dtype, tmp_path, monkeypatch):
+    def forward(self, model, inputs, *_):
+        gpu.products.clear()  # the estimate's
+        with self.compute_loss_context_manager():
+            self.compute_loss(model, self._prepare_inputs(inputs))
+        raise Enough
+
+    monkeypatch.setattr(finetune._Trainer, "training_step", forward)
+    changes = {"backbone.dtype": dtype, "finetune.checkpointing": False}
+    with gpus(backward=False) as gpu, pytest.raises(Enough):
+        finetune.train(pretrained(asked, tmp_path / "text", changes), *corpus)
+    half = dtype == "bfloat16"
+    if half:
+        gpu.products.pop((torch.float32, "high"))  # rotary frequencies
+    assert set(gpu.products) == {(getattr(torch, dtype), "high" if half else "highest")}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_memory_of_a_bfloat16_backbone_has_its_float32_products_in_tf32(corpus, dtype, tmp_path):
+    sllm = EmotionSLLM.create(BackboneSettings(source=made(tmp_path / "text"), window=64, dtype=dtype,
+                                               emotion_rows="mean"), FinetuneSettings(lora_rank=4), 16, EMOTIONS)
+    with gpus() as gpu:
+        memory = DynamicParameterMemory(on_gpu(sllm), BASE)
+        memory.lora.norm = lambda: torch.zeros(1)
+        list(memory.listen([np.arange(5), np.arange(7)]))
+    digits = "high" if dtype == "bfloat16" else "highest"
+    assert {p for kind, p in gpu.products if kind == torch.float32} == {digits}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from dpmkit import runs, speech, tokenizers
+from dpmkit.corpora import demo
 from dpmkit.settings import Settings, UserError
 from dpmkit.tokenizers import checkpoint, hubert, protocol, s3
 
@@ -468,3 +470,17 @@ def test_nothing_is_said_while_loading(models, tmp_path, capfd):
     tokenizers.create(asked(tmp_path, "hubert-kmeans")).frames(noise(0.1))
     loaded(asked(models[0], "mimi"), tmp_path)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_kit_that_is_not_installed_has_tokenizers_and_a_demo_corpus(tmp_path, monkeypatch):
+    def unknown(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", unknown)  # as for a folder on the path that no pip has seen
+    settings = Settings.of("smoke", home=str(tmp_path))
+    assert tokenizers.create(settings).facts["version"] == "dpmkit ?, scikit-learn ?"
+    synthesised = []
+    monkeypatch.setattr(demo, "synthesise", lambda folder, plans: synthesised.append(folder))
+    with pytest.raises(UserError, match=r"manifest\.csv"):  # of the recordings that were not synthesised
+        demo.load(settings)
+    assert synthesised

@@ -15,7 +15,6 @@ import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -161,7 +160,7 @@ def load(settings: Settings) -> Corpus:
     """The corpus, synthesised first where `runs/corpus/<key>/` lacks it; folds leave one session out, so that no
     speaker stands in two splits."""
     plans, made = plan(settings.conversation), runs.artefact(
-        settings, "corpus", load, conversation=settings.conversation, espeak=metadata.version("espeakng-loader"))
+        settings, "corpus", load, conversation=settings.conversation, espeak=runs.version("espeakng-loader"))
     manifest = made.folder / "manifest.csv"
     with made.making(manifest, *(made.folder / f"{p.id}.wav" for p in plans)) as absent:
         if absent:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
@@ -83,12 +82,8 @@ def _found(settings: Settings, path: Path, name: str) -> Conversation | Skipped:
 
 def _boundaries(settings: Settings, path: Path, sha256: str) -> pd.DataFrame:
     """`segments.find`, once for every recording, setting and version of what finds them."""
-    try:
-        version = metadata.version("silero-vad")
-    except metadata.PackageNotFoundError:
-        version = ""  # `find` says what to do
     made = runs.artefact(settings, "segments", segments.find, segments=settings.segments, sha256=sha256,
-                         silero=version)
+                         silero=runs.version("silero-vad"))
     table = made.folder / "segments.parquet"
     with made.making(table) as absent:
         if absent:

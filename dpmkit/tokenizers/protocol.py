@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from .. import runs
 from ..settings import UserError
 from ..speech import RATE
 
@@ -71,4 +71,4 @@ def own(tokenizer: str, setting: str, given: float, possible: Sequence[float]) -
 
 def versions(*packages: str) -> str:
     """`transformers 5.1.0, …`: what made the codes."""
-    return ", ".join(f"{package} {version(package)}" for package in packages)
+    return ", ".join(f"{package} {runs.version(package)}" for package in packages)
