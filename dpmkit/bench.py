@@ -45,6 +45,7 @@ RUNGS: dict[str, dict] = {
 }
 LOOP = "PEFT loop"
 SENTENCES = 20  # of a conversation that is timed, at least: the loop's set-up is in its time
+LARGE = 2048  # a side of the matrices whose product measures the peak
 STREAM_ROWS = 10  # parts of a long stream, each with a row of its own
 # Llamas of random weights, which time cannot tell: hidden, layers, heads, heads of keys and values, intermediate,
 # precision; then n_r and streams.
@@ -273,9 +274,9 @@ def _peak(device: torch.device) -> dict[str, float]:
     """The most FLOP/s that a product of two large matrices reaches on this machine, by precision: the ceiling."""
     out = {}
     for precision in (torch.float32, torch.bfloat16):
-        a, b = (torch.randn(size, dtype=precision, device=device) for size in ((4096, 2048), (2048, 2048)))
+        a, b = (torch.randn(size, dtype=precision, device=device) for size in ((2 * LARGE, LARGE), (LARGE, LARGE)))
         seconds = [_timed(lambda a=a, b=b: a @ b, device)[1] for _ in range(12)]
-        out[str(precision)] = 2 * 4096 * 2048 * 2048 / min(seconds)
+        out[str(precision)] = 4 * LARGE ** 3 / min(seconds)
     return out
 
 

@@ -295,7 +295,7 @@ class DynamicParameterMemory:
 
     def _label(self, batch: Batch, streams: list[int], labels: list[int]) -> None:
         """One step on the cross-entropy of each stream's true emotion, at the end of its row."""
-        with torch.enable_grad():
+        with torch.enable_grad(), runs.tf32(self.sllm):
             leaf = self.lora.flat[streams].requires_grad_()
             with self.lora.active(leaf):
                 answered = self.sllm.emotions_after(self.decoder.upper(batch), batch.rows, self.head)

@@ -30,7 +30,7 @@ class FakeCuda(FakeTensorMode):
 
     def __init__(self):
         super().__init__(allow_non_fake_inputs=True, allow_fallback_kernels=False)
-        self.inside, self.products, self.calls, self.current = False, Counter(), Counter(), 0
+        self.inside, self.products, self.calls, self.current, self.drawn = False, Counter(), Counter(), 0, None
 
     def dispatch(self, func, types, args=(), kwargs=None):
         if kwargs and kwargs.get("device") in (torch.device("cuda"), torch.device("meta")):  # see `gpus`: make
@@ -43,10 +43,11 @@ class FakeCuda(FakeTensorMode):
         if len(places) > 1 and not _allowed(func, tensors):
             raise RuntimeError(f"{func}: tensors on two different devices, {places}")
         plain = [CPU if isinstance(x, torch.device) else value(x) for x in flat]
-        with no_dispatch():
+        here = any(x.type == "cuda" for x in [*places, *(x for x in flat if isinstance(x, torch.device))])
+        with no_dispatch(), self._own_draws(here and torch.Tag.nondeterministic_seeded in func.tags):
             real_args, real_kwargs = pytree.tree_unflatten(plain, spec)
             real = func(*real_args, **real_kwargs)
-        if all(x.type != "cuda" for x in [*places, *(x for x in flat if isinstance(x, torch.device))]):
+        if not here:
             return real
         if getattr(func, "overloadpacket", None) in PRODUCTS:
             self.products[real.dtype, torch.get_float32_matmul_precision()] += 1
@@ -61,6 +62,17 @@ class FakeCuda(FakeTensorMode):
             self.inside = False
         made, spec = pytree.tree_flatten(out)
         return pytree.tree_unflatten(map(_with, made, pytree.tree_leaves(real)), spec)
+
+    @contextmanager
+    def _own_draws(self, random):
+        """What is drawn on a GPU leaves the CPU's generator alone."""
+        if random:
+            before = torch.default_generator.get_state()
+            torch.default_generator.set_state(before if self.drawn is None else self.drawn)
+        yield
+        if random:
+            self.drawn = torch.default_generator.get_state()
+            torch.default_generator.set_state(before)
 
     def _fake(self, tensor, place):
         return FakeTensor(self, torch.empty_like(tensor, device="meta"), place)
@@ -108,6 +120,11 @@ def _moved(seen):
                     module._parameters[name], _ = seen.setdefault(key, (new, tensor))
         return module
     return apply
+
+
+def _set_data(tensor, new):
+    torch.Tensor.data.__set__(tensor, new)
+    tensor.real_tensor = new.real_tensor
 
 
 def _of_values(save):
@@ -165,6 +182,7 @@ def gpus(count=1, backward=True):
         for module, name in ((torch, "save"), (safetensors.torch, "save_file")):  # what is on disk has its values
             stack.enter_context(mock.patch.object(module, name, _of_values(getattr(module, name))))
         stack.enter_context(mock.patch.object(torch, "load", partial(torch.load, map_location="cpu")))
+        stack.enter_context(mock.patch.object(FakeTensor, "data", property(torch.Tensor.data.__get__, _set_data)))
         for name in ("__getitem__", "__setitem__"):
             stack.enter_context(mock.patch.object(FakeTensor, name, _indexed(getattr(torch.Tensor, name))))
         stack.enter_context(mock.patch.object(FakeTensor, "is_meta", False))

@@ -23,7 +23,7 @@ from dpmkit.sllm import EmotionSLLM
 
 BASE = MemorySettings(rank=4, alpha=4.0, lr=3e-3, prefix=8)
 OPTIONS = {
-    **bench.RUNGS, "stride-256": {"stepping": "stride-16"}, "every-2": {"stepping": "every-2"},
+    **bench.RUNGS, "stride-256": {"stepping": "stride-8"}, "every-2": {"stepping": "every-2"},
     "kept sinks": {"prefix_states": "reuse", "sinks": 2}, "reset": {"reset_every": 2}, "decay": {"decay": 0.1},
     "emotion": {"rule": "emotion", "target": "sharpened"}, "both, filtered": {"rule": "both", "target": "filtered"},
     "two clipped steps of sgd": {"steps": 2, "optimizer": "sgd", "clip": 0.5},
@@ -32,7 +32,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def corpus():
-    return make_toy(turns=(3, 4), seed=3)
+    return make_toy(turns=(2, 3), seed=3)
 
 
 def on_gpu(sllm):
@@ -74,9 +74,9 @@ def test_every_method(sharp, corpus, method):
 
 @pytest.fixture
 def asked(tmp_path):
-    """Settings of two short epochs on the GPU."""
-    return Settings.of("smoke", {**make_settings(tmp_path).flat(), "device": "cuda", "finetune.epochs": 2,
-                                 "classifier.epochs": 2, "recurrent.epochs": 2,
+    """Settings of one short epoch on the GPU, without dropout, whose masks are another device's."""
+    return Settings.of("smoke", {**make_settings(tmp_path).flat(), "device": "cuda", "finetune.epochs": 1,
+                                 "classifier.epochs": 1, "recurrent.epochs": 1,
                                  "backbone.dropout": 0.0, "recurrent.dropout": 0.0})
 
 
@@ -90,11 +90,11 @@ def test_networks_beside_the_sllm_are_trained_evaluated_and_answer(asked, corpus
             answers[device] = (baselines.classify(settings, toy, codes) if way == "classifier" else
                                recurrent.predict(settings, toy, codes, bidirectional=way == "blstm"))
     assert gpu.products
-    pd.testing.assert_frame_equal(answers["cuda"], answers["cpu"], rtol=1e-4, atol=1e-4)
+    pd.testing.assert_frame_equal(answers["cuda"], answers["cpu"], check_exact=True)
 
 
-LORA = {"finetune.lora_rank": 4, "finetune.lora_dropout": 0.0, "finetune.epochs": 1, "finetune.forward_tokens": 64,
-        "finetune.checkpointing": True, "backbone.emotion_rows": "mean"}
+LORA = {"finetune.lora_rank": 4, "finetune.lora_dropout": 0.0, "finetune.forward_tokens": 64,
+        "finetune.checkpointing": True}
 
 
 def pretrained(settings, folder, changes):
@@ -119,18 +119,17 @@ def test_an_sllm_is_trained_evaluated_saved_and_loaded(asked, corpus, changes, t
     assert gpu.calls["set_device"] and torch.get_float32_matmul_precision() == "highest"
     assert {p for _, p in gpu.products} >= {"high" if changes and "backbone.dtype" in changes else "highest"}
     if "bfloat16" not in (changes or {}).values():
-        for got, expected in zip(done["cuda"].history, done["cpu"].history, strict=True):
-            assert got == pytest.approx(expected, rel=1e-3)
+        assert done["cuda"].history == done["cpu"].history
 
 
 def test_speakers_states_and_costs(sharp, asked, corpus, tmp_path):
-    toy, codes = make_toy(turns=(5, 6), seed=5)
+    toy, codes = make_toy(turns=(3, 4), seed=5)
     settings, some = asked.replace("speaker.dimensions", 3), toy.select(toy.folds[0].test)
     with gpus() as gpu:
         tuned = finetune.Finetuned(on_gpu(sharp), "sharp", tmp_path, [], 0)
         model, power, _ = speakers.fitted(settings, toy, codes, tuned)
         spent = cost.of_speakers(settings, tuned, codes, some, toy.emotions, model, power)
-        for method in ("window", "dpm", "dpm-shuffled"):
+        for method in ("window", "dpm"):
             priced = cost.of_method(settings, tuned, codes, some, toy.emotions, method)
             assert priced["flops_a_sentence"] > spent["flops_a_sentence"] > 0 and priced["peak_bytes"] == 1
     assert min(gpu.calls[name] for name in ("synchronize", "reset_peak_memory_stats", "memory_allocated")) > 0
@@ -148,8 +147,9 @@ def test_bench_memory(sharp, asked, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "load", lambda _: toy)
     monkeypatch.setattr(codes, "make", lambda *_: spoken)
     monkeypatch.setattr(bench, "GPU_SHAPES", {"tiny": (32, 2, 4, 2, 64, torch.bfloat16, 16, 1)})
-    monkeypatch.setattr(bench, "SENTENCES", 3)
-    monkeypatch.setattr(bench, "RUNGS", {n: bench.RUNGS[n] for n in ("exact", "top-2 + reuse", "bf16")})
+    monkeypatch.setattr(bench, "SENTENCES", 2)
+    monkeypatch.setattr(bench, "LARGE", 64)
+    monkeypatch.setattr(bench, "RUNGS", {n: bench.RUNGS[n] for n in ("exact", "bf16 + top-2 + reuse")})
     with gpus():
         tuned = finetune.Finetuned(on_gpu(sharp), "toy", tmp_path, [], 0)
         monkeypatch.setattr(finetune, "train", lambda *_: tuned)
@@ -199,8 +199,7 @@ def test_products_of_a_step_are_in_the_backbones_precision(asked, corpus, dtype,
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_memory_of_a_bfloat16_backbone_has_its_float32_products_in_tf32(corpus, dtype, tmp_path):
-    sllm = EmotionSLLM.create(BackboneSettings(source=made(tmp_path / "text"), window=64, dtype=dtype,
-                                               emotion_rows="mean"), FinetuneSettings(lora_rank=4), 16, EMOTIONS)
+    sllm = EmotionSLLM.create(BackboneSettings(source=made(tmp_path / "text"), window=64, dtype=dtype), FinetuneSettings(lora_rank=4), 16, EMOTIONS)
     with gpus() as gpu:
         memory = DynamicParameterMemory(on_gpu(sllm), BASE)
         memory.lora.norm = lambda: torch.zeros(1)
