@@ -153,7 +153,8 @@ def test_bench_memory(sharp, asked, corpus, tmp_path, monkeypatch):
     with gpus():
         tuned = finetune.Finetuned(on_gpu(sharp), "toy", tmp_path, [], 0)
         monkeypatch.setattr(finetune, "train", lambda *_: tuned)
-        record = json.loads(bench.memory(asked.replace("memory.prefix", 8), repeats=1).read_text(encoding="utf-8"))
+        short = asked.replace("memory.prefix", 8).replace("ablation.conversations", 1)
+        record = json.loads(bench.memory(short, repeats=1).read_text(encoding="utf-8"))
     assert all(row["rate"] > 0 and row["flops_a_sentence"] > 0 for row in record["results"]["rates"])
 
 
@@ -199,7 +200,8 @@ def test_products_of_a_step_are_in_the_backbones_precision(asked, corpus, dtype,
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_memory_of_a_bfloat16_backbone_has_its_float32_products_in_tf32(corpus, dtype, tmp_path):
-    sllm = EmotionSLLM.create(BackboneSettings(source=made(tmp_path / "text"), window=64, dtype=dtype), FinetuneSettings(lora_rank=4), 16, EMOTIONS)
+    sllm = EmotionSLLM.create(BackboneSettings(source=made(tmp_path / "text"), window=64, dtype=dtype),
+                              FinetuneSettings(lora_rank=4), 16, EMOTIONS)
     with gpus() as gpu:
         memory = DynamicParameterMemory(on_gpu(sllm), BASE)
         memory.lora.norm = lambda: torch.zeros(1)
