@@ -205,7 +205,6 @@ def widen(model: nn.Module, size: int) -> None:
     if head.weight is model.get_input_embeddings().weight:
         head.weight = nn.Parameter(head.weight.detach().clone(), head.weight.requires_grad)
         model.config.tie_word_embeddings = False
-        model.all_tied_weights_keys = {}  # what transformers would leave out of a saved model
     with torch.no_grad():
         for weight, apart in ((model.get_input_embeddings().weight, 1.0), (head.weight, 0.0)):
             known = weight[:base].float()

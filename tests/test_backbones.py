@@ -90,6 +90,14 @@ def test_kept_states_are_refused_where_positions_cannot_be_turned_back(kind, tmp
             DynamicParameterMemory(sllm, MemorySettings(prefix=8, prefix_states=kept))
 
 
+def test_a_tied_backbone_that_is_trained_whole_keeps_a_head_of_its_own(tmp_path):
+    sllm = created(made(tmp_path / "text", tied=True), lora_rank=0).eval()
+    sllm.save(tmp_path / "sllm", {})
+    loaded, sentence = EmotionSLLM.load(tmp_path / "sllm"), [sllm.sentence(np.array([1, 5, 3]))]
+    torch.testing.assert_close(loaded.emotion_logits(sentence), sllm.emotion_logits(sentence))
+    assert not torch.equal(loaded.causal_lm.lm_head.weight, loaded.causal_lm.get_input_embeddings().weight)
+
+
 def test_the_first_layers_are_the_models_own(tmp_path):
     source = made(tmp_path / "text")
     whole, cut = backbones.load(source, "float32"), backbones.load(source, "float32", 2)
