@@ -49,7 +49,7 @@ test: .venv/.complete
 	$(BIN)/python -m pytest
 
 lab: .venv/.complete
-	$(BIN)/python -m jupyter lab --notebook-dir=. notebooks/01_data_prep.ipynb
+	env -u JUPYTER_PATH $(BIN)/python -m jupyter lab --notebook-dir=. notebooks/01_data_prep.ipynb
 
 report: .venv/.complete
 	$(BIN)/python -m dpmkit report
