@@ -55,11 +55,12 @@ def run(settings: Settings, notebooks: Sequence[str] = NOTEBOOKS, overrides: dic
               file=sys.stderr, flush=True)
         start = time.perf_counter()
         work.mkdir(parents=True, exist_ok=True)
-        executed = work / f"{name}.ipynb"
+        executed, begun = work / f"{name}.ipynb", []  # a cell each
         try:
             papermill.execute_notebook(SOURCE / f"{name}.ipynb", executed, parameters, kernel_name="python3",
                                        cwd=SOURCE, progress_bar=True, log_output=False,
                                        kernel_manager_class=OwnKernel,
+                                       on_cell_execute=lambda begun=begun, **_: begun.append(1),
                                        extra_arguments=["--IPKernelApp.log_level=ERROR"])
         except PapermillExecutionError as error:
             if error.ename == "UserError":
@@ -68,17 +69,12 @@ def run(settings: Settings, notebooks: Sequence[str] = NOTEBOOKS, overrides: dic
                                f"{executed} holds what it did. Finished stages are kept: run again to go on"
                                ) from error
         except DeadKernelError as error:
-            raise RuntimeError(f"the kernel of notebook {name} died in cell {_begun(executed)}: most likely the "
+            raise RuntimeError(f"the kernel of notebook {name} died in cell {len(begun)}: most likely the "
                                "system stopped it as memory ran out (lower evaluation.streams or finetune."
                                f"forward_tokens, or give the container more); {executed} holds what it did. "
                                "Finished stages are kept: run again to go on") from error
         _render(executed, target, name, settings, parameters)
         print(f"    {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-
-
-def _begun(executed: Path) -> int:
-    """Number of the last cell of a notebook that was begun, as its prompt counts them."""
-    return max(c.get("execution_count") or 0 for c in nbformat.read(executed, as_version=4).cells)
 
 
 def _render(executed: Path, target: Path, name: str, settings: Settings, parameters: dict[str, Any]) -> None:

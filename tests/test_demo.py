@@ -25,7 +25,8 @@ def corpus(tiny):
 
 
 def digests(folder):
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.suffix != ".json"}
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()
+            if p.suffix != ".json" and p.name != ".lock"}
 
 
 def folder_of(corpus):

@@ -268,7 +268,7 @@ def test_memory_written_from_another_conversation(sllm):
 
 def test_reuse_needs_rotary_positions(sllm):
     sllm.model.model.rotary_emb = torch.nn.Identity()
-    with pytest.raises(UserError, match="rotary"):
+    with pytest.raises(UserError, match="heads turn whole"):
         PrefixStates(sllm, 1, 8)
 
 

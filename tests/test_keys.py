@@ -33,7 +33,7 @@ from dpmkit.tokenizers import hubert, kmeans, mimi, s3
 # the modules' parts that run count: of `codes`, an SLLM is made with the class CorpusCodes alone.
 SOUND = "speech video"
 SLLM = "backbones finetune sllm tokenizers.checkpoint vocabulary"
-LISTEN = f"{SLLM} filtering history lora memory optimizer prefix protocols"
+LISTEN = f"{SLLM} cheaper filtering history lora memory optimizer prefix protocols"
 CODES = f"acoustics codes corpora.conversation corpora.files tokenizers tokenizers.protocol {SOUND}"
 STAGES = {
     "demo": ((demo.load,), "corpora.demo corpora.composed corpora.conversation corpora.dynamics corpora.espeak "
@@ -58,7 +58,7 @@ STAGES = {
     "classifier": ((baselines.classify,), "baselines codes corpora.conversation finetune"),
     "recurrent": ((recurrent.predict,), "baselines codes corpora.conversation corpora.dynamics finetune recurrent"),
     "predictions": ((protocols.predict,), f"{LISTEN} codes corpora.conversation corpora.dynamics"),
-    "states": ((speakers._states,), f"{SLLM} speakers"),
+    "states": ((speakers._states,), f"{SLLM} speakers".replace("finetune ", "")),
     "disturbed": ((disturbances.disturbed,), f"acoustics codes corpora.conversation disturbances segments {SOUND} "
                                              "tokenizers tokenizers.protocol"),
     "robustness": ((robustness._heard,), f"{LISTEN} corpora.conversation disturbances offsets robustness "

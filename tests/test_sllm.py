@@ -60,8 +60,9 @@ def by_hand(sllm, ids, ends, spans, starts):
     l_a, l_e = [], []
     for n, (start, first), read, label in zip(ends, spans, starts, LABELS, strict=True):
         log_p = bare_logits(sllm, ids[start:n]).log_softmax(-1)
-        # Token t is predicted at t - 1; the context's first token follows nothing.
-        l_a.append(np.mean([-float(log_p[t - 1 - start, ids[t]]) for t in range(max(first, start + 1), n)]))
+        # Token t is predicted at t - 1; the context's first token follows nothing; emotions (17 on) are no sound.
+        l_a.append(np.mean([-float(log_p[t - 1 - start, ids[t]]) for t in range(max(first, start + 1), n)
+                            if ids[t] < 17]))
         if label is not None:
             emotions = bare_logits(sllm, ids[read:n])[-1, 17:21]
             l_e.append(-float(emotions.log_softmax(-1)[label]))
