@@ -215,7 +215,11 @@ def test_publish_makes_own_results_the_reference(root, tmp_path, monkeypatch):
 def test_what_is_not_run_is_said_until_it_is(root, tmp_path):
     made, first = report.published(root)
     assert "`demo` profile on `emodb`**: not run" in first[0] and "not run" in report.block(made)
+    assert "`smollm2` profile on `demo`**: not run" in first[2]
     save(tmp_path, WA[0], corpus="emodb")
+    made, first = report.published(root)
+    assert len(first) == 2 and "emodb" not in first[0]
+    save(tmp_path, WA[0], profile="smollm2")
     made, first = report.published(root)
     assert not first and "not run" not in report.block(made).replace("run notebook", "")
 
