@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 MARK = "DPMKIT_CHOSE_WAITING"  # the choice is this kit's, so that a child process may choose anew
-QUIET = {"GOMP_SPINCOUNT": "4000"}  # turns of the loop before a thread sleeps; libgomp's own are 300,000
+QUIET = {"GOMP_SPINCOUNT": "10000"}  # turns of the loop before a thread sleeps; libgomp's own are 300,000
 BUSY = {"OMP_WAIT_POLICY": "PASSIVE"}  # sleeps at once
 SAMPLE = 0.1  # seconds
 

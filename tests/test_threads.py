@@ -38,7 +38,7 @@ def test_the_choice_reaches_openmp_in_every_process_that_imports_the_kit_first()
     plain = {k: v for k, v in os.environ.items()
              if k not in (*threads.NAMES, threads.MARK, "OMP_NUM_THREADS")} | {"OMP_DISPLAY_ENV": "VERBOSE"}
     asked = {"OMP_WAIT_POLICY": "PASSIVE"}  # libgomp prints what it has read when torch loads it
-    for environment, words in ((plain, ("GOMP_SPINCOUNT = '4000'", "GOMP_SPINCOUNT = '0'")),
+    for environment, words in ((plain, ("GOMP_SPINCOUNT = '10000'", "GOMP_SPINCOUNT = '0'")),
                                ({**plain, **asked}, ("GOMP_SPINCOUNT = '0'",))):
         done = subprocess.run([sys.executable, "-c", "import dpmkit.settings, torch"], env=environment,
                               capture_output=True, text=True, check=True)
