@@ -47,6 +47,9 @@ def test_a_limit_takes_the_first_test_conversations_for_whoever_asks(tiny, corpu
     assert [f.test for f in few.folds] == [f.test[:1] for f in corpus.folds] and len(corpus.folds[0].test) > 1
     assert [(f.train, f.validation) for f in few.folds] == [(f.train, f.validation) for f in corpus.folds]
     assert few.key == corpus.key
+    asked = few.table(2)  # what notebook 01 shows: the conversations of the fold, no others
+    assert set(asked["conversation"]) == {i for split in ("train", "validation", "test")
+                                          for i in getattr(few.folds[1], split)} < {c.id for c in few.conversations}
 
 
 def test_every_voice_exists_and_sounds():

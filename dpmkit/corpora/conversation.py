@@ -100,11 +100,11 @@ class Corpus:
         return rows.astype({"published": "Int64", "found": "Int64"})
 
     def table(self, fold: int = 1) -> pd.DataFrame:
-        """One row an utterance: split (of fold `fold`, from 1), session, conversation, utterance, speaker,
+        """One row an utterance of the fold's conversations: split (of fold `fold`, from 1), session, conversation, utterance, speaker,
         emotion (None outside the label set), start, end and seconds."""
         chosen = self.folds[fold - 1]
         split = {i: name for name in ("train", "validation", "test") for i in getattr(chosen, name)}
         return pd.DataFrame([{
             "split": split[c.id], "session": c.session, "conversation": c.id, "utterance": u.id,
             "speaker": u.speaker, "emotion": u.emotion, "start": u.start, "end": u.end, "seconds": u.seconds,
-        } for c in self.conversations for u in c.utterances])
+        } for c in self.conversations if c.id in split for u in c.utterances])
