@@ -91,7 +91,7 @@ def _of(options: argparse.Namespace) -> tuple[Settings, dict[str, Any]]:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from . import comparison, corpora, grid, records, report, reproduce
+    from . import corpora, records, report, reproduce
 
     settings, overrides = _of(options)
     folds = _folds(options, corpora.load(settings))
@@ -102,7 +102,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     cells = [settings.replace("fold", fold).replace("seed", seed)
              for fold in folds for seed in _numbers("--seeds", options.seeds)]
     if options.ray:
-        failed = grid.run(cells, notebooks, overrides, options.ray)
+        failed = reproduce.run_grid(cells, notebooks, overrides, options.ray)
     else:
         failed = {}
         for cell in cells:
@@ -115,7 +115,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     names = {cell.run_name for cell in cells}
     for record in ran:
         if record["kind"] == "methods" and records.run_of(record) in names:
-            print("\n".join(comparison.lines(record)))
+            print("\n".join(records.compared_lines(record)))
     for name, reason in failed.items():
         print(f"dpmkit: {name} failed: {reason}", file=sys.stderr)
     return 1 if failed else 0
@@ -125,7 +125,7 @@ def _train(options: argparse.Namespace) -> int:
     from accelerate import PartialState
     from torch.distributed import DistNetworkError
 
-    from . import card, codes, corpora, finetune, runs
+    from . import codes, corpora, finetune, report, runs
 
     settings = _of(options)[0]
     try:
@@ -141,7 +141,7 @@ def _train(options: argparse.Namespace) -> int:
     tuned = finetune.train(settings, data, spoken)
     if process.is_main_process:
         if not (tuned.folder / "README.md").is_file():
-            card.write(settings, tuned, data, spoken)
+            report.write_card(settings, tuned, data, spoken)
         print(tuned.folder)
     return 0
 
@@ -154,12 +154,12 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from . import comparison, records, report
+    from . import records, report
 
     readme = records.REFERENCE.parent / "README.md"
     if not records.REFERENCE.is_dir() or not readme.is_file():
         raise UserError(f"{records.REFERENCE.parent} is no checkout of dpmkit: publish from a clone")
-    for name in comparison.publish(Settings(home=options.home).own_path, records.REFERENCE):
+    for name in records.publish(Settings(home=options.home).own_path, records.REFERENCE):
         print(f"published {name}", file=sys.stderr)
     for path in report.publish(records.REFERENCE, readme):
         print(f"wrote {path}", file=sys.stderr)
@@ -201,14 +201,14 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from . import corpora, plan, records, summaries
+    from . import corpora, plan, records, report
 
     settings = _of(options)[0]
     if options.seeds < 1 or options.tflops < 0 or options.price < 0:
         raise UserError("--seeds must be 1 or more, --tflops and --price 0 or more")
     corpus = corpora.load(settings)
     plan.write(settings, corpus, _folds(options, corpus), options.seeds, options.tflops, options.price)
-    table = summaries.plan_table(records.load_bench(settings, "plan")["results"])
+    table = report.plan_table(records.load_bench(settings, "plan")["results"])
     print(table.T.to_string(header=False))
     return 0
 

@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from . import runs, speech, tokenizers
-from .acoustics import pooled
+from . import audio, runs, tokenizers
 from .corpora import Clip, Corpus, Utterance, files
 from .settings import Settings, UserError
 from .tokenizers import FITTED, TOKENIZERS, Learner, Tokenizer, checkpoint
+from .tokenizers.acoustics import pooled
 
 __all__ = ["TOKENIZERS", "CorpusCodes", "make"]
 
@@ -54,14 +54,14 @@ def make(settings: Settings, corpus: Corpus) -> CorpusCodes:
     made = runs.artefact(settings, "codes", make, type(tokenizer), codes=asked, corpus=corpus.key, train=train,
                          weights=sorted(tokenizer.files.values()))
     utterances = [u for c in corpus.conversations for u in c.utterances]
-    audio, first = _Audio(utterances), _once(utterances)
+    clips, first = _Audio(utterances), _once(utterances)
     ordered = sorted(first.values(), key=lambda u: (u.audio.path, u.audio.start))
     parts = [made.folder / f"part-{number:05d}.parquet" for number in range(-(-len(ordered) // CHUNK))]
     with made.making(made.folder / "facts.json", *parts):
         if tokenizer.learns and not (made.folder / FITTED).is_file():
-            _fit(tokenizer, [u for c in corpus.select(train) for u in c.utterances], audio)
+            _fit(tokenizer, [u for c in corpus.select(train) for u in c.utterances], clips)
             tokenizer.save(made.folder)
-        heard = _encoded(tokenizer, ordered, audio, parts)
+        heard = _encoded(tokenizer, ordered, clips, parts)
         described = _described(tokenizer, made.folder)
     rows = {clip: heard[u.id] for clip, u in first.items()}
     codes = {u.id: rows[u.audio]["codes"].astype(np.int64) for u in utterances}
@@ -106,7 +106,7 @@ class _Audio:
         for path, group in groupby((u.audio for u in utterances), key=lambda clip: clip.path):
             times = [(clip.start, clip.end) for clip in group]
             ordered = all(a[0] <= b[0] for a, b in pairwise(times))
-            for waveform in speech.cuts(path, times) if ordered else (speech.read(path, *t) for t in times):
+            for waveform in audio.cuts(path, times) if ordered else (audio.read(path, *t) for t in times):
                 if _stamp(path) != self.stamps[path]:
                     raise UserError(f"{path} changed since the corpus was loaded: put the old one back, or load "
                                     "the corpus again")
@@ -122,17 +122,17 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _fit(tokenizer: Learner, utterances: Sequence[Utterance], audio: _Audio) -> None:
+def _fit(tokenizer: Learner, utterances: Sequence[Utterance], clips: _Audio) -> None:
     """On all clips of the utterances; on some, drawn at random, where they last longer than `tokenizer.learns`."""
     chosen = list(_once(utterances).values())
     if sum(u.seconds for u in chosen) > tokenizer.learns:
         order = np.random.default_rng(0).permutation(len(chosen))
         enough = np.cumsum([chosen[i].seconds for i in order]).searchsorted(tokenizer.learns)
         chosen = [chosen[i] for i in sorted(order[:enough + 1])]
-    tokenizer.fit(tqdm(audio.waveforms(chosen), desc="tokenizer: fit", unit="clip", total=len(chosen)))
+    tokenizer.fit(tqdm(clips.waveforms(chosen), desc="tokenizer: fit", unit="clip", total=len(chosen)))
 
 
-def _encoded(tokenizer: Tokenizer, utterances: Sequence[Utterance], audio: _Audio, paths: Sequence[Path]
+def _encoded(tokenizer: Tokenizer, utterances: Sequence[Utterance], clips: _Audio, paths: Sequence[Path]
              ) -> dict[str, dict[str, Any]]:
     """Utterance id -> row of COLUMNS; parts that are missing or cannot be read are made."""
     chunks = [utterances[start:start + CHUNK] for start in range(0, len(utterances), CHUNK)]
@@ -140,7 +140,7 @@ def _encoded(tokenizer: Tokenizer, utterances: Sequence[Utterance], audio: _Audi
     todo = [u for part, chunk in zip(parts, chunks, strict=True) if part is None for u in chunk]
     if todo:
         tokenizer.load(paths[0].parent)
-    waveforms = audio.waveforms(todo)  # one for all parts: a recording of hours is decoded once
+    waveforms = clips.waveforms(todo)  # one for all parts: a recording of hours is decoded once
     with tqdm(desc="tokenizer: encode", unit="clip", total=len(utterances), initial=len(utterances) - len(todo),
               disable=not todo) as bar:
         for number, chunk in enumerate(chunks):
@@ -159,7 +159,7 @@ def _part(tokenizer: Tokenizer, utterances: Sequence[Utterance], waveforms: Iter
         began = time.perf_counter()
         codes, = tokenizer.encode([waveform])
         spent = time.perf_counter() - began
-        rows.append((u.id, codes.astype(np.int32), pooled(waveform), len(waveform) / speech.RATE, spent))
+        rows.append((u.id, codes.astype(np.int32), pooled(waveform), len(waveform) / audio.RATE, spent))
         bar.update()
     return pd.DataFrame(rows, columns=COLUMNS)
 

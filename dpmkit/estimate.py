@@ -18,8 +18,7 @@ from .corpora import Corpus
 from .dialogues import Dialogues, collate_sequences
 from .runs import device
 from .settings import FinetuneSettings, Settings, UserError
-from .sllm import EmotionSLLM
-from .vocabulary import Vocabulary
+from .sllm import EmotionSLLM, Vocabulary
 
 SPARE = 0.95  # of the memory at hand may be asked for
 UTILISATION = 0.4  # of the rate of a large product, which training reaches

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .filtering import forward_step
+from .corpora.dynamics import forward_step
 from .settings import MemorySettings, UserError
 
 EMPTY = torch.empty(0, dtype=torch.long)

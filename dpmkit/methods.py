@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from . import baselines, finetune, metrics, protocols, recurrent, speakers
+from . import baselines, finetune, metrics, protocols, speakers
 from .codes import CorpusCodes
 from .corpora import Corpus
 from .finetune import Finetuned
-from .offsets import NotFitted
 from .settings import Settings
+from .speakers import NotFitted
 
 # What stands under the inertia filter, too: no controls, and not the majority, which always says the same.
 FILTERED = ("classifier", "lstm", "blstm", "current", "window", "at-once", "kv-window", "own-answers", "dpm-tuned")
@@ -67,7 +67,7 @@ def _plain(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetu
     if name == "classifier":
         return baselines.classify(settings, corpus, codes, split)
     if name in ("lstm", "blstm"):
-        return recurrent.predict(settings, corpus, codes, split, bidirectional=name == "blstm")
+        return baselines.recurrent(settings, corpus, codes, split, bidirectional=name == "blstm")
     if name == "own-answers":
         settings = settings.replace("memory.history_emotions", "predicted")
         tuned = finetune.train(settings, corpus, codes)
@@ -79,7 +79,7 @@ def described() -> pd.DataFrame:
     """All rows of the table in their order: `method`, `group` (method, extension, filter, control, bound) and what
     it `hears`."""
     plain = ("majority", *FILTERED[:-1], "dpm", "dpm-tuned")
-    hears = baselines.HEARS | recurrent.HEARS | {n: m.hears for n, m in protocols.METHODS.items()}
+    hears = baselines.HEARS | baselines.RECURRENT_HEARS | {n: m.hears for n, m in protocols.METHODS.items()}
     hears["dpm-tuned"] = hears["dpm"] + ", at the learning rate that validation conversations chose"
     rows = [(name, "method", hears[name]) for name in plain]
     rows += [(name, "bound" if text.startswith("BOUND") else "control" if "swapped" in name else "extension", text)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from dpmkit.filtering import forward_step
+from dpmkit.corpora.dynamics import forward_step
 from dpmkit.lora import TemporaryLoRA
 
 NONE = torch.empty(0, dtype=torch.long)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make_settings, make_toy
 
-from dpmkit import bench, codes, corpora, cost, finetune, report, summaries
+from dpmkit import bench, codes, corpora, finetune, report
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_every_rung_is_timed_beside_the_loop_and_compared_with_exact(prepared, s
     assert set(changes) == set(bench.RUNGS) and changes["top-2"]["largest_change"] < 1e-4  # it has no more layers
     assert changes["exact, read before the write"]["largest_change"] > 0
     assert sllm.fingerprint() == before
-    table = summaries.rungs_table(record["results"])
+    table = report.rungs_table(record["results"])
     assert len(table) == len(rates) and table["conversation"].str.fullmatch(r"\d+ sentences of \d+ codes").all()
     reached = {r["shape"]: r["sentences"] * (r["codes"] + 1) for r in rates}
     assert min(r["sentences"] for r in rates) == 6 and reached["a tiny Llama"] >= 2 * 64 and len(reached) == 2
@@ -79,5 +79,5 @@ def test_a_stream_of_minutes_is_heard_in_ten_parts(prepared):
 def test_cost_against_history_has_every_path_at_every_length(prepared):
     path = bench.context(prepared.replace("memory.prefix", 8))
     rows = json.loads(path.read_text(encoding="utf-8"))["results"]["rows"]
-    assert {(r["codes"], r["path"]) for r in rows} == {(n, p) for n in (100, 200) for p in cost.PATHS}
+    assert {(r["codes"], r["path"]) for r in rows} == {(n, p) for n in (100, 200) for p in bench.PATHS}
     assert all(r["seconds"] > 0 for r in rows) and "cost against history" in report.page([], prepared.own_path)

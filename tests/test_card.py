@@ -13,7 +13,7 @@ import torch
 from test_backbones import made
 from transformers import AutoTokenizer
 
-from dpmkit import backbones, card, finetune, metrics, protocols, records
+from dpmkit import backbones, finetune, metrics, protocols, records, report
 from dpmkit.settings import UserError
 from dpmkit.sllm import EmotionSLLM
 
@@ -32,7 +32,7 @@ def test_the_folder_says_what_was_measured_and_works_elsewhere(pretrained, setti
     settings, tuned = trained(settings, toy, made(tmp_path / "text") if pretrained else "")
     answers = {"test": protocols.predict(settings, *toy, tuned, "window")}
     record = records.save(settings, "backbone", {"history": tuned.history}, {}, 1.0)
-    text = card.write(settings, tuned, *toy, answers, record).read_text()
+    text = report.write_card(settings, tuned, *toy, answers, record).read_text()
     assert (tuned.folder / "record.json").read_bytes() == record.read_bytes()
     wa = metrics.wa(answers["test"], toy[0].emotions)
     row, = metrics.compare({"w": metrics.targets(answers["test"], "all-lengths")}, toy[0].emotions, "w", 200)
@@ -60,7 +60,7 @@ def test_the_folder_says_what_was_measured_and_works_elsewhere(pretrained, setti
 
 def test_without_answers_the_card_says_that_nothing_was_measured(settings, toy):
     settings, tuned = trained(settings, toy)
-    assert "Not measured: run notebook 02" in card.write(settings, tuned, *toy).read_text()
+    assert "Not measured: run notebook 02" in report.write_card(settings, tuned, *toy).read_text()
 
 
 def test_a_tokenizer_with_more_tokens_than_the_backbone_has_rows_is_left_out(settings, toy, tmp_path):

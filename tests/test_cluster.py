@@ -5,9 +5,8 @@ import time
 
 import pytest
 
-from dpmkit import cluster
-from dpmkit.sections import GridSettings
-from dpmkit.settings import UserError
+from dpmkit import reproduce
+from dpmkit.settings import GridSettings, UserError
 
 pytest.importorskip("ray", reason="RAY ABSENT: pip install -e '.[ray]'")
 
@@ -24,7 +23,7 @@ def test_a_ray_that_takes_too_long_to_start_is_tried_twice(monkeypatch):
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with pytest.raises(UserError, match=r"ray stop --force.*timed out during startup"):
-        list(cluster.results(print, [()], cluster.LOCAL, GridSettings()))
+        list(reproduce.on_ray(print, [()], reproduce.LOCAL, GridSettings()))
     assert tried == [("local",), ("local",)]
     logging.getLogger("ray").handlers.clear()
 
@@ -35,11 +34,11 @@ def test_a_task_larger_than_every_machine_is_one_line(monkeypatch):
     nodes = [{"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}, {"Alive": True, "Resources": {"CPU": 16.0}},
              {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    cluster._fits(ray, GridSettings(cpus=4, gpus=1.0))
-    cluster._fits(ray, GridSettings(cpus=16))
+    reproduce._fits(ray, GridSettings(cpus=4, gpus=1.0))
+    reproduce._fits(ray, GridSettings(cpus=16))
     for cpus, gpus in ((17, 0.0), (5, 1.0), (1, 2.0)):
         with pytest.raises(UserError, match=rf"the {cpus} processors and {gpus:g} GPUs.*lower grid.cpus"):
-            cluster._fits(ray, GridSettings(cpus=cpus, gpus=gpus))
+            reproduce._fits(ray, GridSettings(cpus=cpus, gpus=gpus))
 
 
 def test_a_folder_too_long_for_sockets_is_named(monkeypatch, tmp_path):
@@ -52,4 +51,4 @@ def test_a_folder_too_long_for_sockets_is_named(monkeypatch, tmp_path):
 
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(UserError, match="set TMPDIR=/tmp"):
-        list(cluster.results(print, [()], cluster.LOCAL, GridSettings()))
+        list(reproduce.on_ray(print, [()], reproduce.LOCAL, GridSettings()))

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import tiny_models
 
-from dpmkit import acoustics, codes, speech, tokenizers
+from dpmkit import audio, codes, tokenizers
 from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance
 from dpmkit.settings import Settings, UserError
-from dpmkit.tokenizers import KMeansTokenizer
+from dpmkit.tokenizers import KMeansTokenizer, acoustics
 
 
 def kmeans(size=8, **overrides):
@@ -22,7 +22,7 @@ def kmeans(size=8, **overrides):
 
 def voice(seconds, hertz=150.0, seed=0, level=0.3):
     """A buzz with harmonics and a little noise, float32, (samples,)."""
-    t = np.arange(round(seconds * speech.RATE)) / speech.RATE
+    t = np.arange(round(seconds * audio.RATE)) / audio.RATE
     wave = sum(np.sin(2 * np.pi * hertz * k * t) / k for k in range(1, 8)) / 3
     return (level * (wave + 0.01 * np.random.default_rng(seed).normal(size=len(t)))).astype(np.float32)
 
@@ -39,7 +39,7 @@ def small_corpus(folder, spoil=False):
     conversations = []
     for number in range(5):
         path = folder / f"c{number}.wav"
-        speech.write(path, voice(2, 90 + 40 * number + 200 * (spoil and number == 4), number))
+        audio.write(path, voice(2, 90 + 40 * number + 200 * (spoil and number == 4), number))
         utterances = tuple(Utterance(f"c{number}u{i}", f"p{number}", i, i + 1, "neu", Clip(path, i, i + 1))
                            for i in range(2))
         conversations.append(Conversation(f"c{number}", f"s{number}", utterances))
@@ -146,7 +146,7 @@ def test_make_encodes_every_utterance_and_keeps_it(tmp_path, monkeypatch):
     assert made.facts["tokenizer"] == "kmeans" and made.facts["utterances"] == 10
     assert made.facts["hours"] == pytest.approx(10 / 3600) and len(made.facts["weights_sha256"]) == 64
     json.dumps(made.facts)
-    waveform = speech.read(tmp_path / "c3.wav", 1, 2)
+    waveform = audio.read(tmp_path / "c3.wav", 1, 2)
     np.testing.assert_array_equal(made.features["c3u1"], acoustics.pooled(waveform))
     monkeypatch.setattr(KMeansTokenizer, "encode", lambda *_: pytest.fail("encoded again"))
     monkeypatch.setattr(KMeansTokenizer, "load", lambda *_: pytest.fail("loaded though nothing is to be encoded"))
@@ -237,9 +237,9 @@ def test_a_clip_is_heard_once_and_a_recording_in_one_pass(tmp_path, monkeypatch)
                    for k in range(2) for c in corpus.conversations)
     corpus = replace(corpus, conversations=(*corpus.conversations, *copies))
     settings = settings_at(tmp_path)
-    encoded, passes, encode, cuts = [], [], KMeansTokenizer.encode, speech.cuts
+    encoded, passes, encode, cuts = [], [], KMeansTokenizer.encode, audio.cuts
     monkeypatch.setattr(KMeansTokenizer, "encode", lambda self, w: encoded.append(w) or encode(self, w))
-    monkeypatch.setattr(speech, "cuts", lambda path, times: passes.append(path.name) or cuts(path, times))
+    monkeypatch.setattr(audio, "cuts", lambda path, times: passes.append(path.name) or cuts(path, times))
     made = codes.make(settings, corpus)
     assert len(encoded) == 10 and len(made.codes) == 30
     assert passes == ["c0.wav", "c1.wav", "c2.wav", *(f"c{i}.wav" for i in range(5))]  # fit, then encode
@@ -289,7 +289,7 @@ def test_a_file_that_vanished_is_named_and_the_rest_is_kept(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("change", [
-    lambda path: speech.write(path, voice(2, 500)), lambda path: speech.write(path, voice(0.5)),
+    lambda path: audio.write(path, voice(2, 500)), lambda path: audio.write(path, voice(0.5)),
     lambda path: path.write_bytes(b"x"), lambda path: path.unlink(), lambda path: os.utime(path, (1, 1))])
 def test_a_file_that_changes_while_others_are_heard_is_named(tmp_path, monkeypatch, change):
     monkeypatch.setattr(codes, "CHUNK", 2)

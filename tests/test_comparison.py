@@ -1,6 +1,7 @@
 """A run beside the committed reference: where it lies, how it is named, compared and published."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import make_toy
 
-from dpmkit import comparison, corpora, records, report, reproduce, runs
+from dpmkit import corpora, records, report, reproduce, runs
 from dpmkit.__main__ import main
 from dpmkit.settings import Settings, UserError
 
@@ -118,22 +119,22 @@ def test_the_tolerance_is_of_the_spread_over_seeds_and_processors(root, tmp_path
     save(tmp_path, {"window": 0.0, "dpm": 90.0}, {"memory.lr": 1e-3})  # other settings are no spread of this run
     figures = {"window": 63.9, "dpm": 60.0, "majority": 30.2, "new": 1.0}
     own = records.load(save(tmp_path / "own", figures), "methods")
-    table = comparison.table(own, comparison.spread(own, root)).set_index(["method", "measure"])
+    table = records.compared(own, records.spread(own, root)).set_index(["method", "measure"])
     assert table.loc[("window", "WA"), "tolerance"] == pytest.approx(2 * np.std([60, 62, 64], ddof=1)) == 4.0
     assert table.loc[("dpm", "gain"), "tolerance"] == pytest.approx(2.0)  # of gains of 1, 0 and 2
-    assert table.loc[("majority", "WA"), "tolerance"] == comparison.ROUNDING  # alike in every run
+    assert table.loc[("majority", "WA"), "tolerance"] == records.ROUNDING  # alike in every run
     assert table.loc[("dpm", "gain"), "difference"] == pytest.approx(-4.9)
     assert table["within"].to_dict() == {
         ("window", "WA"): True, ("dpm", "WA"): True, ("dpm", "gain"): False, ("majority", "WA"): False,
         ("majority", "gain"): True, ("new", "WA"): None, ("new", "gain"): None}
-    said = comparison.lines(own, root)
+    said = records.compared_lines(own, root)
     assert said[-2] == "reproduced: 3 of 5 within tolerance (WA 2 of 3, gains 1 of 2)"
     assert "two sample standard deviations over the reference's 3 runs" in said[2] and "seeds 0, 1, 2" in said[2]
     assert "| dpm | 61.0 | 60.0 | -1.0 | 5.3 | yes | +1.0 | -3.9 | -4.9 | 2.0 | NO |" in said[4]
     elsewhere = root / "demo-demo" / "processors" / "epyc" / "methods-fold1-seed0.json"
     elsewhere.parent.mkdir(parents=True)
     records.path(save(tmp_path / "epyc", {"window": 70.0, "dpm": 70.0}), "methods").rename(elsewhere)
-    again = comparison.table(own, comparison.spread(own, root)).set_index(["method", "measure"])
+    again = records.compared(own, records.spread(own, root)).set_index(["method", "measure"])
     assert again.loc[("window", "WA"), "tolerance"] == pytest.approx(2 * np.std([60, 62, 64, 70], ddof=1))
     assert again.loc[("window", "WA"), "reference"] == 60.0 and len(records.load_all(root)[0]) == 4
     page = report.page(records.load_all(root)[0], root)  # beside the run of that seed, and no other
@@ -145,10 +146,10 @@ def test_a_row_of_a_single_run_borrows_its_groups_largest_tolerance(tmp_path):
     save(tmp_path, {**WA[0], "dpm-tuned": 61.5})
     save(tmp_path, WA[1], seed=1)
     own = records.load(save(tmp_path / "own", {**WA[0], "dpm-tuned": 64.2}), "methods")
-    table = comparison.table(own, comparison.spread(own, tmp_path / "results")).set_index(["method", "measure"])
+    table = records.compared(own, records.spread(own, tmp_path / "results")).set_index(["method", "measure"])
     assert table.loc[("dpm-tuned", "WA"), "tolerance"] == pytest.approx(2 * np.std([60, 62], ddof=1))
     assert table["borrowed"].to_dict() == {k: k[0] == "dpm-tuned" for k in table.index}
-    assert "| 2.8* | yes |" in "\n".join(comparison.lines(own, tmp_path / "results"))
+    assert "| 2.8* | yes |" in "\n".join(records.compared_lines(own, tmp_path / "results"))
 
 
 def test_without_a_reference_or_a_spread_it_says_so(root, tmp_path):
@@ -156,14 +157,14 @@ def test_without_a_reference_or_a_spread_it_says_so(root, tmp_path):
                   {"overrides": {"memory.lr": 1e-3}}):
         own = records.load(save(tmp_path / "own", WA[0], **other), "methods")
         name = f"`{own['profile']}` on `{own['corpus']}`, {records.run_of(own)}"
-        assert comparison.lines(own, root) == [f"No reference for {name}: nothing to compare it with.", ""]
+        assert records.compared_lines(own, root) == [f"No reference for {name}: nothing to compare it with.", ""]
     for seed in (1, 2):
         (root / "demo-demo" / "records" / f"methods-fold1-seed{seed}.json").unlink()
     own = records.load(save(tmp_path / "own", WA[0]), "methods")
-    said = comparison.lines(own, root)
+    said = records.compared_lines(own, root)
     assert "one run of this fold" in said[2] and said[-2].startswith("reproduced: not judged")
     moved = own | {"settings": own["settings"] | {"memory.lr": 0.1, "device": "cuda"}}
-    assert "made with other settings: memory.lr 5e-05 (here 0.1)." in comparison.lines(moved, root)[2]
+    assert "made with other settings: memory.lr 5e-05 (here 0.1)." in records.compared_lines(moved, root)[2]
 
 
 def test_a_run_ends_with_the_reference_row_by_row_and_leaves_it_as_it_is(root, tmp_path, monkeypatch, capsys):

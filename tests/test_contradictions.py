@@ -12,14 +12,13 @@ import torch
 from conftest import make_toy
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, LlamaForCausalLM
 
-from dpmkit import backbones, cost, protocols, speakers
+from dpmkit import backbones, bench, protocols, speakers
 from dpmkit.dialogues import sequences
 from dpmkit.finetune import Finetuned
 from dpmkit.memory import DynamicParameterMemory
 from dpmkit.protocols import one_by_one, predict
 from dpmkit.settings import MemorySettings, UserError
-from dpmkit.sllm import EmotionSLLM
-from dpmkit.vocabulary import Vocabulary
+from dpmkit.sllm import EmotionSLLM, Vocabulary
 
 P = [f"p_{e}" for e in ("neu", "hap", "sad", "ang")]
 CHAIN = np.full((4, 4), 0.05) + 0.8 * np.eye(4), np.full(4, 0.25)
@@ -78,8 +77,8 @@ def test_states_and_costs_are_those_of_the_precision(settings, toy, tuned, monke
     dtypes, plain = [], EmotionSLLM._decode
     monkeypatch.setattr(EmotionSLLM, "_decode", lambda self, embedded: dtypes.append(embedded.dtype) or plain(
         self, embedded))
-    cost.label_after(tuned.sllm, np.arange(30) % 16, 10, rounded.memory, "window")
-    cost.of_method(rounded, tuned, codes, corpus.select(corpus.folds[0].test), corpus.emotions, "window")
+    bench.label_after(tuned.sllm, np.arange(30) % 16, 10, rounded.memory, "window")
+    bench.of_method(rounded, tuned, codes, corpus.select(corpus.folds[0].test), corpus.emotions, "window")
     assert set(dtypes) == {torch.bfloat16}
 
 

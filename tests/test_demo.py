@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from dpmkit import corpora, speech
+from dpmkit import audio, corpora
 from dpmkit.corpora import demo, dynamics, espeak, texts
 from dpmkit.settings import ConversationSettings, Settings, UserError
 
@@ -98,7 +98,7 @@ def test_clips_lie_where_the_manifest_says(corpus):
         ends = [0.0]
         for u in conversation.utterances:
             assert ends[-1] <= u.start < u.end <= info.duration and (u.start, u.end) == (u.audio.start, u.audio.end)
-            waveform = speech.read(u.audio.path, u.audio.start, u.audio.end)
+            waveform = audio.read(u.audio.path, u.audio.start, u.audio.end)
             assert len(waveform) == round(u.seconds * 16_000)
             # Cut at its sound: something is heard in the first and in the last 50 ms, and it never clips.
             assert min(np.abs(waveform[:800]).max(), np.abs(waveform[-800:]).max()) > 0

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from conftest import import_silero
 
-from dpmkit import codes, corpora, disturbances, plots, segments, speech
+from dpmkit import audio, codes, corpora, plots, robustness
 from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance
-from dpmkit.disturbances import STANDARD, Disturbance, disturbed, heard, render, returned
+from dpmkit.robustness import STANDARD, Disturbance, disturbed, heard, render, returned
 from dpmkit.settings import Settings, UserError
 from dpmkit.tokenizers import KMeansTokenizer
 
@@ -22,7 +22,7 @@ SPEAKERS = {"c0": "ab", "c1": "cd", "c2": "ef", "c3": "gh", "c4": "ij", "c5": "g
 HERTZ = {name: 400.0 + 250.0 * i for i, name in enumerate("abcdefghijk")}  # no one is a harmonic's neighbour
 
 
-def tone(speaker, seconds, seed, rate=speech.RATE):
+def tone(speaker, seconds, seed, rate=audio.RATE):
     """A pure tone of the speaker's own frequency and a little noise, float32, (samples,)."""
     t = np.arange(round(seconds * rate)) / rate
     noise = 0.003 * np.random.default_rng(seed).normal(size=len(t))
@@ -37,16 +37,16 @@ def make_corpus(folder):
         said, at, pieces = [], 0.5, [np.zeros(8000, np.float32)]
         for turn in range(5):
             speaker, seconds = speakers[turn % 2], 0.4 + 0.25 * ((turn + c) % 3)
-            path, rate = folder / f"{name}u{turn}.wav", 22_050 if name == "c5" else speech.RATE
+            path, rate = folder / f"{name}u{turn}.wav", 22_050 if name == "c5" else audio.RATE
             wave = tone(speaker, seconds, 10 * c + turn, rate)
             pieces += [wave, np.zeros(3200, np.float32)]
             clip = Clip(folder / f"{name}.wav", at, at + seconds) if name == "c4" else Clip(path)
             if name != "c4":
-                speech.write(path, wave, rate)
+                audio.write(path, wave, rate)
             said.append(Utterance(f"{name}u{turn}", speaker, at, at + seconds, EMOTIONS[turn % 2], clip))
             at = round(at + seconds + 0.2, 3)
         if name == "c4":
-            speech.write(folder / "c4.wav", np.concatenate(pieces))
+            audio.write(folder / "c4.wav", np.concatenate(pieces))
         conversations.append(Conversation(name, f"s{c}", tuple(said)))
     fold = Fold(("c0", "c1"), ("c2",), ("c3", "c4", "c5"))
     return Corpus("tones", tuple(conversations), EMOTIONS, (fold,), (), "tones")
@@ -91,12 +91,12 @@ def test_undisturbed_are_the_corpus_own_codes(request, name):
 
 def test_cuts_of_one_recording_that_overlap_are_not_heard_twice(tmp_path):
     wave = tone("a", 3, 0)
-    speech.write(tmp_path / "talk.wav", wave)
+    audio.write(tmp_path / "talk.wav", wave)
     said = tuple(Utterance(f"u{i}", "a", start, end, None, Clip(tmp_path / "talk.wav", start, end))
                  for i, (start, end) in enumerate([(0.0, 1.5), (1.2, 2.0), (1.3, 1.6), (2.5, 3.0)]))
     got, spans = render(Conversation("c", "s", said))
     for u, (first, last) in zip(said, spans, strict=True):
-        np.testing.assert_array_equal(got[first:last], speech.read(u.audio.path, u.start, u.end))
+        np.testing.assert_array_equal(got[first:last], audio.read(u.audio.path, u.start, u.end))
     assert not got[spans[1, 1]:spans[3, 0]].any()  # silence between
 
 
@@ -124,7 +124,7 @@ def test_noise_beyond_full_scale_is_clipped(tones):
 
 def spectrum(wave, speaker):
     """The share of the power within 20 Hz of the speaker's tone."""
-    power, hertz = np.abs(np.fft.rfft(wave)) ** 2, np.fft.rfftfreq(len(wave), 1 / speech.RATE)
+    power, hertz = np.abs(np.fft.rfft(wave)) ** 2, np.fft.rfftfreq(len(wave), 1 / audio.RATE)
     return power[np.abs(hertz - HERTZ[speaker]) < 20].sum() / power.sum()
 
 
@@ -153,9 +153,9 @@ def test_babble_of_acquaintances_where_there_are_no_strangers(tones):
 
 def test_voices_of_the_babble_are_equally_loud(tmp_path):
     for speaker, level in (("a", 1.0), ("b", 0.05)):
-        speech.write(tmp_path / f"{speaker}.wav", level * tone(speaker, 1, 0))
+        audio.write(tmp_path / f"{speaker}.wav", level * tone(speaker, 1, 0))
     said = [Utterance(s, s, 0.0, 1.0, None, Clip(tmp_path / f"{s}.wav")) for s in "ab"]
-    noise = disturbances._babble(said, 8000, np.random.default_rng(0))
+    noise = robustness._babble(said, 8000, np.random.default_rng(0))
     assert min(spectrum(noise, s) for s in "ab") > 0.02  # as loud as they are, b would have a 400th
 
 
@@ -165,10 +165,10 @@ def test_jittered_boundaries_stay_in_bounds_and_in_order(tones):
     for level, c in itertools.product((0.0, 0.1, 0.5, 2.0), corpus.conversations):
         wave, true, found = heard(settings, corpus, c, Disturbance("jitter", level))
         np.testing.assert_array_equal(wave, render(c)[0])
-        assert np.abs(found - true).max() <= level * speech.RATE + 0.5
-        assert (np.diff(found, axis=1) >= 0.2 * speech.RATE).all() and (np.diff(found[:, 0]) >= 0).all()
+        assert np.abs(found - true).max() <= level * audio.RATE + 0.5
+        assert (np.diff(found, axis=1) >= 0.2 * audio.RATE).all() and (np.diff(found[:, 0]) >= 0).all()
         assert found.min() >= 0 and found.max() <= len(wave)
-        moved += ((found - true) / speech.RATE).ravel().tolist() if level == 0.1 else []
+        moved += ((found - true) / audio.RATE).ravel().tolist() if level == 0.1 else []
     # uniform: 0.2 s pauses keep the order at this level, so that no bound but the draw's is at work
     assert np.std(moved) == pytest.approx(0.1 / np.sqrt(3), rel=0.2) and abs(np.mean(moved)) < 0.03
 
@@ -177,7 +177,7 @@ def test_short_utterances_are_jittered_to_a_length_that_can_be_heard():
     rng = np.random.default_rng(0)
     for true in (np.array([[0, 100]]), np.array([[0, 800], [800, 1600], [1600, 16_000]])):
         for _ in range(50):
-            found = disturbances._jittered(true, 1.0, true.max(), rng)
+            found = robustness._jittered(true, 1.0, true.max(), rng)
             assert (np.diff(found) >= min(3200, true.max())).all() and 0 <= found.min() <= found.max() <= true.max()
 
 
@@ -191,7 +191,7 @@ def test_overlap_is_of_the_share_asked(tones, share):
         np.testing.assert_allclose((true[:-1, 1] - true[1:, 0]) / length[:-1], share, atol=1 / length.min())
         added = np.zeros(len(wave))
         for u, (first, last) in zip(c.utterances, true, strict=True):
-            added[first:last] += speech.read(u.audio.path, u.audio.start, u.audio.end)
+            added[first:last] += audio.read(u.audio.path, u.audio.start, u.audio.end)
         np.testing.assert_allclose(wave, added, atol=1e-6)
 
 
@@ -201,8 +201,8 @@ def test_chunks_are_of_one_length_and_cover_everything(tones, level):
     for c in corpus.conversations:
         wave, _, found = heard(settings, corpus, c, Disturbance("chunks", level))
         length = np.diff(found)[:, 0]
-        assert (length[:-1] == round(level * speech.RATE)).all()
-        assert min(0.2, level) * speech.RATE <= length[-1] <= (level + 0.2) * speech.RATE
+        assert (length[:-1] == round(level * audio.RATE)).all()
+        assert min(0.2, level) * audio.RATE <= length[-1] <= (level + 0.2) * audio.RATE
         assert (found[0, 0], found[-1, 1]) == (0, len(wave)) and (found[1:, 0] == found[:-1, 1]).all()
 
 
@@ -275,7 +275,7 @@ def test_weights_sum_to_one(tones, disturbance):
     assert list(found.weights) == [u.id for c in corpus.conversations[3:5] for u in c.utterances]
     assert all(not w or sum(w.values()) == pytest.approx(1, abs=1e-12) for w in found.weights.values())
     assert {i for w in found.weights.values() for i in w} <= set(found.codes)
-    if disturbance.kind in disturbances.ONE_TO_ONE:  # the identity, bit by bit
+    if disturbance.kind in robustness.ONE_TO_ONE:  # the identity, bit by bit
         table = answers(found)
         back = returned(table, found, corpus.conversations[3:5], EMOTIONS, PRIOR)
         np.testing.assert_array_equal(back[["p_neu", "p_ang"]], table[["p_neu", "p_ang"]])
@@ -328,7 +328,7 @@ def test_where_nothing_is_found_the_prior_answers(tones):
     settings, corpus, spoken = tones
     quiet = corpus.conversations[3]
     silence = settings.home_path / "silence.wav"
-    speech.write(silence, np.zeros(32_000))
+    audio.write(silence, np.zeros(32_000))
     quiet = dataclasses.replace(quiet, id="quiet", utterances=tuple(
         dataclasses.replace(u, audio=Clip(silence)) for u in quiet.utterances))
     for _ in range(2):  # made, then read
@@ -341,7 +341,7 @@ def test_where_nothing_is_found_the_prior_answers(tones):
 
 def test_segments_settings_matter_to_silero_alone(tones, monkeypatch):
     settings, corpus, spoken = tones
-    monkeypatch.setattr(segments, "find", lambda path, asked: pd.DataFrame({"start": [0.1], "end": [0.9]}))
+    monkeypatch.setattr(audio, "find", lambda path, asked: pd.DataFrame({"start": [0.1], "end": [0.9]}))
     other = settings.replace("segments.pad", 0.2)
     for kind, same in (("silero", False), ("none", True)):
         a, b = (disturbed(s, corpus, spoken, corpus.conversations[:1], Disturbance(kind)).key
@@ -352,7 +352,7 @@ def test_segments_settings_matter_to_silero_alone(tones, monkeypatch):
 def test_without_silero_the_cure_is_named(tones, monkeypatch):
     settings, corpus, spoken = tones
     monkeypatch.setitem(sys.modules, "silero_vad", None)
-    segments._silero.cache_clear()
+    audio._silero.cache_clear()
     with pytest.raises(UserError, match=r'silero-vad.*pip install -e "\.\[vad\]"'):
         disturbed(settings, corpus, spoken, corpus.select(("c4",)), Disturbance("silero"))
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from dpmkit import corpora, speech
+from dpmkit import audio, corpora
 from dpmkit.corpora import Count, dynamics, emodb
 from dpmkit.settings import Settings, UserError
 
@@ -192,5 +192,5 @@ def test_real_conversations_keep_the_inertia():
         assert len(paths) == len(set(paths))
     clip = corpus.conversations[0].utterances[0].audio
     seconds = corpus.conversations[0].utterances[0].seconds
-    assert speech.read(clip.path, clip.start, clip.end).shape == (round(seconds * speech.RATE),)
+    assert audio.read(clip.path, clip.start, clip.end).shape == (round(seconds * audio.RATE),)
     assert not any("no more and no less" in note for note in corpus.notes)

@@ -27,7 +27,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from dpmkit import codes, corpora, speech
+from dpmkit import audio, codes, corpora
 from dpmkit.corpora import meld, recording
 from dpmkit.settings import Settings, UserError
 
@@ -39,7 +39,7 @@ SMALL = {"conversation.conversations": 4, "conversation.min_turns": 4, "conversa
 ASKED = {"iemocap": {"source.allow_partial": True}, "folders": {"source.speaker": "^([^_]+)_"}}
 VICTIM = {"emodb": "wav/03a01Na", "iemocap": "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000",
           "meld": "train/train_splits/dia0_utt1", "manifest": "clips/c0u1", "folders": "neu/spk1_1"}
-SUFFIXES = {"emodb": {".wav"}, "iemocap": {".wav"}, "meld": {*speech.SUFFIXES}, "folders": {*speech.SUFFIXES}}
+SUFFIXES = {"emodb": {".wav"}, "iemocap": {".wav"}, "meld": {*audio.SUFFIXES}, "folders": {*audio.SUFFIXES}}
 LOST = {"iemocap": "Ses01F_impro01_F000", "meld": "train_dia0_utt1", "manifest": "c0u1"}  # the victim's utterance
 
 
@@ -152,7 +152,7 @@ def check(reader, got, want):
     assert len(listed) == len(want.words), listed
     for u in (u for c in got.conversations for u in c.utterances):
         if u.audio.path.stat().st_nlink == 1:  # not the pristine tree's
-            assert np.isfinite(speech.read(u.audio.path, u.audio.start, u.audio.end)).all()
+            assert np.isfinite(audio.read(u.audio.path, u.audio.start, u.audio.end)).all()
 
 
 @dataclass(frozen=True)
@@ -275,12 +275,12 @@ def test_a_single_file_is_read_or_refused_in_words(name, tmp_path):
     path = tmp_path / f"recording{suffix_of(name)}"
     spoil(path)
     if words is None:
-        waveform = speech.read(path)
+        waveform = audio.read(path)
         assert waveform.dtype == np.float32 and len(waveform) and np.isfinite(waveform).all()
         assert np.abs(waveform).max() <= 1
     else:
         with pytest.raises(UserError) as raised:
-            speech.read(path)
+            audio.read(path)
         assert str(path) in str(raised.value) and words in str(raised.value) and "\n" not in str(raised.value)
         found, skipped = recording.prepare(asked("", ""), [path], tmp_path / "table")
         assert not found and len(skipped) == 1 and str(path) in skipped[0].item and words in skipped[0].reason
@@ -291,7 +291,7 @@ def test_a_single_file_is_read_or_refused_in_words(name, tmp_path):
 def test_a_path_that_leads_nowhere_is_refused_in_words(name, tmp_path):
     put(tmp_path / "a.wav", faults.PCM)
     with pytest.raises(UserError, match="cannot hear"):
-        speech.read(tmp_path / name)
+        audio.read(tmp_path / name)
     SEEN["speech", "path", ascii(name)] = "error"
 
 
@@ -348,9 +348,9 @@ def test_no_damage_of_a_file_gives_anything_but_words_or_sound(suffix, flips, sh
         data[int(place * (len(data) - 1) * (0.1 if place < 0.5 else 1))] = value  # a header is short
     path = BASE / f"damaged{suffix}"
     put(path, bytes(data[:int(len(data) * min(1, 2 * share))]) + tail)
-    fault = speech.fault(path)
+    fault = audio.fault(path)
     if fault is None:
-        assert np.isfinite(speech.read(path)).all()
+        assert np.isfinite(audio.read(path)).all()
     else:
         assert fault.splitlines() == [fault]
 

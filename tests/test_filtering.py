@@ -5,10 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from dpmkit.baselines import METHODS, classifiers
 from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance
-from dpmkit.corpora.dynamics import EMOTIONS, IEMOCAP_INERTIA, next_distribution
-from dpmkit.filtering import forward_filter
-from dpmkit.reference import METHODS, classifiers
+from dpmkit.corpora.dynamics import EMOTIONS, IEMOCAP_INERTIA, forward_filter, next_distribution
 
 TRANSITION = np.array([[0.9, 0.1], [0.2, 0.8]])
 PRIOR = np.array([0.6, 0.4])

@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 
-from dpmkit import dialogues, finetune, metrics, protocols, runs
-from dpmkit.dialogues import Dialogues
+from dpmkit import finetune, metrics, protocols, runs
+from dpmkit.dialogues import Dialogues, collate_sequences
 from dpmkit.finetune import train
 from dpmkit.settings import Settings, UserError
 from dpmkit.sllm import EmotionSLLM
@@ -80,7 +80,7 @@ def test_the_best_epoch_is_kept(learning, toy, whole):
     data = Dialogues(tuned.sllm, corpus.select(corpus.folds[0].validation), codes.codes, corpus.emotions, learning,
                      False)
     with torch.no_grad():
-        out = tuned.sllm(**finetune.collate_sequences(tuned.sllm.vocabulary.end)(list(data)))
+        out = tuned.sllm(**collate_sequences(tuned.sllm.vocabulary.end)(list(data)))
     assert float(out["l_e"]) == pytest.approx(best["eval_l_e"], abs=1e-5)
 
 
@@ -275,7 +275,7 @@ def test_long_dialogues_are_cut_into_pieces_that_fit(settings, history, monkeypa
     endless = conversations[0].utterances[5].id
     said = {**codes.codes, endless: np.arange(200) % 16}  # longer than the window: its tail is trained
     spy = Spy()
-    monkeypatch.setattr(dialogues, "sequences", spy.sequences)
+    monkeypatch.setattr(finetune, "sequences", spy.sequences)
     moving, still = (Dialogues(spy, conversations, said, corpus.emotions, settings, m) for m in (True, False))
     marks = 1 + (history == "predicted")
     cuts = {}

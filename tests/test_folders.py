@@ -17,7 +17,7 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 from tree_meld import write_clip
 
-from dpmkit import corpora, speech
+from dpmkit import audio, corpora
 from dpmkit.corpora import Skipped, dynamics, folders
 from dpmkit.settings import Settings, UserError
 
@@ -187,7 +187,7 @@ def test_files_of_all_kinds_of_sound_are_heard(copy):
     for number, suffix in enumerate((".m4a", ".opus", ".MTS")):
         path = copy / "anger" / f"{'abc'[number]}_0.wav"
         codec = {".m4a": "aac", ".opus": "libopus", ".MTS": "ac3"}[suffix]
-        write_clip(path.with_suffix(suffix), speech.read(path), 48_000, codec=codec,
+        write_clip(path.with_suffix(suffix), audio.read(path), 48_000, codec=codec,
                    kind="flt" if suffix == ".opus" else "fltp")
         path.unlink()
     corpus = load(copy, **KNOWN)

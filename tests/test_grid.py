@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dpmkit import __main__ as command
-from dpmkit import grid, records
+from dpmkit import records, reproduce
 from dpmkit.settings import Settings, UserError
 
 pytest.importorskip("ray", reason="RAY ABSENT: pip install -e '.[ray]'")
@@ -75,7 +75,7 @@ def test_a_dead_worker_is_tried_again_and_a_failing_cell_leaves_the_others(tmp_p
             os.kill(os.getpid(), signal.SIGKILL)
         (Path(settings.home) / f"done{settings.seed}").touch()
 
-    failed = grid.run(cells(tmp_path, 4), ("01",), {}, work=work)
+    failed = reproduce.run_grid(cells(tmp_path, 4), ("01",), {}, work=work)
     assert failed.keys() == {"fold1-seed1", "fold1-seed2"}
     assert failed["fold1-seed1"] == "no room on this disk" and "worker died 2 times" in failed["fold1-seed2"]
     assert [(tmp_path / f"tried{i}").read_text() for i in range(4)] == ["..", ".", "..", "."]
@@ -83,7 +83,7 @@ def test_a_dead_worker_is_tried_again_and_a_failing_cell_leaves_the_others(tmp_p
 
 
 def test_failed_cells_are_listed_and_the_exit_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(grid, "run", lambda cells, *_: {cells[1].run_name: "no room on this disk"})
+    monkeypatch.setattr(reproduce, "run", lambda cells, *_: {cells[1].run_name: "no room on this disk"})
     assert command.main([*ASKED, "--home", str(tmp_path), "--ray"]) == 1
     assert "dpmkit: fold1-seed1 failed: no room on this disk" in capsys.readouterr().err
 
@@ -92,5 +92,5 @@ def test_failed_cells_are_listed_and_the_exit_says_so(tmp_path, monkeypatch, cap
 def test_a_cluster_that_does_not_answer_is_one_clear_line(address, said, tmp_path):
     start = time.monotonic()
     with pytest.raises(UserError, match=said):
-        grid.run(cells(tmp_path), ("01",), {}, address=address)
+        reproduce.run_grid(cells(tmp_path), ("01",), {}, address=address)
     assert time.monotonic() - start < 10

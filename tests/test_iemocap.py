@@ -14,7 +14,7 @@ import tree_iemocap
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpmkit import corpora, speech
+from dpmkit import audio, corpora
 from dpmkit.corpora import iemocap
 from dpmkit.corpora.dynamics import EMOTIONS
 from dpmkit.settings import Settings, UserError
@@ -129,7 +129,7 @@ def test_turns_are_those_of_the_release(corpus):
                    for a, b in zip(c.utterances, c.utterances[1:], strict=False))
     assert overlaps > 1000
     some = by_id["Ses05M_script01_1b_F000"]
-    assert speech.seconds(some.audio.path) == pytest.approx(some.seconds, abs=2e-4)
+    assert audio.seconds(some.audio.path) == pytest.approx(some.seconds, abs=2e-4)
 
 
 @real
@@ -388,7 +388,7 @@ def test_a_wav_of_another_length_is_heard_whole_and_said(copy, load):
         "1 turns' wavs differ from their annotated times by more than 0.04 s, most of all Ses01F_impro01_F000: "
         "1.00 s for 0.10 s; each wav is heard whole.",)
     clip = found.conversations[0].utterances[0].audio
-    assert len(speech.read(clip.path, clip.start, clip.end)) == 16_000
+    assert len(audio.read(clip.path, clip.start, clip.end)) == 16_000
 
 
 def test_validation_follows_its_seed_and_share_alone(pristine, home):

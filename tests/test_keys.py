@@ -13,31 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from dpmkit import (
-    baselines,
-    codes,
-    disturbances,
-    finetune,
-    protocols,
-    recurrent,
-    robustness,
-    runs,
-    segments,
-    sources,
-    speakers,
-)
+from dpmkit import audio, baselines, codes, finetune, protocols, robustness, runs, speakers
 from dpmkit.corpora import demo, emodb, files, folders, iemocap, manifest, meld
 from dpmkit.tokenizers import hubert, kmeans, mimi, s3
 
 # What each stage runs through: a change in one of these modules moves its key, a change in any other does not. Only
 # the modules' parts that run count: of `codes`, an SLLM is made with the class CorpusCodes alone.
-SOUND = "speech video"
-SLLM = "backbones finetune sllm tokenizers.checkpoint vocabulary"
-LISTEN = f"{SLLM} cheaper filtering history lora memory optimizer prefix protocols"
-CODES = f"acoustics codes corpora.conversation corpora.files tokenizers tokenizers.protocol {SOUND}"
+SOUND = "audio"
+SLLM = "backbones finetune sllm tokenizers.checkpoint"
+LISTEN = f"{SLLM} cheaper history lora memory optimizer prefix protocols"
+CODES = f"tokenizers.acoustics codes corpora.conversation corpora.files tokenizers tokenizers.protocol {SOUND}"
 STAGES = {
     "demo": ((demo.load,), "corpora.demo corpora.composed corpora.conversation corpora.dynamics corpora.espeak "
-                           "corpora.texts speech"),
+                           "corpora.texts audio"),
     "emodb": ((emodb.load,), f"corpora.emodb corpora.composed corpora.conversation corpora.dynamics corpora.files "
                              f"{SOUND}"),
     "folders": ((folders.load,), f"corpora.folders corpora.composed corpora.conversation corpora.dynamics "
@@ -47,7 +35,7 @@ STAGES = {
     "manifest": ((manifest.load,), f"corpora.manifest corpora.conversation corpora.dynamics corpora.files "
                                    f"corpora.grouping corpora.table {SOUND}"),
     "files": ((files._heard,), f"corpora.files {SOUND}"),
-    "segments": ((segments.find,), f"segments {SOUND}"),
+    "segments": ((audio.find_speech,), SOUND),
     "codes (kmeans)": ((codes.make, kmeans.KMeansTokenizer), f"{CODES} tokenizers.checkpoint tokenizers.kmeans"),
     "codes (hubert)": ((codes.make, hubert.HubertKMeans),
                        f"{CODES} tokenizers.checkpoint tokenizers.hubert tokenizers.kmeans"),
@@ -56,58 +44,58 @@ STAGES = {
     "codes (s3)": ((codes.make, s3.S3Tokenizer), f"{CODES} tokenizers.checkpoint tokenizers.kmeans tokenizers.s3"),
     "sllm": ((finetune._trained,), f"{SLLM} codes corpora.conversation dialogues"),
     "classifier": ((baselines.classify,), "baselines codes corpora.conversation finetune"),
-    "recurrent": ((recurrent.predict,), "baselines codes corpora.conversation corpora.dynamics finetune recurrent"),
+    "recurrent": ((baselines.recurrent,), "baselines codes corpora.conversation corpora.dynamics finetune"),
     "predictions": ((protocols.predict,), f"{LISTEN} codes corpora.conversation corpora.dynamics"),
     "states": ((speakers._states,), f"{SLLM} speakers".replace("finetune ", "")),
-    "disturbed": ((disturbances.disturbed,), f"acoustics codes corpora.conversation disturbances segments {SOUND} "
+    "disturbed": ((robustness.disturbed,), f"tokenizers.acoustics codes corpora.conversation robustness {SOUND} "
                                              "tokenizers tokenizers.protocol"),
-    "robustness": ((robustness._heard,), f"{LISTEN} corpora.conversation disturbances offsets robustness "
+    "robustness": ((robustness._heard,), f"{LISTEN} corpora.conversation robustness "
                                          "speakers"),
 }
-NAMES = [".".join(p.relative_to(sources.FOLDER).with_suffix("").parts).removesuffix(".__init__")
-         for p in sorted(sources.FOLDER.rglob("*.py"))]
+NAMES = [".".join(p.relative_to(runs.FOLDER).with_suffix("").parts).removesuffix(".__init__")
+         for p in sorted(runs.FOLDER.rglob("*.py"))]
 
 
 @cache
 def plain(name):
-    return sources.parsed(name, sources._path(name).read_text(encoding="utf-8"))
+    return runs.parsed(name, runs._path(name).read_text(encoding="utf-8"))
 
 
 @cache
 def changed(module):
     """The sources with one more statement in every function, class and constant of a module."""
-    text = sources._path(module).read_text(encoding="utf-8")
+    text = runs._path(module).read_text(encoding="utf-8")
     tree = ast.parse(text)
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             node.body.append(ast.parse("'changed'[0]").body[0])
         elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             node.value = ast.Tuple([node.value, ast.Constant("changed")], ast.Load())
-    other = sources.parsed(module, ast.unparse(ast.fix_missing_locations(tree)))
+    other = runs.parsed(module, ast.unparse(ast.fix_missing_locations(tree)))
     return lambda name: other if name == module else plain(name)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_change_of_a_module_moves_the_keys_of_the_stages_that_run_through_it_and_no_other(stage):
     makers, through = STAGES[stage]
-    before = sources.hashed(plain, *makers)
-    moved = {n for n in NAMES if sources.hashed(changed(f"dpmkit.{n}"), *makers) != before}
+    before = runs.hashed(plain, *makers)
+    moved = {n for n in NAMES if runs.hashed(changed(f"dpmkit.{n}"), *makers) != before}
     assert moved == set(through.split())
-    assert sources.version(*makers) == before  # nothing else is read
+    assert runs.code_version(*makers) == before  # nothing else is read
 
 
 def test_every_stage_of_the_package_stands_in_the_table():
-    texts = [p.read_text(encoding="utf-8") for p in sources.FOLDER.rglob("*.py")]
+    texts = [p.read_text(encoding="utf-8") for p in runs.FOLDER.rglob("*.py")]
     asked = sum(t.count("runs.artefact(") + t.count("sources.version(load)") for t in texts)
     assert asked == len(STAGES) - 3  # codes stand there once for each tokenizer
 
 
 def test_comments_layout_and_docstrings_do_not_count_and_anything_else_does():
     def version(text):
-        other = sources.parsed("dpmkit.segments", text)
-        return sources.hashed(lambda name: other if name == "dpmkit.segments" else plain(name), segments.find)
+        other = runs.parsed("dpmkit.audio", text)
+        return runs.hashed(lambda name: other if name == "dpmkit.audio" else plain(name), audio.find_speech)
 
-    text = sources._path("dpmkit.segments").read_text(encoding="utf-8")
+    text = runs._path("dpmkit.audio").read_text(encoding="utf-8")
     tree = ast.parse(text)
     assert version(ast.unparse(tree)) == version(text)
     assert version("# why\n\n" + text.replace('"""Utterances', '"""Other')) == version(text)
@@ -131,7 +119,7 @@ def test_babble_is_keyed_by_the_conversations_that_it_is_drawn_from(settings, to
     fewer = replace(corpus, folds=tuple(replace(f, test=f.test[:2]) for f in corpus.folds))  # evaluation.limit=2
 
     def moves(kind):
-        one, other = (disturbances.disturbed(settings, c, codes, [], disturbances.Disturbance(kind, 5.0)).key
+        one, other = (robustness.disturbed(settings, c, codes, [], robustness.Disturbance(kind, 5.0)).key
                       for c in (corpus, fewer))
         return one != other
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
-from dpmkit import corpora, speech
+from dpmkit import audio, corpora
 from dpmkit.corpora import Fold, Skipped, grouping, manifest, table
 from dpmkit.settings import Settings, UserError
 
@@ -57,7 +57,7 @@ def sounds(tmp_path_factory):
     """A folder of noise: a.wav to d.wav of 2, 1.5, 1 and 0.5 s, and broken.wav, which is none."""
     root, rng = tmp_path_factory.mktemp("sounds"), np.random.default_rng(0)
     for name, seconds in (("a", 2.0), ("b", 1.5), ("c", 1.0), ("d", 0.5)):
-        speech.write(root / f"{name}.wav", rng.uniform(-0.5, 0.5, round(seconds * speech.RATE)).astype(np.float32))
+        audio.write(root / f"{name}.wav", rng.uniform(-0.5, 0.5, round(seconds * audio.RATE)).astype(np.float32))
     (root / "broken.wav").write_bytes(b"RIFF")
     return root
 
@@ -93,7 +93,7 @@ def test_rows_become_turns_and_sessions_are_who_speaks_with_whom(pristine):
             assert (c.id, u.speaker, u.emotion or "") == (row["conversation"], row["speaker"], row["emotion"])
             assert (f"{u.start:.3f}", f"{u.end:.3f}") == (row["start"], row["end"])
             assert u.audio.path == root / row["path"]
-            assert len(speech.read(u.audio.path, u.audio.start, u.audio.end)) == round(u.seconds * speech.RATE)
+            assert len(audio.read(u.audio.path, u.audio.start, u.audio.end)) == round(u.seconds * audio.RATE)
     assert sum(u.emotion is None for u in turns(corpus)) == 12
     counts = corpus.counts_table()
     assert set(counts["group"]) == {f"s{i}c0" for i in range(6)} and counts["found"].sum() == 60
@@ -354,9 +354,9 @@ def test_a_line_that_tells_excel_the_delimiter_is_read(tree, head, delimiter):
 
 def test_an_inverted_channel_is_noted(tree):
     root, _ = tree
-    waveform = speech.read(root / "s0c0.wav")
-    soundfile.write(root / "s0c0.wav", np.stack([waveform, -waveform], axis=1), speech.RATE)
-    soundfile.write(root / "s1c0.wav", np.stack([speech.read(root / "s1c0.wav")] * 2, axis=1), speech.RATE)
+    waveform = audio.read(root / "s0c0.wav")
+    soundfile.write(root / "s0c0.wav", np.stack([waveform, -waveform], axis=1), audio.RATE)
+    soundfile.write(root / "s1c0.wav", np.stack([audio.read(root / "s1c0.wav")] * 2, axis=1), audio.RATE)
     for _ in range(2):  # heard, and known from before
         assert "1 recording(s) have channels that cancel each other, as one is inverted (s0c0.wav)" in \
             load(root).notes[-1]
@@ -368,7 +368,7 @@ def test_clips_of_one_length_are_noted(tree, same, noted):
     for number, row in enumerate(rows[same:], 1):
         row["end"] = f"{float(row['end']) - 0.002 * number:.3f}"
         if row["path"].startswith("clips"):
-            speech.write(root / row["path"], speech.read(root / row["path"])[:-32 * number])
+            audio.write(root / row["path"], audio.read(root / row["path"])[:-32 * number])
     tree_manifest.write(root, rows)
     notes = load(root).notes
     assert [n[:30] for n in notes] == [f"{same} of 72 clips last 0.500 s, n"] * noted
@@ -525,7 +525,7 @@ def test_the_key_follows_what_was_read(tree):
         tree_manifest.write(root, [{**rows[0], name: value}, *rows[1:]])
         keys.add(load(root).key)
     tree_manifest.write(root, rows)
-    speech.write(root / "s0c0.wav", speech.read(root / "s0c0.wav") / 2)
+    audio.write(root / "s0c0.wav", audio.read(root / "s0c0.wav") / 2)
     keys.add(load(root).key)
     assert len(keys) == 6
 
@@ -567,8 +567,8 @@ def accounted(root, rows):
     for c in corpus.conversations:
         assert [u.start for u in c.utterances] == sorted(u.start for u in c.utterances)
     for u in turns(corpus):
-        assert len(speech.read(u.audio.path, u.audio.start, u.audio.end)) == pytest.approx(
-            u.seconds * speech.RATE, abs=1)
+        assert len(audio.read(u.audio.path, u.audio.start, u.audio.end)) == pytest.approx(
+            u.seconds * audio.RATE, abs=1)
     for fold in corpus.folds:
         assert sorted(fold.train + fold.validation + fold.test) == sorted(c.id for c in corpus.conversations)
     return True

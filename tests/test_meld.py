@@ -11,9 +11,10 @@ import pytest
 import soundfile
 from tree_meld import FOLDERS, HEADER, make, write_clip, write_table
 
-from dpmkit import acoustics, corpora, speech
+from dpmkit import audio, corpora
 from dpmkit.corpora import files, meld
 from dpmkit.settings import Settings, UserError
+from dpmkit.tokenizers import acoustics
 
 REAL = (Path(__file__).resolve().parents[2] / "shared" / "data" / "meld").resolve()
 real = pytest.mark.skipif(not REAL.is_dir(), reason=f"REAL DATA ABSENT: MELD's CSVs are not at {REAL}")
@@ -69,8 +70,8 @@ def test_rows_become_the_utterances_of_their_clips(pristine, load):
                 continue
             assert (utterance.speaker, utterance.emotion) == (r["Speaker"], r["Emotion"])
             assert utterance.audio.path == pristine / FOLDERS[split] / (utterance.id[len(split) + 1:] + ".mp4")
-            samples = len(speech.read(utterance.audio.path))
-            assert utterance.seconds == pytest.approx(samples / speech.RATE, abs=1e-9)
+            samples = len(audio.read(utterance.audio.path))
+            assert utterance.seconds == pytest.approx(samples / audio.RATE, abs=1e-9)
     assert not heard
     (fold,) = corpus.folds
     assert [len(ids) for ids in (fold.train, fold.validation, fold.test)] == [3, 2, 2]
@@ -180,7 +181,7 @@ def test_a_wav_is_heard_rather_than_its_video(copy, load):
         for clip in sorted((copy / FOLDERS[split]).glob("dia[12]_*.mp4")):
             wav = copy / f"{split}_wav" / f"{clip.stem}.wav"
             wav.parent.mkdir(exist_ok=True)
-            speech.write(wav, speech.read(clip))
+            audio.write(wav, audio.read(clip))
     made = len(list((copy / "train_wav").iterdir()))
     corpus = load(copy)
     assert {(c.id, u.audio.path.suffix) for c in corpus.conversations for u in c.utterances} == {
@@ -237,7 +238,7 @@ def test_no_clip_is_too_short_or_too_long(wavs, load, seconds):
     first = conversation.utterances[0]
     assert first.id == "test_dia0_utt0" and first.seconds == pytest.approx(seconds)
     if seconds < 1:  # the tokenizers' frames: one at least
-        assert len(acoustics.frames(speech.read(path), 25.0)) == max(1, round(25 * seconds))
+        assert len(acoustics.frames(audio.read(path), 25.0)) == max(1, round(25 * seconds))
 
 
 def test_windows_ways_of_writing_change_nothing(wavs, load):

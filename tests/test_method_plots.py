@@ -8,8 +8,8 @@ from matplotlib import pyplot as plt
 from test_metrics import EMOTIONS, random_table
 
 from dpmkit import metrics, plots
-from dpmkit.method_plots import confusions, pareto, power, recalls, reliability
-from dpmkit.significance import smallest_effect
+from dpmkit.metrics import smallest_effect
+from dpmkit.plots import confusions, pareto, power, recalls, reliability
 
 plt.switch_backend("Agg")
 

@@ -3,9 +3,9 @@
 import pytest
 from conftest import make_toy
 
-from dpmkit import methods, metrics, protocols, significance, speakers, summaries
+from dpmkit import methods, metrics, protocols, report, speakers
 from dpmkit.finetune import Finetuned
-from dpmkit.offsets import NotFitted
+from dpmkit.speakers import NotFitted
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +38,14 @@ def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, set
     told = protocols.predict(settings.replace("memory.lr", 0.1), corpus, codes, tuned, "dpm-told")
     assert tables["dpm-told"].equals(told), "the bound has a rate of its own"
     record = {"corpus": "toy", "settings": settings.flat(), "results": {
-        "listed": described.to_dict("records"), "losses": significance.losses(tables, settings.evaluation),
-        "protocols": {"all-lengths": significance.scored(tables, "all-lengths", corpus.emotions,
+        "listed": described.to_dict("records"), "losses": metrics.losses(tables, settings.evaluation),
+        "protocols": {"all-lengths": metrics.scored(tables, "all-lengths", corpus.emotions,
                                                          settings)}}}
     assert {r["contrast"] for r in record["results"]["protocols"]["all-lengths"]["contrasts"]} == {
-        f"{a} - {b}" for a, b in (*significance.DECLARED, *significance.UNTESTED)}
-    table = summaries.methods_table(record, "all-lengths").set_index("method")
+        f"{a} - {b}" for a, b in (*metrics.DECLARED, *metrics.UNTESTED)}
+    table = report.methods_table(record, "all-lengths").set_index("method")
     assert (table["WA"] == "not run").sum() == 2 and table.loc["own-answers", "WA"] == "not run"
-    assert "speakers" in summaries.verdict(record) and len(summaries.losses_table(record)) == 6
+    assert "speakers" in report.verdict(record) and len(report.losses_table(record)) == 6
 
     def too_few(*_):
         raise NotFitted("there are too few labels")
@@ -54,10 +54,10 @@ def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, set
     fewer, fitted, notes = methods.answers(settings, corpus, codes, tuned, {"dpm": 1e-2, "dpm-told": 0.1})
     assert set(tables) - set(fewer) == set(speakers.HEARS) and not fitted
     assert len(notes) == 1 and "speaker-memory" in notes[0] and "there are too few labels" in notes[0]
-    record["results"]["protocols"]["all-lengths"] = significance.scored(fewer, "all-lengths", corpus.emotions,
+    record["results"]["protocols"]["all-lengths"] = metrics.scored(fewer, "all-lengths", corpus.emotions,
                                                                         settings)
-    table = summaries.methods_table(record, "all-lengths").set_index("method")
-    assert (table.loc[list(speakers.HEARS), "WA"] == "not run").all() and "window" in summaries.verdict(record)
+    table = report.methods_table(record, "all-lengths").set_index("method")
+    assert (table.loc[list(speakers.HEARS), "WA"] == "not run").all() and "window" in report.verdict(record)
 
 
 def test_rates_are_rated_on_validation_by_absolute_wa(sharp, settings, tmp_path):

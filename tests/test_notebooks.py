@@ -15,9 +15,9 @@ import tree_manifest
 import tree_meld
 
 from dpmkit import records, report
+from dpmkit.metrics import DECLARED
 from dpmkit.reproduce import NOTEBOOKS
 from dpmkit.settings import Settings
-from dpmkit.significance import DECLARED
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import import_silero
 
-from dpmkit import corpora, protocols, segments, speech, tokenizers
+from dpmkit import audio, corpora, protocols, tokenizers
 from dpmkit.__main__ import main
 from dpmkit.corpora import espeak, recording, table, texts
 from dpmkit.corpora.dynamics import EMOTIONS
@@ -20,16 +20,16 @@ import_silero()
 
 def say(path, count=3, voice="m1"):
     """A recording of `count` utterances, a second of silence around each; its path."""
-    pieces = [np.zeros(speech.RATE, np.float32)]
+    pieces = [np.zeros(audio.RATE, np.float32)]
     for text in texts.TEXTS[:count]:
         waveform, rate = espeak.speak(text, f"en-us+{voice}", pitch=50, pitch_range=50, rate=170)
-        pieces += [speech.resample(waveform, rate), pieces[0]]
-    speech.write(path, np.concatenate(pieces))
+        pieces += [audio.resample(waveform, rate), pieces[0]]
+    audio.write(path, np.concatenate(pieces))
     return path
 
 
 def silence(path):
-    speech.write(path, np.zeros(2 * speech.RATE))
+    audio.write(path, np.zeros(2 * audio.RATE))
     return path
 
 
@@ -47,7 +47,7 @@ def command(tmp_path):
 def test_a_recording_is_a_conversation_of_one_unknown_speaker(tmp_path, settings):
     path = say(tmp_path / "talk.wav")
     talk = recording.conversation(path, settings)
-    found = segments.find(path, settings.segments)
+    found = audio.find_speech(path, settings.segments)
     assert (talk.id, talk.session, len(talk.utterances)) == ("talk", "talk", 3)
     for utterance, start, end in zip(talk.utterances, found["start"], found["end"], strict=True):
         assert (utterance.start, utterance.end, utterance.emotion) == (start, end, None)
@@ -57,8 +57,8 @@ def test_a_recording_is_a_conversation_of_one_unknown_speaker(tmp_path, settings
 
 
 def test_what_was_found_is_kept_until_the_settings_or_the_recording_change(tmp_path, settings, monkeypatch):
-    path, find, calls = say(tmp_path / "talk.wav"), segments.find, []
-    monkeypatch.setattr(segments, "find", lambda *a: calls.append(a) or find(*a))
+    path, find, calls = say(tmp_path / "talk.wav"), audio.find_speech, []
+    monkeypatch.setattr(audio, "find", lambda *a: calls.append(a) or find(*a))
     first = recording.conversation(path, settings)
     assert recording.conversation(path, settings) == first and len(calls) == 1
     recording.conversation(path, settings.replace("segments.pad", 0.0))
@@ -70,7 +70,7 @@ def test_the_memory_hears_a_recording(tmp_path, settings, sllm):
     path = say(tmp_path / "talk.wav")
     talk = recording.conversation(path, settings)
     tokenizer = tokenizers.create(settings.replace("codes.codebook_size", 16))
-    waveforms = list(speech.cuts(path, [(u.audio.start, u.audio.end) for u in talk.utterances]))
+    waveforms = list(audio.cuts(path, [(u.audio.start, u.audio.end) for u in talk.utterances]))
     tokenizer.fit(waveforms)
     codes = dict(zip([u.id for u in talk.utterances], tokenizer.encode(waveforms), strict=True))
     heard, = protocols.listen(sllm, [talk], codes, EMOTIONS, MemorySettings(rank=2, prefix=8), "dpm")
@@ -95,8 +95,8 @@ def test_the_table_is_labelled_and_loaded_as_a_corpus(tmp_path, settings, comman
         assert own.id == talk.id
         for a, b in zip(own.utterances, talk.utterances, strict=True):
             assert (a.id, a.speaker, a.start, a.end) == (b.id, b.speaker, b.start, b.end)
-            np.testing.assert_array_equal(speech.read(a.audio.path, a.audio.start, a.audio.end),
-                                          speech.read(b.audio.path, b.audio.start, b.audio.end))
+            np.testing.assert_array_equal(audio.read(a.audio.path, a.audio.start, a.audio.end),
+                                          audio.read(b.audio.path, b.audio.start, b.audio.end))
 
 
 def test_settings_reach_the_search(tmp_path, command):
@@ -110,15 +110,15 @@ def test_a_table_that_is_there_is_never_touched(tmp_path, command, capsys, monke
     path, out = say(tmp_path / "talk.wav"), tmp_path / "out"
     assert command(path, "--out", out) == 0
     (out / "manifest.csv").write_text("my labels")
-    monkeypatch.setattr(segments, "find", lambda *_: pytest.fail("it asks before it works for hours"))
+    monkeypatch.setattr(audio, "find", lambda *_: pytest.fail("it asks before it works for hours"))
     assert command(path, "--out", out, "--set", "segments.pad=0.2") == 2
     assert "manifest.csv is there already and may hold your labels" in capsys.readouterr().err
     assert (out / "manifest.csv").read_text() == "my labels" and os.listdir(out) == ["manifest.csv"]
 
 
 def test_a_table_that_comes_meanwhile_is_not_touched_either(tmp_path, command, monkeypatch):
-    path, table, find = say(tmp_path / "talk.wav"), tmp_path / "out" / "manifest.csv", segments.find
-    monkeypatch.setattr(segments, "find", lambda *a: table.write_text("theirs") and find(*a))
+    path, table, find = say(tmp_path / "talk.wav"), tmp_path / "out" / "manifest.csv", audio.find_speech
+    monkeypatch.setattr(audio, "find", lambda *a: table.write_text("theirs") and find(*a))
     assert command(path, "--out", table.parent) == 2
     assert table.read_text() == "theirs" and os.listdir(table.parent) == ["manifest.csv"]
 
@@ -153,7 +153,7 @@ def test_the_users_mistakes_stop_the_work_and_are_no_fault_of_a_recording(tmp_pa
     assert command(path, "--out", tmp_path / "file") == 2
     assert "cannot make" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "silero_vad", None)
-    segments._silero.cache_clear()
+    audio._silero.cache_clear()
     assert command(path, "--out", tmp_path / "out") == 2
     assert 'pip install -e ".[vad]"' in capsys.readouterr().err
 

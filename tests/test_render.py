@@ -5,7 +5,7 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from dpmkit import render
+from dpmkit import reproduce
 
 WAV = '<audio controls="controls"><source src="data:audio/wav;base64,UklGRg==" type="audio/wav"></audio>'
 PNG = "iVBORw0KGgo="
@@ -16,7 +16,7 @@ def soup():
     def shown(**data):
         return new_output("display_data", data=data)
 
-    return BeautifulSoup(render.page(new_notebook(metadata={"language_info": {"name": "python"}}, cells=[
+    return BeautifulSoup(reproduce.page_of(new_notebook(metadata={"language_info": {"name": "python"}}, cells=[
         new_markdown_cell("# 01 · Données & `codes` <i>x</i>\n\n$L_t$ is plain text, [a link](https://arxiv.org/abs/1)."),
         new_markdown_cell("## Load\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n```python\n# no heading\nx = 1\n```"),
         new_code_cell("answer = 42  # <b>", execution_count=7, outputs=[new_output("stream", text="<said>\n")]),
@@ -69,4 +69,4 @@ def test_it_fits_a_phone_and_paper(soup):
 
 
 def test_a_notebook_without_a_heading():
-    assert "<nav" in render.page(nbformat.v4.new_notebook(cells=[new_code_cell("1")]))
+    assert "<nav" in reproduce.page_of(nbformat.v4.new_notebook(cells=[new_code_cell("1")]))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from conftest import make_toy
 
-from dpmkit import disturbances, robustness
-from dpmkit.disturbances import Disturbance, Disturbed
+from dpmkit import robustness
 from dpmkit.finetune import Finetuned
+from dpmkit.robustness import Disturbance, Disturbed
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def prepared(sharp, settings, tmp_path, monkeypatch):
             return Disturbed("silence", (), {}, {}, {u.id: {} for u in said})
         return Disturbed(disturbance.kind, tuple(conversations), other, {}, {u.id: {u.id: 1.0} for u in said})
 
-    monkeypatch.setattr(disturbances, "disturbed", heard)
+    monkeypatch.setattr(robustness, "disturbed", heard)
     asked = [Disturbance("none"), Disturbance("white", 10.0), Disturbance("silero")]
     return lambda: robustness.measured(settings, corpus, codes, tuned, asked)
 

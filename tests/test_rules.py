@@ -8,7 +8,7 @@ import torch
 from conftest import make_toy
 
 from dpmkit import memory
-from dpmkit.filtering import forward_filter
+from dpmkit.corpora.dynamics import forward_filter
 from dpmkit.finetune import Finetuned
 from dpmkit.memory import DynamicParameterMemory
 from dpmkit.protocols import METHODS, one_by_one, predict

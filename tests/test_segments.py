@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from dpmkit import segments, speech
+from dpmkit import audio
 from dpmkit.corpora import espeak, texts
 from dpmkit.settings import SegmentsSettings, UserError
 
@@ -28,11 +28,11 @@ def spoken(waveforms, seed=0, pauses=(0.7, 2.0)):
     """The waveforms one after the other with known pauses between, and the (start, end) of each in seconds."""
     rng, pieces, spans, at = np.random.default_rng(seed), [], [], 0
     for waveform in waveforms:
-        pause = round(rng.uniform(*pauses) * speech.RATE)
+        pause = round(rng.uniform(*pauses) * audio.RATE)
         pieces += [np.zeros(pause, np.float32), waveform]
-        spans.append(((at + pause) / speech.RATE, (at + pause + len(waveform)) / speech.RATE))
+        spans.append(((at + pause) / audio.RATE, (at + pause + len(waveform)) / audio.RATE))
         at += pause + len(waveform)
-    return np.concatenate([*pieces, np.zeros(speech.RATE, np.float32)]), np.array(spans)
+    return np.concatenate([*pieces, np.zeros(audio.RATE, np.float32)]), np.array(spans)
 
 
 def trimmed(waveform, decibels):
@@ -49,10 +49,10 @@ def synthetic(tmp_path_factory):
     for i in range(12):
         text = f"{texts.TEXTS[i]}, {texts.TEXTS[i + 30]}"
         waveform, rate = espeak.speak(text, f"en-us+{VOICES[i % 10]}", pitch=50, pitch_range=50, rate=170)
-        said.append(trimmed(speech.resample(waveform, rate), -35))
+        said.append(trimmed(audio.resample(waveform, rate), -35))
     waveform, spans = spoken(said)
     path = tmp_path_factory.mktemp("synthetic") / "said.wav"
-    speech.write(path, waveform)
+    audio.write(path, waveform)
     return path, waveform, spans
 
 
@@ -64,7 +64,7 @@ def errors(found, spans):
 
 def test_synthetic_speech_is_found_within_an_eighth_of_a_second(synthetic):
     path, _, spans = synthetic
-    found = segments.find(path, PLAIN)
+    found = audio.find_speech(path, PLAIN)
     assert list(found) == ["start", "end", "speech"] and set(map(str, found.dtypes)) == {"float64"}
     assert np.abs(errors(found, spans)).max() < 0.125
     assert found["speech"].between(0.5, 1).all()
@@ -74,18 +74,18 @@ def test_synthetic_speech_is_found_within_an_eighth_of_a_second(synthetic):
 def test_noise_neither_hides_speech_nor_adds_any(tmp_path, synthetic, noise):
     _, waveform, spans = synthetic
     path = tmp_path / "noisy.wav"
-    speech.write(path, waveform + noise * np.random.default_rng(1).normal(size=len(waveform)))
-    found = segments.find(path, PLAIN)
+    audio.write(path, waveform + noise * np.random.default_rng(1).normal(size=len(waveform)))
+    found = audio.find_speech(path, PLAIN)
     assert np.abs(errors(found, spans)).max() < 0.25
     assert found.eval("end - start").sum() == pytest.approx(np.diff(spans).sum(), rel=0.08)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"REAL DATA ABSENT: EmoDB is not at {REAL}")
 def test_emodb_speech_between_known_silences_is_found(tmp_path):
-    waveform, spans = spoken([trimmed(speech.read(p), -30) for p in sorted(REAL.glob("*.wav"))[::11]])
+    waveform, spans = spoken([trimmed(audio.read(p), -30) for p in sorted(REAL.glob("*.wav"))[::11]])
     path = tmp_path / "emodb.wav"
-    speech.write(path, waveform)
-    found = segments.find(path, PLAIN)
+    audio.write(path, waveform)
+    found = audio.find_speech(path, PLAIN)
     heard = [found[(found["end"] > start) & (found["start"] < end)] for start, end in spans]
     off = np.array([[h["start"].min(), h["end"].max()] for h in heard]) - spans
     assert len(found) == sum(len(h) for h in heard) <= 1.05 * len(spans)  # none where nothing is said
@@ -95,28 +95,28 @@ def test_emodb_speech_between_known_silences_is_found(tmp_path):
 @pytest.mark.parametrize("noise", [0.0, 0.01, 0.1])
 def test_without_speech_the_table_is_empty_but_for_its_columns(tmp_path, noise):
     path = tmp_path / "nothing.wav"
-    speech.write(path, noise * np.random.default_rng(0).normal(size=10 * speech.RATE))
-    found = segments.find(path, SegmentsSettings())
+    audio.write(path, noise * np.random.default_rng(0).normal(size=10 * audio.RATE))
+    found = audio.find_speech(path, SegmentsSettings())
     assert found.empty and list(found) == ["start", "end", "speech"] and set(map(str, found.dtypes)) == {"float64"}
 
 
 def test_the_result_does_not_depend_on_the_block(tmp_path, synthetic):
     path = tmp_path / "begin.wav"
-    speech.write(path, synthetic[1][:15 * speech.RATE])
-    found = segments.find(path, SegmentsSettings())
+    audio.write(path, synthetic[1][:15 * audio.RATE])
+    found = audio.find_speech(path, SegmentsSettings())
     assert len(found) > 2
     for chunks in (1, 13, 100_000):
-        assert segments.find(path, SegmentsSettings(), chunks).equals(found)
+        assert audio.find_speech(path, SegmentsSettings(), chunks).equals(found)
 
 
 def test_a_rate_and_a_format_of_its_own_change_little(tmp_path, synthetic):
     path = tmp_path / "said.mp3"
-    soundfile.write(path, np.stack([speech.resample(synthetic[1], speech.RATE, 44_100)] * 2, axis=1), 44_100)
-    assert np.abs(errors(segments.find(path, PLAIN), synthetic[2])).max() < 0.25
+    soundfile.write(path, np.stack([audio.resample(synthetic[1], audio.RATE, 44_100)] * 2, axis=1), 44_100)
+    assert np.abs(errors(audio.find_speech(path, PLAIN), synthetic[2])).max() < 0.25
 
 
 def test_long_utterances_are_cut_into_pieces_that_join(synthetic):
-    whole, pieces = (segments.find(synthetic[0], SegmentsSettings(max_speech=m)) for m in (20.0, 1.0))
+    whole, pieces = (audio.find_speech(synthetic[0], SegmentsSettings(max_speech=m)) for m in (20.0, 1.0))
     lengths = pieces.eval("end - start")
     assert lengths.max() <= 1 + 1e-9 and len(pieces) > 2 * len(whole)
     joins = pieces["start"].to_numpy()[1:] == pieces["end"].to_numpy()[:-1]
@@ -133,7 +133,7 @@ class Loudness:
         self.heard = 0
 
     def __call__(self, chunk, rate):
-        assert len(chunk) == segments.CHUNK and rate == speech.RATE
+        assert len(chunk) == audio.CHUNK and rate == audio.RATE
         assert torch.is_inference_mode_enabled()  # else the state of the real one keeps a graph of all it heard
         self.heard += 1
         return chunk.max()
@@ -147,11 +147,11 @@ def folder(tmp_path_factory):
 def found(folder, probabilities, settings, tail=0, chunks=512):
     """What is found where the chunks, and `tail` samples after them, are of these probabilities."""
     path = folder / "loudness.wav"
-    waveform = np.repeat(np.asarray(probabilities, np.float32), segments.CHUNK)
-    speech.write(path, np.concatenate([waveform, np.full(tail, 0.9, np.float32)]))
+    waveform = np.repeat(np.asarray(probabilities, np.float32), audio.CHUNK)
+    audio.write(path, np.concatenate([waveform, np.full(tail, 0.9, np.float32)]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segments, "_silero", lambda: (Loudness(), silero.get_speech_timestamps_from_probs))
-        return segments.find(path, settings, chunks)
+        patch.setattr(audio, "_silero", lambda: (Loudness(), silero.get_speech_timestamps_from_probs))
+        return audio.find_speech(path, settings, chunks)
 
 
 def rows(table):
@@ -204,50 +204,50 @@ def test_rows_keep_what_they_promise(folder, p, tail, chunks, threshold, least, 
     settings = SegmentsSettings(threshold, least / 1000, silence / 1000, most / 1000, pad / 1000)
     table = found(folder, p, settings, tail, chunks)
     start, end = table["start"].to_numpy(), table["end"].to_numpy()
-    seconds = (len(p) * segments.CHUNK + tail) / speech.RATE
+    seconds = (len(p) * audio.CHUNK + tail) / audio.RATE
     assert (start >= 0).all() and (end <= seconds).all() and (start < end).all()
     assert (start[1:] >= end[:-1]).all()
     assert (end - start).max(initial=0) <= most / 1000 + 1e-9
-    assert (end - start).min(initial=9.0) > (least - segments.STEP - 1) / 1000  # nor is a short rest cut off
+    assert (end - start).min(initial=9.0) > (least - audio.STEP - 1) / 1000  # nor is a short rest cut off
     assert table["speech"].between(0, 1).all()
     whole = found(folder, p, SegmentsSettings(threshold, least / 1000, silence / 1000, 1e4, pad / 1000), tail)
     assert (end - start).sum() == pytest.approx((whole["end"] - whole["start"]).sum())  # a cut takes nothing away
     theirs = silero.get_speech_timestamps_from_probs(
         [*p, *[0.9] * (tail > 0)], threshold=threshold, min_speech_duration_ms=least, speech_pad_ms=pad,
-        min_silence_duration_ms=silence, audio_length_samples=round(seconds * speech.RATE))
-    theirs = np.array([[t["start"], t["end"]] for t in theirs]).reshape(-1, 2) / speech.RATE
+        min_silence_duration_ms=silence, audio_length_samples=round(seconds * audio.RATE))
+    theirs = np.array([[t["start"], t["end"]] for t in theirs]).reshape(-1, 2) / audio.RATE
     assert np.abs(whole[["start", "end"]].to_numpy() - theirs).max(initial=0) < 1e-3
 
 
 def test_memory_does_not_grow_with_the_recording(folder, monkeypatch):
-    blocks, process, peaks = speech.blocks, psutil.Process(), []
+    blocks, process, peaks = audio.blocks, psutil.Process(), []
 
     def watched(*arguments):
         for block in blocks(*arguments):
             peaks[-1] = max(peaks[-1], process.memory_info().rss / 2**20)
             yield block
 
-    monkeypatch.setattr(speech, "blocks", watched)
-    monkeypatch.setattr(segments, "_silero", lambda: (Loudness(), silero.get_speech_timestamps_from_probs))
+    monkeypatch.setattr(audio, "blocks", watched)
+    monkeypatch.setattr(audio, "_silero", lambda: (Loudness(), silero.get_speech_timestamps_from_probs))
     for minutes in (1, 1, 20):  # the first one warms up
         path = folder / f"{minutes}.wav"
-        soundfile.write(path, np.tile(np.repeat(np.float32([0.0, 0.9]), 16_000), 30 * minutes), speech.RATE)
+        soundfile.write(path, np.tile(np.repeat(np.float32([0.0, 0.9]), 16_000), 30 * minutes), audio.RATE)
         peaks.append(0.0)
-        assert len(segments.find(path, PLAIN)) == 30 * minutes
+        assert len(audio.find_speech(path, PLAIN)) == 30 * minutes
     assert peaks[2] - peaks[1] < 10  # MiB; held whole, the 19 minutes that it is longer are 70
 
 
 def test_threads_are_as_before_also_where_the_recording_cannot_be_heard(tmp_path, synthetic, monkeypatch):
     for name in [n for n in sys.modules if n.startswith("silero_vad")]:
         monkeypatch.delitem(sys.modules, name)  # the library sets one thread as it is imported
-    segments._silero.cache_clear()
+    audio._silero.cache_clear()
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        segments.find(synthetic[0], PLAIN)
+        audio.find_speech(synthetic[0], PLAIN)
         assert torch.get_num_threads() == 2
         with pytest.raises(UserError, match="absent"):
-            segments.find(tmp_path / "absent.wav", PLAIN)
+            audio.find_speech(tmp_path / "absent.wav", PLAIN)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -255,11 +255,11 @@ def test_threads_are_as_before_also_where_the_recording_cannot_be_heard(tmp_path
 
 def test_without_the_library_the_cure_is_named(synthetic, monkeypatch):
     monkeypatch.setitem(sys.modules, "silero_vad", None)
-    segments._silero.cache_clear()
+    audio._silero.cache_clear()
     with pytest.raises(UserError, match=r'silero-vad.*pip install -e "\.\[vad\]"'):
-        segments.find(synthetic[0], PLAIN)
+        audio.find_speech(synthetic[0], PLAIN)
 
 
 def test_settings_that_leave_no_place_to_cut_are_refused(synthetic):
     with pytest.raises(UserError, match=r"segments\.max_speech is 0\.4 s.*twice segments\.min_speech \(0\.25 s\)"):
-        segments.find(synthetic[0], SegmentsSettings(max_speech=0.4))
+        audio.find_speech(synthetic[0], SegmentsSettings(max_speech=0.4))

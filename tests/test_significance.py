@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from dpmkit import metrics
+from dpmkit.metrics import DECLARED, contrasts, holm, losses, mcnemar, scored, smallest_effect
 from dpmkit.settings import EvaluationSettings, Settings
-from dpmkit.significance import DECLARED, contrasts, holm, losses, mcnemar, scored, smallest_effect
 
 EMOTIONS = ("neu", "hap")
 SETTINGS = Settings.of("smoke", {"evaluation.bootstrap": 300})

@@ -10,9 +10,9 @@ from conftest import make_toy
 from scipy.stats import multivariate_normal
 
 from dpmkit import protocols, speakers
-from dpmkit.filtering import forward_filter
+from dpmkit.corpora.dynamics import forward_filter
 from dpmkit.finetune import Finetuned
-from dpmkit.offsets import NotFitted, OffsetModel, SpeakerMemory
+from dpmkit.speakers import NotFitted, OffsetModel, SpeakerMemory
 
 EMOTIONS = ("neu", "hap", "sad", "ang")
 P = [f"p_{e}" for e in EMOTIONS]

@@ -14,7 +14,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from dpmkit import runs, speech, tokenizers
+from dpmkit import audio, runs, tokenizers
 from dpmkit.corpora import demo
 from dpmkit.settings import Settings, UserError
 from dpmkit.tokenizers import checkpoint, hubert, protocol, s3
@@ -30,7 +30,7 @@ FOLDERS = {"s3-v2-25hz": "s3", "mimi": "mimi", "hubert-kmeans": "hubert", "wavlm
 
 def noise(seconds, seed=0):
     """Noise whose loudness moves, float32, (samples,)."""
-    t = np.arange(round(seconds * speech.RATE))
+    t = np.arange(round(seconds * audio.RATE))
     wave = np.random.default_rng(seed).normal(size=len(t)) * (0.06 + 0.05 * np.sin(t / 3000))
     return wave.astype(np.float32)
 
@@ -72,7 +72,7 @@ def test_counts_range_and_two_times_the_same(ready, name):
     for seconds in (0.0001, 0.01, 0.0125, 0.02, 0.06, 0.5, 1.23, 7.777, 29.99, 30.02, 61.3):
         waveform = noise(seconds)
         codes, = ready[name].encode([waveform])
-        assert codes.dtype == np.int64 and codes.shape == (max(1, round(len(waveform) * rate / speech.RATE)),)
+        assert codes.dtype == np.int64 and codes.shape == (max(1, round(len(waveform) * rate / audio.RATE)),)
         assert abs(len(codes) - seconds * rate) <= 1
         assert codes.min() >= 0 and codes.max() < size
     np.testing.assert_array_equal(ready[name].encode([waveform])[0], codes)
@@ -83,7 +83,7 @@ def test_counts_range_and_two_times_the_same(ready, name):
 def test_silence_and_clicks(ready, name):
     for waveform in (np.zeros(160, np.float32), np.zeros(16_000, np.float32), np.ones(1, np.float32)):
         codes, = ready[name].encode([waveform])
-        assert len(codes) == max(1, round(len(waveform) * ready[name].frame_rate / speech.RATE))
+        assert len(codes) == max(1, round(len(waveform) * ready[name].frame_rate / audio.RATE))
         assert codes.min() >= 0 and codes.max() < ready[name].codebook_size
 
 
@@ -108,7 +108,7 @@ def test_s3_codes_are_the_models_own(models, ready):
 
 def test_mimi_codes_are_the_models_own_and_codebooks_are_told_apart(models, ready, tmp_path):
     waveform = noise(3.3)
-    samples = torch.from_numpy(speech.resample(waveform, speech.RATE, 24_000))[None, None]
+    samples = torch.from_numpy(audio.resample(waveform, audio.RATE, 24_000))[None, None]
     with torch.inference_mode():
         plain = models[1]["mimi"].encode(samples).audio_codes[0].numpy()  # (4, frames)
     np.testing.assert_array_equal(ready["mimi"].encode([waveform])[0], plain[0, :41])
@@ -147,24 +147,24 @@ def test_input_is_normalised_as_the_preprocessor_says(ready, name):
     tokenizer.frames(waveform)
     hook.remove()
     wanted = (waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7) if name == "hubert" else waveform
-    half = 20 * speech.RATE
+    half = 20 * audio.RATE
     np.testing.assert_array_equal(heard[0], wanted[:half + 80])
     np.testing.assert_array_equal(heard[1], np.pad(wanted[half:], (0, 80)))
 
 
 @given(samples=st.one_of(st.integers(1, 3_300_000), st.builds(
-    lambda pieces, off: pieces * 30 * speech.RATE - off, st.integers(1, 6), st.integers(-1300, 1300))),
+    lambda pieces, off: pieces * 30 * audio.RATE - off, st.integers(1, 6), st.integers(-1300, 1300))),
     hop=st.sampled_from((320, 640, 1280)))
 @examples(max_examples=100, deadline=None)
 def test_pieces_are_equal_whole_and_no_longer_than_30_s(samples, hop):
     waveform = np.broadcast_to(np.float32(1), samples)
-    frames = protocol.count(samples, speech.RATE / hop)
+    frames = protocol.count(samples, audio.RATE / hop)
     found = list(protocol.pieces(waveform, frames, hop, beyond=80))
     counts = [n for _, n in found]
     assert sum(counts) == frames and max(counts) - min(counts) <= 1
     for piece, n in found[:-1]:
-        assert len(piece) == n * hop + 80 <= 30 * speech.RATE + 80
-    assert counts[-1] * hop + 80 <= len(found[-1][0]) <= max(30 * speech.RATE, counts[-1] * hop + 80)
+        assert len(piece) == n * hop + 80 <= 30 * audio.RATE + 80
+    assert counts[-1] * hop + 80 <= len(found[-1][0]) <= max(30 * audio.RATE, counts[-1] * hop + 80)
 
 
 def test_pieces_of_a_long_waveform_are_heard_each_for_itself(ready):

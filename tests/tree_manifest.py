@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpmkit import speech
+from dpmkit import audio
 
 EMOTIONS = ("neu", "hap", "sad", "ang")
 PITCH, LEVEL = (1.0, 1.5, 0.75, 1.25), (0.2, 0.3, 0.1, 0.6)  # of the four: times the speaker's own; full scale is 1
@@ -31,19 +31,19 @@ def make(folder: Path, sessions: int = 6, conversations: int = 2, turns: int = 6
                              "start": f"{clock:.3f}", "end": f"{clock + SECONDS:.3f}",
                              "emotion": "" if turn == 2 else EMOTIONS[kind], "path": path})
                 if number:
-                    speech.write(folder / path, said)
-                track += [said, np.zeros(round(PAUSE * speech.RATE), np.float32)]
+                    audio.write(folder / path, said)
+                track += [said, np.zeros(round(PAUSE * audio.RATE), np.float32)]
                 clock += SECONDS + PAUSE
             if number == 0:
-                speech.write(folder / f"{name}.wav", np.concatenate(track))
+                audio.write(folder / f"{name}.wav", np.concatenate(track))
     write(folder, rows)
     return rows
 
 
 def buzz(rng: np.random.Generator, pitch: float, level: float, seconds: float = SECONDS) -> np.ndarray:
     """Ten harmonics of a pitch in Hz that wavers, with some breath; shape (samples,)."""
-    time = np.arange(round(seconds * speech.RATE)) / speech.RATE
-    phase = 2 * np.pi * np.cumsum(pitch * (1 + 0.05 * np.sin(8 * time + 6 * rng.random()))) / speech.RATE
+    time = np.arange(round(seconds * audio.RATE)) / audio.RATE
+    phase = 2 * np.pi * np.cumsum(pitch * (1 + 0.05 * np.sin(8 * time + 6 * rng.random()))) / audio.RATE
     sound = sum(np.sin(k * phase) / k for k in range(1, 11)) + 0.05 * rng.normal(size=len(time))
     return (level * sound / np.abs(sound).max()).astype(np.float32)
 

@@ -100,8 +100,8 @@ class Corpus:
         return rows.astype({"published": "Int64", "found": "Int64"})
 
     def table(self, fold: int = 1) -> pd.DataFrame:
-        """One row an utterance of the fold's conversations: split (of fold `fold`, from 1), session, conversation, utterance, speaker,
-        emotion (None outside the label set), start, end and seconds."""
+        """One row per utterance of the conversations of fold `fold` (from 1): split, session, conversation,
+        utterance, speaker, emotion (None outside the label set), start, end and seconds."""
         chosen = self.folds[fold - 1]
         split = {i: name for name in ("train", "validation", "test") for i in getattr(chosen, name)}
         return pd.DataFrame([{

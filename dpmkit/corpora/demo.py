@@ -21,7 +21,7 @@ import numpy as np
 from scipy.signal import lfilter
 from tqdm.auto import tqdm
 
-from .. import runs, speech
+from .. import audio, runs
 from ..settings import ConversationSettings, Settings, UserError
 from . import composed, dynamics, espeak, texts
 from .conversation import Clip, Conversation, Corpus, Utterance
@@ -38,7 +38,7 @@ VOICES = ("f1", "f2", "f3", "f4", "f5", "Andrea", "Annie", "linda", "steph", "be
 # Knobs. Columns: pitch in semitones, range and rate in octaves (log2), loudness in dB, vocal effort (`filtered`).
 # Set on fold 1's training and validation speakers (sessions 2 to 5; they are tested in the other folds) before
 # anything was scored on its test speakers, and then left alone. Tried, WA on validation of single utterance /
-# inertia filter / oracle speaker offset / both (`dpmkit.reference`):
+# inertia filter / oracle speaker offset / both (`dpmkit.baselines`):
 #   effects / 1.1, spread and noise both (1.6, .35, .10, 2.5, .20)   58.9 / 60.9 / 78.5 / 87.4
 #   effects / 1.1, spread and noise as below                         62.1 / 66.8 / 81.3 / 89.2
 #   as below                                                         64.9 / 69.5 / 84.6 / 91.3
@@ -128,7 +128,7 @@ def utter(turn: Turn) -> np.ndarray:
                                   pitch_range=round(np.clip(50 * 2 ** pitch_range, 0, 99)),
                                   rate=round(np.clip(WORDS_A_MINUTE * 2 ** rate, 80, 450)))
     heard = np.flatnonzero(np.abs(samples) > 0.02 * np.abs(samples).max())
-    waveform = speech.resample(samples[heard[0]:heard[-1] + 1], hertz)
+    waveform = audio.resample(samples[heard[0]:heard[-1] + 1], hertz)
     waveform = filtered(waveform.astype(np.float64), effort)
     level = 10 ** ((LOUDNESS + loudness) / 20) / np.sqrt(np.mean(waveform ** 2))
     return (waveform * min(level, 0.99 / np.abs(waveform).max())).astype(np.float32)
@@ -142,16 +142,16 @@ def filtered(waveform: np.ndarray, effort: float) -> np.ndarray:
 
 def render(folder: Path, conversation: Plan) -> str:
     """Write `<id>.wav`, then `<id>.json` with each turn's start and end in seconds; the id. Finished ones stay."""
-    audio, times = folder / f"{conversation.id}.wav", folder / f"{conversation.id}.json"
-    if audio.is_file() and times.is_file():
+    sound, times = folder / f"{conversation.id}.wav", folder / f"{conversation.id}.json"
+    if sound.is_file() and times.is_file():
         return conversation.id
     pieces, spans, position = [], [], 0
     for turn in conversation.turns:
         waveform = utter(turn)
-        spans.append((position / speech.RATE, (position + len(waveform)) / speech.RATE))
-        pieces += [waveform, np.zeros(round(turn.pause * speech.RATE), np.float32)]
+        spans.append((position / audio.RATE, (position + len(waveform)) / audio.RATE))
+        pieces += [waveform, np.zeros(round(turn.pause * audio.RATE), np.float32)]
         position += len(waveform) + len(pieces[-1])
-    speech.write(audio, np.concatenate(pieces))
+    audio.write(sound, np.concatenate(pieces))
     runs.write_json(times, spans)
     return conversation.id
 

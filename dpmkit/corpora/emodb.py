@@ -12,7 +12,7 @@ from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
 
-from .. import runs, sources
+from .. import runs
 from ..settings import Settings, UserError
 from . import composed, dynamics, files
 from .conversation import Clip, Corpus, Count, Skipped, Utterance
@@ -41,7 +41,7 @@ def load(settings: Settings) -> Corpus:
     sessions = {"-".join(pair): [u for u in utterances if u.speaker in pair] for pair in pairs}
     conversations = composed.compose(sessions, settings.conversation)
     key = runs.key("emodb", settings.conversation, hashes, [[s.item, s.reason] for s in skipped],
-                   sources.version(load))
+                   runs.code_version(load))
     notes = (composed.note(conversations, len(hashes), "acted recordings"),
              "With two speakers a session, the swapped control's other conversation is of the same speakers.")
     found = Counter(u.emotion for u in utterances)

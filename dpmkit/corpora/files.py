@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .. import runs, speech
+from .. import audio, runs
 from ..settings import Settings, UserError
 
 SEEN: dict[Path, tuple[int, int]] = {}  # size and time of change of every file that a load of this process heard
@@ -57,7 +57,7 @@ def survey(settings: Settings, root: Path, paths: Iterable[Path]) -> Mapping[Pat
 
 def _heard(path: Path) -> File:
     """One file, decoded to its end."""
-    fault = speech.fault(path)
+    fault = audio.fault(path)
     try:
         if not path.is_file():  # a pipe or a device would be read without end
             return File(0.0, "", fault or "vanished while it was read")
@@ -65,7 +65,7 @@ def _heard(path: Path) -> File:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if fault:
             return File(0.0, sha256, fault)
-        return File(speech.seconds(path), sha256, None, speech.inverted(path))
+        return File(audio.seconds(path), sha256, None, audio.inverted(path))
     except OSError as error:  # it vanished, is a folder, or may not be read
         return File(0.0, "", fault or f"cannot be read ({error.strerror})")
     except UserError:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import runs, sources, speech
+from .. import audio, runs
 from ..settings import Settings, UserError, plain
 from . import composed, dynamics, files
 from .conversation import Clip, Corpus, Count, Skipped, Utterance
@@ -58,7 +58,7 @@ def load(settings: Settings) -> Corpus:
                         "('a' with 'b-c', 'a-b' with 'c'): choose a group that ends before the '-'")
     conversations = composed.compose(sessions, settings.conversation, emotions, dynamics.chain(emotions))
     key = runs.key("folders", settings.conversation, settings.source.speaker, hashes,
-                   [[s.item, s.reason] for s in skipped], sources.version(load))
+                   [[s.item, s.reason] for s in skipped], runs.code_version(load))
     notes = (composed.note(conversations, len(utterances), "recordings"), *_notes(emotions, pattern is not None))
     recorded = Counter(u.emotion for u in utterances)
     return Corpus("folders", tuple(conversations), emotions, composed.leave_one_session_out(conversations),
@@ -95,7 +95,7 @@ def _found(root: Path) -> tuple[dict[Path, str], list[Skipped]]:
             if os.path.isdir(path):
                 skipped.append(Skipped(composed.printable(name), "is a link to a folder: only those that lie in "
                                        "the root are followed" if path.is_symlink() else "is an empty folder"))
-            elif path.suffix.lower() not in speech.SUFFIXES:
+            elif path.suffix.lower() not in audio.SUFFIXES:
                 others[f"{entry.name}/…{path.suffix or path.name}"] += 1
             elif composed.printable(name) != plain(name):
                 skipped.append(Skipped(composed.printable(name), "has a name that is not UTF-8: rename it"))

@@ -23,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
-from .. import runs, sources
+from .. import runs
 from ..settings import Settings, UserError, plain
 from . import dynamics, files
 from .conversation import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance
@@ -88,7 +88,7 @@ def load(settings: Settings) -> Corpus:
     lengths = {t.id: (audio[wavs[t.id]].seconds, t.end - t.start) for t in heard}
     content = sorted([t.id, t.speaker, t.start, t.end, t.label, audio[wavs[t.id]].sha256] for t in heard)
     key = runs.key("iemocap", settings.source.classes, share, seed, content,
-                   [[s.item, s.reason] for s in skipped], sources.version(load))
+                   [[s.item, s.reason] for s in skipped], runs.code_version(load))
     notes = _notes(counts, folds, lengths)
     return Corpus("iemocap", conversations, emotions, folds, tuple(skipped), key, notes, counts)
 

@@ -30,7 +30,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import runs, sources, speech
+from .. import audio, runs
 from ..settings import Settings, UserError, on_disk
 from . import dynamics, files, grouping, table
 from .conversation import Clip, Conversation, Corpus, Count, Skipped, Utterance
@@ -81,7 +81,7 @@ def load(settings: Settings) -> Corpus:
     skipped = tuple(sorted(left, key=lambda s: (s.item, s.reason)))
     read = [[c.id, c.session, [[u.id, u.speaker, u.start, u.end, u.emotion, heard[u.audio.path].sha256,
                                 u.audio.start, u.audio.end] for u in c.utterances]] for c in conversations]
-    key = runs.key("manifest", read, folds, skipped, sources.version(load))
+    key = runs.key("manifest", read, folds, skipped, runs.code_version(load))
     group = splits if any(splits.values()) else {c.id: c.session for c in conversations}
     found = Counter((group[c.id], u.emotion) for c in conversations for u in c.utterances)
     counts = tuple(Count(g, e, None, found[g, e]) for g in sorted(set(group.values())) for e in emotions)
@@ -129,7 +129,7 @@ def _turns(places: Mapping[str, Path], rows: Sequence[table.Row], heard: Mapping
             if row.end > seconds and round(abs(seconds - (row.end - row.start)), 6) <= SLACK:
                 turns.append(_Turn(row, Clip(path), seconds, placed=row.start > SLACK))
             elif (round(row.end - seconds, 6) <= SLACK
-                  and round(end * speech.RATE) > round(row.start * speech.RATE)):
+                  and round(end * audio.RATE) > round(row.start * audio.RATE)):
                 turns.append(_Turn(row, Clip(path, row.start, end), end - row.start))
             else:
                 faults.append((row.line, f"end: {row.end:g} s is beyond the end of {row.path!r}, which lasts "

@@ -26,7 +26,7 @@ from dataclasses import astuple, dataclass
 from itertools import groupby
 from pathlib import Path
 
-from .. import runs, sources, speech
+from .. import audio, runs
 from ..settings import Settings, UserError, plain
 from . import files
 from .conversation import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance
@@ -37,7 +37,7 @@ PUBLISHED = {  # the README of declare-lab/MELD; train, dev, test
     "neutral": (4710, 470, 1256), "joy": (1743, 163, 402), "sadness": (683, 111, 208), "anger": (1109, 153, 345),
     "surprise": (1205, 150, 281), "fear": (268, 40, 50), "disgust": (271, 22, 68)}
 EMOTIONS = tuple(PUBLISHED)
-SUFFIXES = speech.SUFFIXES  # the first is preferred: wav, then flac
+SUFFIXES = audio.SUFFIXES  # the first is preferred: wav, then flac
 NAME = re.compile(r"dia([0-9]{1,6})_utt([0-9]{1,6})")
 SECOND_CUT = "final_videos_test"
 TIME = re.compile(r"([0-9]{1,2}):([0-9]{2}):([0-9]{2})[,.]([0-9]{1,3})")  # the last group counts milliseconds
@@ -90,7 +90,7 @@ def load(settings: Settings) -> Corpus:
     counts = tuple(Count(split, emotion, PUBLISHED[emotion][i], number[split, emotion])
                    for i, split in enumerate(SPLITS) for emotion in EMOTIONS)
     key = runs.key("meld", [[*astuple(row), file.sha256] for row, file in heard.items()],
-                   [astuple(s) for s in skipped], sources.version(load))
+                   [astuple(s) for s in skipped], runs.code_version(load))
     return Corpus("meld", tuple(dialogues), EMOTIONS, (fold,), tuple(skipped), key, _notes(heard, counts, skipped),
                   counts, speaker_independent=False)
 
@@ -171,8 +171,8 @@ def _ring(path: Path) -> bool:
 def _clips(root: Path, paths: Sequence[Path]) -> tuple[dict[tuple[str, int, int], Path], list[Skipped]]:
     """(split, dialogue, utterance) -> the file to hear, and the files that are none."""
     clips, skipped, others = {}, [], {}
-    audio = [path for path in paths if path.suffix.lower() in SUFFIXES]
-    for path in sorted(audio, key=lambda p: SUFFIXES.index(p.suffix.lower())):  # stable: then by path
+    sound = [path for path in paths if path.suffix.lower() in SUFFIXES]
+    for path in sorted(sound, key=lambda p: SUFFIXES.index(p.suffix.lower())):  # stable: then by path
         item, numbers = _name(root, path), NAME.fullmatch(path.stem)
         splits = set(re.findall("[a-z]+", item.rpartition("/")[0].lower())) & set(SPLITS)
         if numbers is None:

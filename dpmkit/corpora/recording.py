@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .. import runs, segments
+from .. import audio, runs
 from ..settings import Settings, UserError, on_disk
 from . import files
 from . import table as tables
@@ -82,12 +82,12 @@ def _found(settings: Settings, path: Path, name: str) -> Conversation | Skipped:
 
 def _boundaries(settings: Settings, path: Path, sha256: str) -> pd.DataFrame:
     """`segments.find`, once for every recording, setting and version of what finds them."""
-    made = runs.artefact(settings, "segments", segments.find, segments=settings.segments, sha256=sha256,
+    made = runs.artefact(settings, "segments", audio.find_speech, segments=settings.segments, sha256=sha256,
                          silero=runs.version("silero-vad"))
     table = made.folder / "segments.parquet"
     with made.making(table) as absent:
         if absent:
-            rows = segments.find(path, settings.segments)
+            rows = audio.find_speech(path, settings.segments)
             with runs.atomic(table) as temporary:
                 rows.to_parquet(temporary, index=False)
     return pd.read_parquet(table)

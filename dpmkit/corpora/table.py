@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import speech
+from .. import audio
 from ..settings import UserError, plain
 
 NEEDED = ("conversation", "utterance", "speaker", "emotion", "path")
@@ -174,7 +174,7 @@ def _times(line: int, cells: Mapping[str, str], decimal_comma: bool,
                            f"{name}: is empty, the other time is not"))
         else:
             times.append(value)
-    if len(times) == 2 and round(times[1] * speech.RATE) <= round(times[0] * speech.RATE):
+    if len(times) == 2 and round(times[1] * audio.RATE) <= round(times[0] * audio.RATE):
         faults.append((line, f"end: {cells['end'][:SHOWN]!r} is not after start, {cells['start'][:SHOWN]!r}"))
         return None, None
     return (times[0], times[1]) if len(times) == 2 else (None, None)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import runs, speech
+from .. import audio, runs
 from ..settings import Settings, UserError
 from . import checkpoint
 from .kmeans import KMeans
@@ -37,7 +37,7 @@ class HubertKMeans(KMeans):
             raise UserError(f"setting codes.layer is {codes.layer}, but {found.source} has {layers} transformer "
                             f"layers; give 1 to {layers}")
         self.layer = codes.layer
-        rate = speech.RATE / self.stride
+        rate = audio.RATE / self.stride
         self.codebook_size = codes.codebook_size or 500
         self.frame_rate = own(self.name, "frame_rate", codes.frame_rate, (rate, rate / 2))
         self.pooled = round(rate / self.frame_rate)  # frames a code
@@ -54,7 +54,7 @@ class HubertKMeans(KMeans):
         """
         if self.model is None:
             self._load_model()
-        values = self.extractor(waveform, sampling_rate=speech.RATE).input_values[0]
+        values = self.extractor(waveform, sampling_rate=audio.RATE).input_values[0]
         hop, states = self.stride * self.pooled, []
         with torch.inference_mode():
             for piece, codes in pieces(values, count(len(values), self.frame_rate), hop, self.field - self.stride):
@@ -77,8 +77,8 @@ class HubertKMeans(KMeans):
 
         with checkpoint.refused(f"{self.checkpoint.source}/preprocessor_config.json cannot be used"):
             self.extractor = Wav2Vec2FeatureExtractor.from_pretrained(self.checkpoint.folder, local_files_only=True)
-            if self.extractor.sampling_rate != speech.RATE:
-                raise ValueError(f"it hears {self.extractor.sampling_rate} Hz, not {speech.RATE}")
+            if self.extractor.sampling_rate != audio.RATE:
+                raise ValueError(f"it hears {self.extractor.sampling_rate} Hz, not {audio.RATE}")
         self.model = self.checkpoint.model(self.device)
 
 

@@ -18,8 +18,9 @@ from safetensors.numpy import save_file
 from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
-from .. import acoustics, runs
+from .. import runs
 from ..settings import Settings, UserError
+from . import acoustics
 from .protocol import versions
 
 FITTED = "tokenizer.safetensors"

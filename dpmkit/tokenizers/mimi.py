@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import runs, speech
+from .. import audio, runs
 from ..settings import Settings, UserError
 from . import checkpoint
 from .protocol import count, own, pieces, versions
@@ -53,7 +53,7 @@ class MimiTokenizer:
 
     def _encoded(self, waveform: np.ndarray) -> np.ndarray:
         total, offsets = count(len(waveform), self.frame_rate), np.arange(self.codebooks) * self.each
-        waveform, codes = speech.resample(waveform, speech.RATE, self.rate), []
+        waveform, codes = audio.resample(waveform, audio.RATE, self.rate), []
         with torch.inference_mode():
             for piece, frames in pieces(waveform, -(-total // self.codebooks), self.hop, rate=self.rate):
                 heard = self.model.encode(torch.from_numpy(piece).to(self.device)[None, None],

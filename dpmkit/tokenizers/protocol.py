@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from .. import runs
+from ..audio import RATE
 from ..settings import UserError
-from ..speech import RATE
 
 LONGEST = 30  # seconds that a neural tokenizer hears at once: attention costs the square of it
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torchaudio.transforms import MFCC
 
-from . import runs, speech
+from .. import audio, runs
 
 WINDOW = 1024  # samples (64 ms) of one frame: two periods of 60 Hz and more
 CEPSTRA = 12  # MFCCs 1 to 12; the zeroth is energy again
@@ -27,7 +27,7 @@ def frames(waveform: np.ndarray, frame_rate: float = 25.0) -> np.ndarray:
     waveform = np.asarray(waveform, dtype=np.float32)
     if waveform.ndim != 1 or not len(waveform) or not np.isfinite(waveform).all():
         raise ValueError(f"a waveform is finite, of shape (samples,), not empty; got shape {waveform.shape}")
-    hop = speech.RATE / frame_rate
+    hop = audio.RATE / frame_rate
     count = max(1, round(len(waveform) / hop))
     # Frame i looks at WINDOW samples around its middle, (i + 1/2) hop; zeros lie beyond both ends.
     starts = np.round((np.arange(count) + 0.5) * hop).astype(int)
@@ -48,21 +48,21 @@ def frames(waveform: np.ndarray, frame_rate: float = 25.0) -> np.ndarray:
 @cache
 def _mfcc() -> MFCC:
     """One spectrum a window: the caller cuts the windows, so that every one is computed on its own."""
-    return MFCC(speech.RATE, CEPSTRA + 1, melkwargs={"n_fft": WINDOW, "hop_length": WINDOW, "n_mels": 40,
+    return MFCC(audio.RATE, CEPSTRA + 1, melkwargs={"n_fft": WINDOW, "hop_length": WINDOW, "n_mels": 40,
                                                      "center": False})
 
 
 def _pitch(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """F0 in Hz and voicing strength in [0, 1], each (frames,), by the autocorrelation of the windowed signal
     over that of the window (Boersma 1993), with his preference for the higher of two octaves."""
-    low, high = int(speech.RATE / PITCH[1]), int(speech.RATE / PITCH[0])
+    low, high = int(audio.RATE / PITCH[1]), int(audio.RATE / PITCH[0])
     hann, divisor, cost = _lags(low, high)
     r = _autocorrelation((windows - windows.mean(dim=1, keepdim=True)) * hann, high) / divisor
     best = (r[:, low:high + 1] - cost).argmax(dim=1, keepdim=True) + low
     before, peak, after = r.gather(1, best + torch.tensor([-1, 0, 1])).unbind(dim=1)
     curve = before - 2 * peak + after
     shift = torch.where(curve < -1e-6, (before - after) / (2 * curve.clamp_max(-1e-6)), 0.0)
-    return speech.RATE / (best[:, 0] + shift.clamp(-0.5, 0.5)), peak.clamp(0.0, 1.0)
+    return audio.RATE / (best[:, 0] + shift.clamp(-0.5, 0.5)), peak.clamp(0.0, 1.0)
 
 
 @cache
