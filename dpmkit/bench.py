@@ -96,8 +96,9 @@ def label_after(model: EmotionSLLM, codes: np.ndarray, sentence: int, settings: 
 
 def of_method(settings: Settings, tuned: Finetuned, codes: CorpusCodes, conversations: Sequence[Conversation],
               emotions: tuple[str, ...], method: str) -> dict[str, float]:
-    """What `method` of `protocols.METHODS` costs over these conversations, read as they come: `seconds_a_sentence`,
-    `seconds_an_hour` (of audio), `flops_a_sentence`, `peak_bytes`, and `parameters` that a conversation changes."""
+    """What `method` of `protocols.METHODS` costs over these conversations, read as they come:
+    `seconds_per_sentence`, `seconds_per_hour` (of audio), `flops_per_sentence`, `peak_bytes`, and `parameters` that
+    a conversation changes."""
     model, spoken = tuned.sllm.in_precision(settings.memory.precision), protocols.grouped(
         conversations, settings.memory, method)
 
@@ -129,8 +130,8 @@ def _priced(hear: Callable[[], None], codes: CorpusCodes, conversations: Sequenc
     hours = sum(map(len, sentences)) / codes.facts["frame_rate"] / 3600
     hear()  # warms up
     spent = measured(hear, device)
-    return {"seconds_a_sentence": spent["seconds"] / len(sentences), "seconds_an_hour": spent["seconds"] / hours,
-            "flops_a_sentence": flops(hear) / len(sentences), "peak_bytes": spent["peak_bytes"]}
+    return {"seconds_per_sentence": spent["seconds"] / len(sentences), "seconds_per_hour": spent["seconds"] / hours,
+            "flops_per_sentence": flops(hear) / len(sentences), "peak_bytes": spent["peak_bytes"]}
 
 
 def flops(work: Callable[[], Any]) -> int:
@@ -340,7 +341,7 @@ def _rates(shape: str, sllm: EmotionSLLM, base: MemorySettings, conversations: l
         for name, measured in rates.items():
             ratio = [a / b for a, b in zip(measured, rates[LOOP], strict=True)]
             rows.append({**facts, "rung": name, "streams": 1 if name == LOOP else len(conversations), "n": number,
-                         "flops_a_sentence": counted[name], "precision": str(next(
+                         "flops_per_sentence": counted[name], "precision": str(next(
                              (engines[name].sllm if name in engines else sllm).parameters()).dtype),
                          "rate": float(np.median(measured)), "rate_range": [min(measured), max(measured)],
                          "ratio": float(np.median(ratio)), "ratio_range": [min(ratio), max(ratio)]})
@@ -393,8 +394,8 @@ def stream(settings: Settings, hours: float) -> Path:
         if number >= len(utterances) * (len(rows) + 1) / STREAM_ROWS:
             now = _clocks()
             rows.append({"hours": heard / 3600, "codes": round(heard * rate), "sentences": len(losses),
-                         "seconds_a_sentence": (now[0] - since[0]) / len(losses),
-                         "processor_seconds_a_sentence": (now[1] - since[1]) / len(losses),
+                         "seconds_per_sentence": (now[0] - since[0]) / len(losses),
+                         "processor_seconds_per_sentence": (now[1] - since[1]) / len(losses),
                          "resident_bytes": process.memory_info().rss, "norm": turn.norm,
                          "L_t": float(np.nanmean(losses)), "WA": 100 * float(np.mean(hits))})
             since, hits, losses = now, [], []

@@ -344,9 +344,9 @@ def power(rows: Sequence[dict[str, Any]]) -> Figure:
 
 def pareto(rows: Sequence[dict[str, Any]]) -> Figure:
     """WA with its interval against the milliseconds that a sentence takes; the step line joins the methods that no
-    other one beats in both. `rows`: `method`, `WA` (%), `WA_interval`, `seconds_a_sentence` (above 0)."""
-    rows = sorted(rows, key=lambda r: (r["seconds_a_sentence"], -r["WA"]))
-    x, y = np.array([[1000 * r["seconds_a_sentence"], r["WA"]] for r in rows]).T
+    other one beats in both. `rows`: `method`, `WA` (%), `WA_interval`, `seconds_per_sentence` (above 0)."""
+    rows = sorted(rows, key=lambda r: (r["seconds_per_sentence"], -r["WA"]))
+    x, y = np.array([[1000 * r["seconds_per_sentence"], r["WA"]] for r in rows]).T
     low, high = np.array([r["WA_interval"] for r in rows]).T
     figure, axes = plt.subplots(figsize=(6.4, 3.6))
     axes.vlines(x, low, high, color=COLOURS[0], lw=1.2, alpha=0.6)

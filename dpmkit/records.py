@@ -35,7 +35,7 @@ PACKAGES = ("dpmkit", "torch", "transformers", "peft", "accelerate", "torchaudio
             "scikit-learn", "papermill", "espeakng-loader", "soundfile", "av", "silero-vad", "s3tokenizer")
 # What may differ between two equal runs: when, how fast, from which commit.
 TIMED = frozenset({"made", "seconds", "commit", "cost", "real_time_factor", "machine", "bench", "peak_bytes",
-                   "origins", "seconds_a_sentence", "seconds_an_hour", "protocol_seconds", "crossings"})
+                   "origins", "seconds_per_sentence", "seconds_per_hour", "protocol_seconds", "crossings"})
 
 
 # The committed results, absent where the package alone is installed; a user's own stand in `Settings.own_path`.

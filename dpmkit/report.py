@@ -133,7 +133,7 @@ def stepping_table(record: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame([{
         "stepping": name,
         "WF1": _interval(rows[name]["WF1"], rows[name]["WF1_interval"]) if name in rows else "not run",
-        "speed": (f"{rows['sentence']['seconds_a_sentence'] / rows[name]['seconds_a_sentence']:.2f}"
+        "speed": (f"{rows['sentence']['seconds_per_sentence'] / rows[name]['seconds_per_sentence']:.2f}"
                   if name in rows else ""),
         "paper, MELD: WF1": f"{PAPER_TABLE_3[name][0]:.2f}" if name in PAPER_TABLE_3 else "",
         "paper: speed": f"{PAPER_TABLE_3[name][1]:.2f}" if len(PAPER_TABLE_3.get(name, ())) > 1 else "",
@@ -190,7 +190,7 @@ def rungs_table(results: dict) -> pd.DataFrame:
     """A bench's rungs as text: sentences a second, ratio to the loop, change in the answers of the trained SLLM."""
     rows, changes = [], {c["rung"]: c for c in results["changes"]}
     for row in results["rates"]:
-        used = row["rate"] * row["flops_a_sentence"] / results["peak"][row["precision"]]
+        used = row["rate"] * row["flops_per_sentence"] / results["peak"][row["precision"]]
         line = {"backbone": row["shape"], "rung": row["rung"], "streams": row["streams"],
                 "sentences/s": _interval(row["rate"], row["rate_range"]),
                 "times the PEFT loop": _interval(row["ratio"], row["ratio_range"], ".2f"),
@@ -217,8 +217,8 @@ def stream_table(results: dict[str, Any]) -> pd.DataFrame:
     rows = pd.DataFrame(results["rows"])
     return pd.DataFrame({
         "hours": rows["hours"].map("{:.2f}".format), "codes": rows["codes"],
-        "ms per sentence": (1000 * rows["seconds_a_sentence"]).map("{:.1f}".format),
-        "processor ms": (1000 * rows["processor_seconds_a_sentence"]).map("{:.1f}".format),
+        "ms per sentence": (1000 * rows["seconds_per_sentence"]).map("{:.1f}".format),
+        "processor ms": (1000 * rows["processor_seconds_per_sentence"]).map("{:.1f}".format),
         "resident MB": (rows["resident_bytes"] / 1e6).map("{:.0f}".format),
         "norm": rows["norm"].map("{:.3f}".format), "L_t": rows["L_t"].map("{:.3f}".format),
         "WA": rows["WA"].map("{:.1f}".format)})

@@ -31,7 +31,7 @@ def test_every_rung_is_timed_beside_the_loop_and_compared_with_exact(prepared, s
     record = json.loads(path.read_text(encoding="utf-8"))
     rates, changes = record["results"]["rates"], {c["rung"]: c for c in record["results"]["changes"]}
     assert len(rates) == 2 * (1 + len(bench.RUNGS)) and all(r["rate"] > 0 and r["n"] == 2 for r in rates)
-    assert all(r["flops_a_sentence"] > 0 and record["results"]["peak"][r["precision"]] > 0 for r in rates)
+    assert all(r["flops_per_sentence"] > 0 and record["results"]["peak"][r["precision"]] > 0 for r in rates)
     loops = [r for r in rates if r["rung"] == bench.LOOP]
     assert all(r["ratio"] == 1 for r in loops) and len(loops) == 2
     assert changes["exact"]["changed"] == changes["exact"]["WA_gain"] == 0

@@ -191,8 +191,8 @@ def test_publish_makes_own_results_the_reference(root, tmp_path, monkeypatch):
     settings = save(own, {"window": 71.0, "dpm": 72.0})
     save(own, WA[0], profile="smoke")
     records.save_bench(Settings.of("smoke", home=str(own)), "context", {"rows": []}, 1.0)
-    row = dict.fromkeys(("hours", "codes", "seconds_a_sentence", "processor_seconds_a_sentence", "resident_bytes",
-                         "norm", "L_t", "WA"), 1)
+    row = dict.fromkeys(("hours", "codes", "seconds_per_sentence", "processor_seconds_per_sentence",
+                         "resident_bytes", "norm", "L_t", "WA"), 1)
     records.save_bench(settings, "stream-1h", {"rows": [row], "lr": 1.0}, 1.0)
     for at, names in ((settings.results_path, ("new", "kept")), (root / "demo-demo", ("old", "kept"))):
         for name in names:

@@ -38,7 +38,7 @@ def test_a_method_costs_what_it_does_and_keeps_what_it_keeps(sharp, settings, tm
              for m in ("current", "window", "dpm")}
     model, power, _ = speakers.fitted(settings, corpus, codes, tuned)
     spent["speaker-memory"] = bench.of_speakers(settings, tuned, codes, test, corpus.emotions, model, power)
-    flops = {m: row["flops_a_sentence"] for m, row in spent.items()}
+    flops = {m: row["flops_per_sentence"] for m, row in spent.items()}
     assert flops["current"] < flops["window"] < flops["dpm"] / 3  # a write: a forward, and a backward of two
     assert flops["speaker-memory"] == pytest.approx(flops["current"], rel=0.2)  # the same forward, padded otherwise
     kept = {m: row["parameters"] for m, row in spent.items()}
@@ -47,7 +47,7 @@ def test_a_method_costs_what_it_does_and_keeps_what_it_keeps(sharp, settings, tm
     paths = settings.speaker.paths
     assert kept == {"current": 0, "window": 0, "dpm": lora, "speaker-memory": paths * (3 + 1 + 4) + 9}
     for row in spent.values():
-        assert row["seconds_an_hour"] > row["seconds_a_sentence"] > 0 and row["peak_bytes"] >= 0
+        assert row["seconds_per_hour"] > row["seconds_per_sentence"] > 0 and row["peak_bytes"] >= 0
 
 
 @pytest.mark.parametrize("kv_heads", [8, 2])

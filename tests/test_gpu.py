@@ -131,7 +131,7 @@ def test_speakers_states_and_costs(sharp, asked, corpus, tmp_path):
         spent = bench.of_speakers(settings, tuned, codes, some, toy.emotions, model, power)
         for method in ("window", "dpm"):
             priced = bench.of_method(settings, tuned, codes, some, toy.emotions, method)
-            assert priced["flops_a_sentence"] > spent["flops_a_sentence"] > 0 and priced["peak_bytes"] == 1
+            assert priced["flops_per_sentence"] > spent["flops_per_sentence"] > 0 and priced["peak_bytes"] == 1
     assert min(gpu.calls[name] for name in ("synchronize", "reset_peak_memory_stats", "memory_allocated")) > 0
 
 
@@ -155,7 +155,7 @@ def test_bench_memory(sharp, asked, corpus, tmp_path, monkeypatch):
         monkeypatch.setattr(finetune, "train", lambda *_: tuned)
         short = asked.replace("memory.prefix", 8).replace("ablation.conversations", 1)
         record = json.loads(bench.memory(short, repeats=1).read_text(encoding="utf-8"))
-    assert all(row["rate"] > 0 and row["flops_a_sentence"] > 0 for row in record["results"]["rates"])
+    assert all(row["rate"] > 0 and row["flops_per_sentence"] > 0 for row in record["results"]["rates"])
 
 
 def test_the_gpu_that_is_asked_for_and_no_other(asked, corpus, monkeypatch, capsys):

@@ -27,7 +27,7 @@ def tables():
 
 
 def rows(points):
-    return [{"method": f"method {i}", "WA": wa, "WA_interval": [wa - 2, wa + 2], "seconds_a_sentence": 10.0 ** -s}
+    return [{"method": f"method {i}", "WA": wa, "WA_interval": [wa - 2, wa + 2], "seconds_per_sentence": 10.0 ** -s}
             for i, (wa, s) in enumerate(points)]
 
 
