@@ -188,14 +188,14 @@ def _segment(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from . import bench, threads
+    from . import bench
 
     settings = _of(options)[0]
     if not (options.repeats > 0 and options.hours > 0):
         raise UserError("--repeats and --hours must be greater than 0")
     made = {"memory": lambda: bench.memory(settings, options.repeats), "context": lambda: bench.context(settings),
             "stream": lambda: bench.stream(settings, options.hours),
-            "threads": lambda: threads.measure(settings, options.repeats)}[options.what]()
+            "threads": lambda: bench.threads(settings, options.repeats)}[options.what]()
     print(f"wrote {made}", file=sys.stderr)
     return 0
 

@@ -14,7 +14,11 @@ import ctypes
 import dataclasses
 import functools
 import itertools
+import json
 import math
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +44,7 @@ from .memory import DynamicParameterMemory
 from .settings import MemorySettings, Settings
 from .sllm import EmotionSLLM, Vocabulary
 from .speakers import OffsetModel
+from .threads import BUSY, MARK, NAMES, QUIET
 
 # -- cost ----------------------------------------------------------------------
 
@@ -476,3 +481,64 @@ def _timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return made, time.perf_counter() - start
+
+
+# -- threads -------------------------------------------------------------------
+
+def threads(settings: Settings, repeats: int = 3) -> Path:
+    """Sentences per second of the memory and steps per second of training, at the size of the profile, on a quiet
+    machine and beside a busy process: OpenMP's default, each choice of `threads.choose` alone, and its own. In
+    fresh processes, in turn; returns the record's path."""
+    arms = {"default": {}, "quiet's choice": QUIET, "busy's choice": BUSY, "chosen": {}}
+    rows: dict[tuple[str, str], list[dict]] = {}
+    started = time.perf_counter()
+    for machine in ("quiet", "beside a busy process") * repeats:
+        busy = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if machine != "quiet" else None
+        try:
+            for arm, given in arms.items():
+                plain = {k: v for k, v in os.environ.items() if k not in (*NAMES, MARK, "OMP_NUM_THREADS")}
+                first = "import torch; " if arm == "default" else ""  # then nothing is chosen any more
+                code = f"{first}from dpmkit.bench import print_rates; print_rates({settings.profile!r})"
+                done = subprocess.run([sys.executable, "-c", code], env={**plain, **given}, capture_output=True,
+                                      text=True, check=True)
+                rows.setdefault((machine, arm), []).append(json.loads(done.stdout.splitlines()[-1]))
+        finally:
+            if busy:
+                busy.kill()
+                busy.wait()
+    results = [{"machine": machine, "waiting": arm, "n": repeats, "chose": sorted({r["chose"] for r in made}),
+                **{rate: sorted(r[rate] for r in made) for rate in ("sentences_per_second", "steps_per_second")}}
+               for (machine, arm), made in rows.items()]
+    return records.save_bench(settings, "threads", {"rows": results}, time.perf_counter() - started)
+
+
+def print_rates(profile: str, seconds: float = 4.0) -> None:
+    """Print this process' rates as JSON, on random weights and codes of the profile's shape."""
+    settings, rng = Settings.of(profile), np.random.default_rng(0)
+    size = settings.codes.codebook_size or 256
+    sllm = EmotionSLLM.create(settings.backbone, settings.finetune, size, EMOTIONS)
+    ids = torch.from_numpy(rng.integers(0, size, (8, settings.backbone.window)))
+    weight, emotion = torch.full(ids.shape, 1 / ids.shape[1]), torch.full(ids.shape, -100)
+    emotion[:, ::30] = 1
+    optimizer = torch.optim.AdamW(sllm.parameters(), lr=1e-4)
+
+    def train() -> int:
+        optimizer.zero_grad()
+        sllm(ids, weight, emotion)["loss"].backward()
+        optimizer.step()
+        return 1
+
+    steps = _rate(train, seconds)
+    talks = [[rng.integers(0, size, int(rng.integers(15, 40))) for _ in range(6)] for _ in range(16)]
+    memory = DynamicParameterMemory(sllm, settings.memory, len(talks))
+    sentences = _rate(lambda: sum(1 for _ in memory.batch(talks)), seconds)
+    chose = " ".join(f"{n}={os.environ[n]}" for n in NAMES if os.environ.get(n)) or "OpenMP's default"
+    print(json.dumps({"sentences_per_second": sentences, "steps_per_second": steps, "chose": chose}))
+
+
+def _rate(work: Callable[[], int], seconds: float) -> float:
+    work()  # warms up
+    start, done = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        done += work()
+    return done / (time.perf_counter() - start)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dpmkit import report, threads
+from dpmkit import bench, report, threads
 from dpmkit.settings import Settings
 
 
@@ -57,8 +57,8 @@ def test_rates_are_measured_quiet_and_beside_a_busy_process(tmp_path, monkeypatc
         return subprocess.CompletedProcess(line, 0, json.dumps(
             {"sentences_per_second": float(len(started)), "steps_per_second": 1.0, "chose": "x"}))
 
-    monkeypatch.setattr(threads.subprocess, "run", run)
-    path = threads.measure(Settings.of("smoke", home=str(tmp_path)), repeats=2)
+    monkeypatch.setattr(bench.subprocess, "run", run)
+    path = bench.threads(Settings.of("smoke", home=str(tmp_path)), repeats=2)
     rows = json.loads(path.read_text())["results"]["rows"]
     assert [(r["machine"], r["waiting"]) for r in rows] == [
         (m, a) for m in ("quiet", "beside a busy process")
@@ -71,6 +71,6 @@ def test_rates_are_measured_quiet_and_beside_a_busy_process(tmp_path, monkeypatc
 
 
 def test_a_child_prints_its_rates(capsys):
-    threads.print_rates("smoke", seconds=0.01)
+    bench.print_rates("smoke", seconds=0.01)
     made = json.loads(capsys.readouterr().out)
     assert made["sentences_per_second"] > 0 and made["steps_per_second"] > 0
