@@ -437,9 +437,7 @@ def _prepared(settings: Settings) -> tuple[corpora.Corpus, codes.CorpusCodes, fi
 
 
 def _with(settings: Settings, rung: dict) -> Settings:
-    for name, value in rung.items():
-        settings = settings.replace(f"memory.{name}", value)
-    return settings
+    return settings.override({f"memory.{name}": value for name, value in rung.items()})
 
 
 def _random(memory: MemorySettings, device: torch.device, hidden: int, layers: int, heads: int, kv_heads: int,

@@ -24,7 +24,7 @@ from .history import EMPTY, History, Part, Turn, taught
 from .lora import TemporaryLoRA
 from .optimizer import StreamOptimizer
 from .prefix import Batch, Decoder
-from .settings import MemorySettings, UserError, check
+from .settings import MemorySettings, UserError
 from .sllm import EmotionSLLM
 
 FORMAT = 2  # of a saved memory
@@ -47,7 +47,6 @@ class DynamicParameterMemory:
 
         UserError for settings that contradict each other, or that this backbone cannot honour.
         """
-        check(settings)
         if settings.scope == "speaker":
             raise UserError("setting memory.scope = speaker: DynamicParameterMemory takes what it is given for one "
                             "conversation; give it each speaker's utterances (protocols.grouped), with "

@@ -35,7 +35,7 @@ def learning(settings):
 def changed(settings, values):
     for name, value in values.items():
         settings = settings.replace(name, value)
-    return settings.checked()
+    return settings
 
 
 def weights(tuned):

@@ -20,7 +20,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
     (["--corpus", "emodb", "--root", "nowhere"], "is not a folder"),
     (["--corpus", "emodb", "--root", "."], "wav/03a01Fa.wav"),
     (["--set", "memory.rnk=3"], "setting 'memory.rnk' is not known; known settings: "),
-    (["--set", "memory.rank=three"], "'memory.rank' takes int"),
+    (["--set", "memory.rank=three"], "memory.rank must be a valid integer"),
     (["--set", "memory.rank"], "NAME=VALUE"),
     (["--set", "codes.tokenizer=mp3"], "known tokenizers: kmeans"),
     (["--folds", "9"], "fold 9 does not exist"),

@@ -138,7 +138,7 @@ def test_steps_of_zero_leave_the_memory_alone_and_still_say_l_t(sllm):
 @pytest.mark.parametrize(("change", "message"), [
     ({"memory.sinks": 4}, "memory.prefix_states = reuse"),
     ({"memory.rule": "emotion", "memory.stepping": "every-2"}, "memory.stepping = sentence"),
-    ({"memory.rule": "kindness"}, "memory.rule must be one of"),
+    ({"memory.rule": "kindness"}, "memory.rule must be 'semantic', 'emotion' or 'both'"),
     ({"memory.stepping": "every-0"}, "every-N")])
 def test_rules_that_cannot_go_together_are_refused(change, message):
     with pytest.raises(UserError, match=message):
