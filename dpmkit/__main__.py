@@ -201,14 +201,14 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from . import corpora, plan, records, report
+    from . import corpora, plan, records, tables
 
     settings = _of(options)[0]
     if options.seeds < 1 or options.tflops < 0 or options.price < 0:
         raise UserError("--seeds must be 1 or more, --tflops and --price 0 or more")
     corpus = corpora.load(settings)
     plan.write(settings, corpus, _folds(options, corpus), options.seeds, options.tflops, options.price)
-    table = report.plan_table(records.load_bench(settings, "plan")["results"])
+    table = tables.plan(records.load_bench(settings, "plan")["results"])
     print(table.T.to_string(header=False))
     return 0
 

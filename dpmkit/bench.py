@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from . import codes, corpora, finetune, metrics, protocols, records, report, runs, speakers
+from . import codes, corpora, finetune, metrics, protocols, records, runs, speakers, tables
 from .codes import CorpusCodes
 from .corpora import Conversation
 from .corpora.dynamics import EMOTIONS
@@ -316,7 +316,7 @@ def memory(settings: Settings, repeats: int = 3) -> Path:
         for rates in _rates(name, *prepared(), repeats):  # a kill keeps the rounds before it
             results["rates"] = [*finished, *rates]
             path = records.save_bench(settings, "memory", results, time.perf_counter() - started)
-    print(report.rungs_table(results).to_string(index=False))
+    print(tables.rungs(results).to_string(index=False))
     return path
 
 
@@ -365,17 +365,16 @@ def _conversations(sentences: Sequence[np.ndarray], prefix: int, streams: int) -
 def _changes(settings: Settings, corpus: corpora.Corpus, spoken: codes.CorpusCodes,
              tuned: finetune.Finetuned) -> list[dict]:
     """WA of each rung less that of exact mode, on validation conversations, and the share of other answers."""
-    tables = {name: protocols.predict(_with(settings, rung), corpus, spoken, tuned, "dpm", "validation",
-                                      settings.ablation.conversations) for name, rung in RUNGS.items()}
-    compared = metrics.compare({n: metrics.targets(t, "all-lengths") for n, t in tables.items()}, corpus.emotions,
-                               "exact", settings.evaluation.bootstrap, settings.evaluation.confidence)
-    said = {n: metrics.said(t, corpus.emotions) for n, t in tables.items()}
+    predicted = {name: protocols.predict(_with(settings, rung), corpus, spoken, tuned, "dpm", "validation",
+                                         settings.ablation.conversations) for name, rung in RUNGS.items()}
+    compared = metrics.compare(predicted, corpus.emotions, "exact", settings.evaluation)
+    answers = {n: metrics.answers(t, corpus.emotions) for n, t in predicted.items()}
     columns = [f"p_{e}" for e in corpus.emotions]
-    exact = tables["exact"][columns].to_numpy()
+    exact = predicted["exact"][columns].to_numpy()
     return [{"rung": row["method"], "WA": row["WA"], "WA_gain": row["WA_gain"],
-             "WA_gain_interval": row["WA_gain_interval"], "changed": float((said[n] != said["exact"]).mean()),
-             "largest_change": float(np.abs(tables[n][columns].to_numpy() - exact).max())}
-            for n, row in zip(tables, compared, strict=True)]
+             "WA_gain_interval": row["WA_gain_interval"], "changed": float((answers[n] != answers["exact"]).mean()),
+             "largest_change": float(np.abs(predicted[n][columns].to_numpy() - exact).max())}
+            for n, row in zip(predicted, compared, strict=True)]
 
 
 def stream(settings: Settings, hours: float) -> Path:
@@ -405,7 +404,7 @@ def stream(settings: Settings, hours: float) -> Path:
                          "L_t": float(np.nanmean(losses)), "WA": 100 * float(np.mean(hits))})
             since, hits, losses = now, [], []
     name = f"stream-{hours:g}h" + (f"-decay{settings.memory.decay:g}" if settings.memory.decay else "")
-    print(report.stream_table({"rows": rows}).to_string(index=False))
+    print(tables.stream({"rows": rows}).to_string(index=False))
     return records.save_bench(settings, name, {"rows": rows, "lr": settings.memory.lr},
                               time.perf_counter() - started)
 
@@ -422,7 +421,7 @@ def context(settings: Settings) -> Path:
     for length, path in tqdm(list(itertools.product(settings.context.codes, PATHS)), desc="bench: context"):
         measured = label_after(tuned.sllm, np.resize(joined, length), sentence, settings.memory, path)
         rows.append({"codes": length, "path": path, **measured})
-    print(report.context_table({"rows": rows}).to_string(index=False))
+    print(tables.context({"rows": rows}).to_string(index=False))
     return records.save_bench(settings, "context", {"rows": rows, "sentence": sentence},
                               time.perf_counter() - started)
 

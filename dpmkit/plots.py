@@ -20,8 +20,8 @@ from matplotlib.transforms import Bbox
 
 from . import audio, runs
 from .corpora import Corpus, Utterance
-from .report import PAPER_TABLE_1
 from .settings import Settings
+from .tables import PAPER_TABLE_1
 
 # -- plots ---------------------------------------------------------------------
 

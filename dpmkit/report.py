@@ -1,8 +1,4 @@
-"""The pages of a folder of results, and the README's tables, made of its records and of nothing else.
-
-summaries: Tables and words that are made of records and of nothing else, with what the paper reports beside them.
-card: The model card of a trained SLLM, and what else its folder needs to be used without this project's `runs/`.
-"""
+"""The pages of a folder of results, the README's tables, and the model card of a trained SLLM."""
 
 from __future__ import annotations
 
@@ -11,311 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from . import metrics, records, runs
+from . import metrics, records, runs, tables
 from .codes import CorpusCodes
 from .corpora import Corpus
 from .finetune import Finetuned
-from .metrics import MEASURES
 from .reproduce import NOTEBOOKS
 from .settings import Settings, UserError
 from .tokenizers import FITTED
-
-# -- summaries -----------------------------------------------------------------
-
-# Paper, Table 1, in %: on IEMOCAP WA, UA, WF1, on MELD WF1; the methods' names are ours.
-PAPER_TABLE_1 = {
-    "iemocap": {
-        "dpm": {"complete": (79.38, 79.62, 79.34), "all-lengths": (75.38, 74.67, 74.99)},
-        "at-once": {"complete": (72.82, 73.34, 73.58), "all-lengths": (73.15, 71.98, 73.12)},
-        "classifier": {"complete": (70.96, 70.51, 70.64), "all-lengths": (66.19, 63.40, 65.22)},
-    },
-    "meld": {
-        "dpm": {"complete": (51.22,), "all-lengths": (52.82,)},
-        "at-once": {"complete": (47.90,), "all-lengths": (52.53,)},
-        "classifier": {"complete": (44.78,), "all-lengths": (46.84,)},
-    },
-}
-
-# Paper, Table 2, its audio-only rows for others: WA, UA, WF1 on IEMOCAP (None: not given), WF1 on MELD.
-PAPER_TABLE_2 = {
-    "ESA-CRF": (73.17, 74.47, None, None), "MER-HAN": (73.33, 74.20, 73.66, 40.50),
-    "Mi-CGA": (None, None, 73.77, None), "MER-TL": (75.76, 76.07, None, None),
-    "GatedxLSTM": (76.34, None, 75.97, None), "MERITS-L": (None, None, 77.95, 49.32),
-}
-# Paper, Table 3: stepping on MELD, WF1 and (where given) speed against a step a sentence.
-PAPER_TABLE_3 = {"sentence": (51.22, 1.0), "stride-64": (49.61,), "stride-128": (49.64,), "stride-256": (47.63,),
-                 "stride-512": (43.25, 6.26), "stride-1024": (37.87, 12.72)}
-# Paper, Table 4: the SLLM at once on IEMOCAP, by its window in tokens: WA, UA, WF1.
-PAPER_TABLE_4 = {4096: (69.59, 72.07, 69.57), 32768: (72.85, 73.34, 75.58)}
-
-
-def methods_table(record: dict[str, Any], protocol: str) -> pd.DataFrame:
-    """The method table of a `methods` record as text: WA, UA, WF1 with intervals over conversations (over speakers
-    where conversations share a memory), the gain in WA against `window` with both intervals, and what each row
-    hears; rows that were not run say so."""
-    results = record["results"]
-    rows = {row["method"]: row for row in results["protocols"][protocol]["methods"]}
-    out = []
-    for listed in results.get("listed") or [{"method": m, "hears": results["hears"][m]} for m in rows]:
-        method = listed["method"]
-        line = {"method": method, **({"group": listed["group"]} if "group" in listed else {})}
-        line |= dict.fromkeys(MEASURES, "not run") | {"WA against window": "", "over speakers": ""}
-        if row := rows.get(method):
-            line |= {m: _interval(row[m], row[f"{m}_interval"]) for m in MEASURES}
-            if method != "window":
-                line["WA against window"] = _interval(row["WA_gain"], row["WA_gain_interval"], "+.1f")
-                line["over speakers"] = _range(row.get("WA_gain_speakers"))
-        out.append(line | {"hears": listed["hears"]})
-    return pd.DataFrame(out)
-
-
-def contrasts_table(record: dict[str, Any], protocol: str) -> pd.DataFrame:
-    """The declared contrasts of a `methods` record as text: WA in points, both intervals, and p, adjusted by Holm
-    over the rows that have one; on single targets McNemar's, with the targets that one of the two alone answers
-    rightly."""
-    out = []
-    for row in record["results"]["protocols"][protocol].get("contrasts", []):
-        line = {"contrast": row["contrast"], "asks": row["asks"], "WA, points": f"{row['WA']:+.1f}",
-                "over conversations": _range(row["WA_interval"]), "over speakers": _range(row["WA_speakers"])}
-        if protocol == "complete":
-            line |= {"only the first is right": str(row.get("a_only", "")),
-                     "only the second": str(row.get("b_only", ""))}
-        out.append(line | {"p (Holm)": _p(row) if "p" in row else "no test"})
-    return pd.DataFrame(out)
-
-
-def attribution_table(record: dict[str, Any]) -> pd.DataFrame:
-    """The paper's contrast, dpm - at-once, the two that it is made of, and its other one, in points, beside the
-    differences of the paper's own figures (WF1 where the corpus is MELD, else WA): a row per contrast."""
-    corpus, m, published = (("MELD", "WF1", PAPER_TABLE_1["meld"]) if record["corpus"] == "meld" else
-                            ("IEMOCAP", "WA", PAPER_TABLE_1["iemocap"]))
-    parts = {protocol: {r["contrast"]: r for r in part.get("contrasts", [])}
-             for protocol, part in record["results"]["protocols"].items()}
-    out = []
-    for name, words in (("dpm - at-once", "the paper's contrast"), ("window - at-once", "= a short window"),
-                        ("dpm - window", "+ the memory"), ("at-once - classifier", "the paper's other contrast")):
-        line = {"contrast": name, "is": words}
-        for protocol, title in (("all-lengths", "every utterance"), ("complete", "complete dialogues")):
-            row = parts[protocol].get(name)
-            line[f"{title}: {m}, points"] = _interval(row[m], row[f"{m}_interval"], "+.1f") if row else "not run"
-            of, than = (published.get(method, {}).get(protocol) for method in name.split(" - "))
-            line[f"paper, {corpus}, {title}"] = f"{of[0] - than[0]:+.2f}" if of and than else "not reported"
-        out.append(line)
-    return pd.DataFrame(out)
-
-
-def losses_table(record: dict[str, Any]) -> pd.DataFrame:
-    """Mean L_t of later sentences under their own, a swapped and no memory, nats per token, as text."""
-    return pd.DataFrame([{"method": name, "L_t under": row["difference"], "sentences": row["n"],
-                          "difference, nats": _interval(row["mean"], row["interval"], "+.4f")}
-                         for name, rows in record["results"].get("losses", {}).items() for row in rows])
-
-
-def processors_table(made: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """`methods` records of one run from several processors, a row each: levels, and differences in points of WA."""
-    out = []
-    for record in made:
-        rows = {row["method"]: row for row in record["results"]["protocols"]["all-lengths"]["methods"]}
-        out.append({"processor": record["machine"]["processor"],
-                    **{f"{m}: WA": f"{rows[m]['WA']:.1f}" for m in ("window", "at-once", "dpm") if m in rows},
-                    **{f"{m} - window": f"{rows[m]['WA_gain']:+.1f}" for m in ("at-once", "dpm") if m in rows}})
-    return pd.DataFrame(out)
-
-
-def stepping_table(record: dict[str, Any]) -> pd.DataFrame:
-    """Table 3 of the paper from an `ablations` record: WF1 of each stepping and its speed against a step a
-    sentence, beside the paper's on MELD."""
-    rows = {r["value"]: r for r in record["results"]["rows"] if r["setting"] == "stepping"}
-    steppings = list(dict.fromkeys([*rows, *PAPER_TABLE_3]))
-    return pd.DataFrame([{
-        "stepping": name,
-        "WF1": _interval(rows[name]["WF1"], rows[name]["WF1_interval"]) if name in rows else "not run",
-        "speed": (f"{rows['sentence']['seconds_per_sentence'] / rows[name]['seconds_per_sentence']:.2f}"
-                  if name in rows else ""),
-        "paper, MELD: WF1": f"{PAPER_TABLE_3[name][0]:.2f}" if name in PAPER_TABLE_3 else "",
-        "paper: speed": f"{PAPER_TABLE_3[name][1]:.2f}" if len(PAPER_TABLE_3.get(name, ())) > 1 else "",
-    } for name in steppings])
-
-
-def windows_table(record: dict[str, Any]) -> pd.DataFrame:
-    """Table 4 of the paper from a `context` record: the SLLM at once, with so many tokens of history."""
-    rows = [{"history, tokens": r["tokens"], **{m: _interval(r[m], r[f"{m}_interval"]) for m in MEASURES},
-             "paper, IEMOCAP (WA / UA / WF1)": ""} for r in record["results"]["windows"]]
-    rows += [{"history, tokens": tokens, **dict.fromkeys(MEASURES, "not run"),
-              "paper, IEMOCAP (WA / UA / WF1)": " / ".join(f"{v:.2f}" for v in paper)}
-             for tokens, paper in PAPER_TABLE_4.items()]
-    return pd.DataFrame(rows)
-
-
-def quoted_table() -> pd.DataFrame:
-    """Table 2 of the paper: others' results, as it quotes them."""
-    return pd.DataFrame([{"method": name, "IEMOCAP: WA": wa, "UA": ua, "WF1": wf1, "MELD: WF1": meld}
-                         for name, (wa, ua, wf1, meld) in PAPER_TABLE_2.items()]).astype(object).fillna("–")
-
-
-def _interval(middle: float, interval: Sequence[float | None], form: str = ".1f") -> str:
-    return f"{middle:{form}} {_range(interval, form)}"
-
-
-def _range(interval: Sequence[float | None] | None, form: str = "+.1f") -> str:
-    return f"[{interval[0]:{form}}, {interval[1]:{form}}]" if interval and None not in interval else "–"
-
-
-def _p(row: dict[str, Any]) -> str:
-    return f"{'< ' if row.get('floor') else ''}{row['p_holm']:.2g}"
-
-
-def spread_table(made: list[dict[str, Any]], what: str, protocol: str = "all-lengths") -> pd.DataFrame:
-    """`methods` records that differ in `what` alone, seeds or folds: mean WA and mean gain over them, with the
-    lowest and the highest (the spread of training or of test speakers; one record's intervals are the spread of its
-    conversations)."""
-    out: dict[str, dict[str, list[float]]] = {}
-    for record in made:
-        for row in record["results"]["protocols"][protocol]["methods"]:
-            kept = out.setdefault(row["method"], {"WA": [], "WA_gain": []})
-            kept["WA"].append(row["WA"])
-            kept["WA_gain"].append(row["WA_gain"])
-    return pd.DataFrame([{
-        "method": method, f"WA, mean of {len(made)} {what}": f"{np.mean(v['WA']):.1f}",
-        "lowest to highest": f"{min(v['WA']):.1f} to {max(v['WA']):.1f}",
-        "WA against window, mean": f"{np.mean(v['WA_gain']):+.1f}",
-        "lowest to highest gain": f"{min(v['WA_gain']):+.1f} to {max(v['WA_gain']):+.1f}",
-    } for method, v in out.items() if len(v["WA"]) == len(made)])
-
-
-def rungs_table(results: dict) -> pd.DataFrame:
-    """A bench's rungs as text: sentences a second, ratio to the loop, change in the answers of the trained SLLM."""
-    rows, changes = [], {c["rung"]: c for c in results["changes"]}
-    for row in results["rates"]:
-        used = row["rate"] * row["flops_per_sentence"] / results["peak"][row["precision"]]
-        line = {"backbone": row["shape"], "rung": row["rung"], "streams": row["streams"],
-                "sentences/s": _interval(row["rate"], row["rate_range"]),
-                "times the PEFT loop": _interval(row["ratio"], row["ratio_range"], ".2f"),
-                "of the matmul peak": f"{100 * used:.0f} %", **_conversation(row),
-                "WA against exact": "", "answers changed": ""}
-        change = changes.get(row["rung"])
-        if change and row["shape"] == results["rates"][0]["shape"]:  # the other's weights are random
-            line["WA against exact"] = _interval(change["WA_gain"], change["WA_gain_interval"], "+.1f")
-            line["answers changed"] = f"{100 * change['changed']:.1f} %"
-        rows.append(line)
-    return pd.DataFrame(rows)
-
-
-def _conversation(row: dict) -> dict[str, Any]:
-    """What was timed, where the record has it."""
-    if "sentences" not in row:
-        return {}
-    return {"conversation": f"{row['sentences']} sentences of {row['codes']} codes", "threads": row["threads"],
-            "rounds": row["n"]}
-
-
-def stream_table(results: dict[str, Any]) -> pd.DataFrame:
-    """A bench's long stream as text, a row a part."""
-    rows = pd.DataFrame(results["rows"])
-    return pd.DataFrame({
-        "hours": rows["hours"].map("{:.2f}".format), "codes": rows["codes"],
-        "ms per sentence": (1000 * rows["seconds_per_sentence"]).map("{:.1f}".format),
-        "processor ms": (1000 * rows["processor_seconds_per_sentence"]).map("{:.1f}".format),
-        "resident MB": (rows["resident_bytes"] / 1e6).map("{:.0f}".format),
-        "norm": rows["norm"].map("{:.3f}".format), "L_t": rows["L_t"].map("{:.3f}".format),
-        "WA": rows["WA"].map("{:.1f}".format)})
-
-
-def plan_table(results: dict[str, Any]) -> pd.DataFrame:
-    """GPU hours of each corpus' grid, from a `plan` record."""
-    out = []
-    for r in results["rows"]:
-        cells = r["cells"]
-        shares = {w: sum(c[w] for c in cells) for w in ("training", "writing", "reading")}
-        out.append({
-            "corpus": r["corpus"], "profile": r["profile"], "folds x seeds": f"{len(cells)} x {r['seeds']}",
-            "PFLOP a cell: 02, writes, reads": ", ".join(f"{v / len(cells) / 1e15:,.0f}" for v in shares.values()),
-            "GB in training": f"{max(c['gigabytes'] for c in cells):.0f}",
-            "rate": f"{r['teraflops']:.3g} TFLOP/s {'measured here' if r['measured_here'] else 'given'}, "
-                    f"{r['utilisation']:.0%} of it reached",
-            "GPU hours": f"{r['gpu_hours']:.1f}",
-            **{f"hours on {n} GPU{'s' * (n != '1')}": f"{h:.1f}" for n, h in r["hours_on"].items()},
-            "cost": f"{r['gpu_hours'] * r['price']:,.0f} at {r['price']:g} a GPU hour" if r["price"] else ""})
-    return pd.DataFrame(out)
-
-
-def threads_table(results: dict[str, Any]) -> pd.DataFrame:
-    """How threads wait: a bench's median rates as text, with the lowest and highest."""
-    rates = {"sentences/s": "sentences_per_second", "steps/s": "steps_per_second"}
-    return pd.DataFrame([{
-        "machine": r["machine"], "waiting": r["waiting"], "n": r["n"], "chose": ", ".join(r["chose"]),
-        **{k: _interval(float(np.median(r[v])), (min(r[v]), max(r[v]))) for k, v in rates.items()}}
-        for r in results["rows"]])
-
-
-def context_table(results: dict[str, Any]) -> pd.DataFrame:
-    """A bench's cost against history as text, a row a length: seconds / MB of each path."""
-    rows = pd.DataFrame(results["rows"])
-    rows["cost"] = (rows["seconds"].map("{:.2f} s / ".format) + (rows["peak_bytes"] / 1e6).map("{:.0f} MB".format))
-    return rows.pivot(index="codes", columns="path", values="cost")[list(dict.fromkeys(rows["path"]))].reset_index()
-
-
-def verdict(record: dict[str, Any], protocol: str = "all-lengths") -> str:
-    """What a `methods` record's declared contrasts, losses and rows say, in sentences made of them alone. `above`
-    and `below`: the contrast's p, adjusted by Holm, is under 1 - confidence; else `no measurable difference`."""
-    part = record["results"]["protocols"][protocol]
-    rows, tests = ({r[key]: r for r in part.get(kind, [])} for kind, key in (("methods", "method"),
-                                                                            ("contrasts", "contrast")))
-    alpha = round(1 - record["settings"]["evaluation.confidence"], 9)
-
-    def figure(row: dict[str, Any]) -> str:
-        return _interval(row["WA"], row["WA_interval"], "+.1f")
-
-    def said(name: str, first: str, second: str) -> list[str]:
-        if name not in tests:
-            return []
-        row = tests[name]
-        words = ("no measurable difference between {} and {}" if row["p_holm"] >= alpha else
-                 "{} is above {}" if row["WA"] > 0 else "{} is below {}").format(first, second)
-        return [f"{words[0].upper()}{words[1:]} ({figure(row)} points WA, p {_p(row)})."]
-
-    lines = said("dpm - at-once", "DPM", "the same SLLM given all at once, the paper's contrast")
-    if {"window - at-once", "dpm - window"} <= {*tests}:
-        lines += [f"Of that, a short window makes {figure(tests['window - at-once'])}, the memory "
-                  f"{figure(tests['dpm - window'])}."]
-    lines += said("dpm - window", "DPM", "the same SLLM and window without a memory")
-    lines += said("dpm - dpm-swapped", "its own memory", "another conversation's")
-    lines += said("dpm-tuned - window", "DPM at the rate that validation chose", "the window")
-    lines += said("dpm-tuned - dpm-tuned-swapped", "its own memory", "another conversation's")
-    if protocol == "all-lengths":
-        lines += [_stored(name, made) for name, made in record["results"].get("losses", {}).items()]
-    lines += said("speaker-memory - speaker-head + filter", "the memory of speakers (told who speaks)",
-                  "its head under the filter without one")
-    lines += said("speaker-memory - speaker-memory-swapped", "its own offsets", "another's")
-    if not lines:
-        return "This record has no declared contrasts: run notebook 03 again."
-    groups = {r["method"]: r["group"] for r in record["results"].get("listed", [])}
-    better = [f"{m} {r['WA_gain']:+.1f}" for m, r in rows.items()
-              if groups.get(m) in ("method", "extension", "filter")
-              and min(i[0] or 0 for i in (r["WA_gain_interval"], r["WA_gain_speakers"]) if i) > 0]
-    lines += [f"Above the window by their intervals, untested: {', '.join(better)}."] if better else []
-    if bounds := [f"{m} {r['WA']:.1f}" for m, r in rows.items() if groups.get(m) == "bound"]:
-        lines += [f"WA of the bounds, given true labels: {', '.join(bounds)}; of the window "
-                  f"{rows['window']['WA']:.1f}."]
-    return " ".join(lines)
-
-
-def _stored(name: str, rows: Sequence[dict[str, Any]]) -> str:
-    """What a memory has stored, by L_t of the conversation's later sentences."""
-    by = {r["difference"]: r for r in rows}
-    none, swapped = (by[f"own - {other}"] for other in ("none", "swapped"))
-    what = ("of this conversation" if swapped["interval"][1] < 0 and none["interval"][1] < 0 else
-            "of how such conversations sound, and nothing measurable of this one" if none["interval"][1] < 0 else
-            "nothing measurable")
-    return (f"By L_t of later sentences `{name}` stores {'something ' if what[0] == 'o' else ''}{what}: "
-            f"{none['mean']:+.4f} {_range(none['interval'], '+.4f')} nats under its own memory against none, "
-            f"{swapped['mean']:+.4f} {_range(swapped['interval'], '+.4f')} against another's.")
-
-
-# -- card ----------------------------------------------------------------------
 
 LIMITS = """\
 - It was trained on the corpus above alone; on other speakers, languages, microphones or ways of labelling expect it
@@ -391,9 +91,8 @@ def _text(settings: Settings, tuned: Finetuned, corpus: Corpus, codes: CorpusCod
                   f"with {level} intervals by bootstrap over whole conversations.", "",
                   "| split | targets | conversations | WA | UA | WF1 |", "|---|---|---|---|---|---|"]
         for split, table in answers.items():
-            chosen = metrics.targets(table, "all-lengths")
-            row, = metrics.compare({"window": chosen}, corpus.emotions, "window", settings.evaluation.bootstrap,
-                                   settings.evaluation.confidence)
+            chosen = metrics.targets(table)
+            row, = metrics.compare({"window": table}, corpus.emotions, "window", settings.evaluation)
             cells = (f"{row[m]:.1f} [{row[f'{m}_interval'][0]:.1f}, {row[f'{m}_interval'][1]:.1f}]"
                      for m in metrics.MEASURES)
             lines.append(f"| {split} | {len(chosen)} | {chosen['conversation'].nunique()} | {' | '.join(cells)} |")
@@ -401,8 +100,6 @@ def _text(settings: Settings, tuned: Finetuned, corpus: Corpus, codes: CorpusCod
         lines.append("Not measured: run notebook 02 with the same settings.")
     return "\n".join([*lines, "", "## Intended use", "", USES, "## Limits", "", LIMITS])
 
-
-# -- report --------------------------------------------------------------------
 
 # Of the filters and controls, those that the README shows; the page of results has all.
 SHOWN = ("window + filter", "dpm-tuned + filter", "dpm-swapped", "dpm-tuned-swapped", "speaker-memory-swapped",
@@ -433,7 +130,7 @@ def publish(root: Path, readme: Path) -> list[Path]:
     made, lines = published(root)
     text = _between(text, BEGIN, END, block(made))
     if plans := [r["results"] for r in records.benches(root).values() if r["kind"] == "bench plan"]:
-        table = _markdown(plan_table({"rows": [row for plan in plans for row in plan["rows"]]}))
+        table = tables.markdown(tables.plan({"rows": [row for plan in plans for row in plan["rows"]]}))
         text = _between(text, PLAN, END_PLAN, f"\n{table}\n\n")
     return [_written(root / "README.md", page(made, root, lines)), _written(readme, text)]
 
@@ -483,7 +180,7 @@ def summary(made: Sequence[dict[str, Any]]) -> str:
         limit = same[0]["settings"].get("evaluation.limit")
         part = f" (its first {limit} conversations)" if limit else ""
         lines += [f"**{_title(same[0])}**, every labelled utterance of the test fold{part}", "",
-                  verdict(same[0]), "", *_tested(same[0]), _short(same[0]), ""]
+                  tables.verdict(same[0]), "", *_tested(same[0]), _short(same[0]), ""]
         lines += [line for r in made if r["kind"] == "data" and _title(r) == _title(same[0])
                   for line in _reference(r, ("test",))]
         if len(same) > 1:
@@ -498,9 +195,10 @@ def summary(made: Sequence[dict[str, Any]]) -> str:
 
 def _tested(record: dict[str, Any]) -> list[str]:
     """The declared contrasts, what the paper's is made of, and what the memory stores; nothing of older records."""
-    tables = (contrasts_table(record, "all-lengths"), attribution_table(record),
-              losses_table(record))
-    return [line for table in tables if len(table) for line in (_markdown(table), "")] if len(tables[0]) else []
+    tested = (tables.contrasts(record, "all-lengths"), tables.attribution(record), tables.losses(record))
+    if tested[0].empty:
+        return []
+    return [line for table in tested if len(table) for line in (tables.markdown(table), "")]
 
 
 def _where(record: dict[str, Any]) -> tuple[str, str, str]:
@@ -511,11 +209,11 @@ def _where(record: dict[str, Any]) -> tuple[str, str, str]:
 
 def _short(record: dict[str, Any]) -> str:
     """The method table, every labelled utterance, without the filters and controls that SHOWN leaves out."""
-    return _markdown(_kept(record, methods_table(record, "all-lengths").drop(columns="hears")))
+    return tables.markdown(_kept(record, tables.methods(record, "all-lengths").drop(columns="hears")))
 
 
 def _spread(same: list[dict[str, Any]], what: str) -> str:
-    return _markdown(_kept(same[0], spread_table(same, what)))
+    return tables.markdown(_kept(same[0], tables.spread(same, what)))
 
 
 def _kept(record: dict[str, Any], table: pd.DataFrame) -> pd.DataFrame:
@@ -582,7 +280,7 @@ def page(made: Sequence[dict[str, Any]], root: Path, first: Sequence[str] = ()) 
         over = _folds(there)
         lines += [f"## Folds: {_title(there[0], 'fold', 'seed')}", "", *over] if over else []
     lines += ["## Others, as the paper quotes them", "", "Audio only, from its Table 2; none of them was run here.",
-              "", _markdown(quoted_table()), ""]
+              "", tables.markdown(tables.quoted()), ""]
     return "\n".join(lines + _benches(root))
 
 
@@ -600,24 +298,24 @@ def _benches(root: Path) -> list[str]:
             if "sentences" not in results["rates"][0]:
                 words += (" Counted before a CPU's fused attention was: of the peak more is used than stands here; "
                           "and its larger backbone had conversations of few sentences, which favours every rung.")
-            title, table = "the memory's rungs", rungs_table(results)
+            title, table = "the memory's rungs", tables.rungs(results)
         elif kind == "context":
             words = ("Until the last sentence of a recording has its label, after so many codes of history: "
                      "seconds, and peak memory beyond the model.")
-            title, table = "cost against history", context_table(results)
+            title, table = "cost against history", tables.context(results)
         elif kind == "plan":
             words = ("Counted from shapes and lengths, not run: FLOPs of notebooks 02 and 03 of every fold and "
                      "seed, a cell on one GPU; cost is GPU hours at the price that was given.")
-            title, table = "plan of a whole reproduction", plan_table(results)
+            title, table = "plan of a whole reproduction", tables.plan(results)
         elif kind == "threads":
             words = ("How torch's threads wait, beside other work and not: sentences of the memory and steps of "
                      "training a second, medians of rounds in which the arms take turns, lowest to highest.")
-            title, table = "how threads wait", threads_table(results)
+            title, table = "how threads wait", tables.threads(results)
         else:
             words = (f"One stream that is never reset, lr {results['lr']:g}: validation conversations one after "
                      "the other, over and over.")
-            title, table = kind, stream_table(results)
-        lines += [f"## Bench: {title} ({_setting(record)})", "", words, "", _markdown(table), "",
+            title, table = kind, tables.stream(results)
+        lines += [f"## Bench: {title} ({_setting(record)})", "", words, "", tables.markdown(table), "",
                   f"Run on {machine['processor']}, threads: {machine['threads']}, {machine['gpu'] or 'no GPU'}; "
                   f"commit {record['commit']}; {record['made']}. [Record](bench/{name})", ""]
     return lines
@@ -639,7 +337,7 @@ def _changes(record: dict[str, Any]) -> list[str]:
 def _methods(record: dict[str, Any]) -> list[str]:
     """The verdict and Table 1, every labelled utterance."""
     part, tuned = record["results"]["protocols"]["all-lengths"], record["results"]["tuned"]
-    return [verdict(record), "", *_tested(record),
+    return [tables.verdict(record), "", *_tested(record),
             f"**Every labelled utterance, each with its own history** ({part['targets']} targets, "
             f"{part['conversations']} conversations)", "",
             _short(record), "",
@@ -654,7 +352,7 @@ def _processors(record: dict[str, Any], root: Path) -> list[str]:
         *_where(record), record["fold"], record["seed"])]
     return ["The same run on other processors: training multiplies what rounding differs in. Compare how far the "
             "levels move, and how far the differences.", "",
-            _markdown(processors_table([record, *same])), ""] if same else []
+            tables.markdown(tables.processors([record, *same])), ""] if same else []
 
 
 def _details(kinds: dict[str, dict[str, Any]]) -> list[str]:
@@ -663,18 +361,18 @@ def _details(kinds: dict[str, dict[str, Any]]) -> list[str]:
     if "methods" in kinds:
         part = kinds["methods"]["results"]["protocols"]["complete"]
         lines += _folded("Every method, filter, control and bound, and what each of them hears",
-                         [_markdown(methods_table(kinds["methods"], "all-lengths"))])
+                         [tables.markdown(tables.methods(kinds["methods"], "all-lengths"))])
         lines += _folded(f"Complete dialogues: the last labelled utterance of each ({part['targets']} targets)",
-                         [verdict(kinds["methods"], "complete"), "",
-                          *([_markdown(tested), ""] if len(tested := contrasts_table(
+                         [tables.verdict(kinds["methods"], "complete"), "",
+                          *([tables.markdown(tested), ""] if len(tested := tables.contrasts(
                               kinds["methods"], "complete")) else []),
-                          _markdown(methods_table(kinds["methods"], "complete"))])
+                          tables.markdown(tables.methods(kinds["methods"], "complete"))])
     if "ablations" in kinds and "best" in kinds["ablations"]["results"]:
         lines += _folded("Stepping (the paper's Table 3), validation conversations",
-                         [_markdown(stepping_table(kinds["ablations"])), "", _best(kinds["ablations"])])
+                         [tables.markdown(tables.stepping(kinds["ablations"])), "", _best(kinds["ablations"])])
     if "context" in kinds and "windows" in kinds["context"]["results"]:
         lines += _folded("The SLLM at once, by its history (the paper's Table 4)",
-                         [_markdown(windows_table(kinds["context"]))])
+                         [tables.markdown(tables.windows(kinds["context"]))])
     about = [line for kind, words in ABOUT.items() if kind in kinds for line in words(kinds[kind])]
     return lines + _folded("Corpus, reference classifiers and backbone", about) if about else lines
 
@@ -722,8 +420,3 @@ def _backbone(record: dict[str, Any]) -> list[str]:
 
 
 ABOUT = {"data": _data, "backbone": _backbone}  # of notebooks 01 and 02
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    head = [f"| {' | '.join(table.columns)} |", f"|{'---|' * len(table.columns)}"]
-    return "\n".join(head + [f"| {' | '.join(str(v) for v in row)} |" for row in table.itertuples(index=False)])

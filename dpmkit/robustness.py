@@ -324,8 +324,7 @@ def measured(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fine
                         table.to_parquet(temporary, index=False)
             tables[method] = returned(pd.read_parquet(path), changed, conversations, corpus.emotions,
                                                    prior)
-        scored = metrics.compare({m: metrics.targets(t, "all-lengths") for m, t in tables.items()}, corpus.emotions,
-                                 "window", settings.evaluation.bootstrap, settings.evaluation.confidence)
+        scored = metrics.compare(tables, corpus.emotions, "window", settings.evaluation)
         rows += [{"kind": disturbance.kind, "level": disturbance.level, **row,
                   "unheard": sum(not changed.weights[u.id] for u in labelled)}
                  for row in scored]

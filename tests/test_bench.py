@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make_settings, make_toy
 
-from dpmkit import bench, codes, corpora, finetune, report
+from dpmkit import bench, codes, corpora, finetune, report, tables
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_every_rung_is_timed_beside_the_loop_and_compared_with_exact(prepared, s
     assert set(changes) == set(bench.RUNGS) and changes["top-2"]["largest_change"] < 1e-4  # it has no more layers
     assert changes["exact, read before the write"]["largest_change"] > 0
     assert sllm.fingerprint() == before
-    table = report.rungs_table(record["results"])
+    table = tables.rungs(record["results"])
     assert len(table) == len(rates) and table["conversation"].str.fullmatch(r"\d+ sentences of \d+ codes").all()
     reached = {r["shape"]: r["sentences"] * (r["codes"] + 1) for r in rates}
     assert min(r["sentences"] for r in rates) == 6 and reached["a tiny Llama"] >= 2 * 64 and len(reached) == 2

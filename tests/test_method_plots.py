@@ -10,6 +10,7 @@ from test_metrics import EMOTIONS, random_table
 from dpmkit import metrics, plots
 from dpmkit.metrics import smallest_effect
 from dpmkit.plots import confusions, pareto, power, recalls, reliability
+from dpmkit.settings import EvaluationSettings
 
 plt.switch_backend("Agg")
 
@@ -73,9 +74,8 @@ def test_power_draws_the_papers_claim_and_what_no_gain_can_show():
 
 
 def test_recalls_and_confusions_are_the_metrics(tables):
-    scored = {m: metrics.targets(t, "all-lengths") for m, t in tables.items()}
-    figure = recalls({m: metrics.per_emotion(t, EMOTIONS) for m, t in scored.items()})
-    counts = {m: metrics.confusions(t, EMOTIONS)[1].sum(0) for m, t in scored.items()}
+    figure = recalls({m: metrics.per_emotion(t, EMOTIONS) for m, t in tables.items()})
+    counts = {m: metrics.confusion(t, EMOTIONS) for m, t in tables.items()}
     heat = confusions(counts, EMOTIONS)
     for axes, line, matrix in zip(heat.axes, figure.axes[0].lines[:3], counts.values(), strict=True):
         shown = np.asarray(axes.images[0].get_array())
@@ -91,7 +91,7 @@ def test_reliability_and_lengths_draw_a_line_a_method(tables, tmp_path):
     assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
     for line, bins in zip(lines, drawn.values(), strict=True):
         assert line.get_xydata().tolist() == [[b["confidence"], b["accuracy"]] for b in bins]
-    by_length = metrics.by_length(tables, EMOTIONS, (1, 4, 7), 50)
+    by_length = metrics.by_bin(tables, EMOTIONS, "length", (1, 4, 7), EvaluationSettings(bootstrap=50))
     figure = plots.lengths(by_length)
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["1–3", "4–6", "7 and on"]
     assert [y for line in figure.axes[0].lines for y in line.get_ydata()] == [r["WA"] for r in by_length]

@@ -3,7 +3,7 @@
 import pytest
 from conftest import make_toy
 
-from dpmkit import methods, metrics, protocols, report, speakers
+from dpmkit import methods, metrics, protocols, speakers, tables
 from dpmkit.finetune import Finetuned
 from dpmkit.speakers import NotFitted
 
@@ -27,37 +27,37 @@ def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, set
     settings = settings.replace("evaluation.own_answers", False)
     corpus, codes = make_toy(turns=(6, 7, 9), seed=5)
     tuned = Finetuned(sharp, "sharp", tmp_path, [], 0)
-    tables, fitted, notes = methods.answers(settings, corpus, codes, tuned, {"dpm": 1e-2, "dpm-told": 0.1})
+    answers, fitted, notes = methods.answers(settings, corpus, codes, tuned, {"dpm": 1e-2, "dpm-told": 0.1})
     assert fitted["power"] in settings.speaker.powers and not notes
     asked = [u for c in corpus.select(corpus.folds[0].test) for u in c.utterances]
-    for name, table in tables.items():  # every utterance of every method, labelled or not
+    for name, table in answers.items():  # every utterance of every method, labelled or not
         assert table["utterance"].tolist() == [u.id for u in asked], name
         assert table["emotion"].fillna("").tolist() == [u.emotion or "" for u in asked], name
     listed = set(described["method"])
-    assert listed - set(tables) == {"own-answers", "own-answers + filter"} and set(tables) <= listed
+    assert listed - set(answers) == {"own-answers", "own-answers + filter"} and set(answers) <= listed
     told = protocols.predict(settings.replace("memory.lr", 0.1), corpus, codes, tuned, "dpm-told")
-    assert tables["dpm-told"].equals(told), "the bound has a rate of its own"
+    assert answers["dpm-told"].equals(told), "the bound has a rate of its own"
     record = {"corpus": "toy", "settings": settings.flat(), "results": {
-        "listed": described.to_dict("records"), "losses": metrics.losses(tables, settings.evaluation),
-        "protocols": {"all-lengths": metrics.scored(tables, "all-lengths", corpus.emotions,
+        "listed": described.to_dict("records"), "losses": metrics.losses(answers, settings.evaluation),
+        "protocols": {"all-lengths": metrics.scored(answers, "all-lengths", corpus.emotions,
                                                          settings)}}}
     assert {r["contrast"] for r in record["results"]["protocols"]["all-lengths"]["contrasts"]} == {
         f"{a} - {b}" for a, b in (*metrics.DECLARED, *metrics.UNTESTED)}
-    table = report.methods_table(record, "all-lengths").set_index("method")
+    table = tables.methods(record, "all-lengths").set_index("method")
     assert (table["WA"] == "not run").sum() == 2 and table.loc["own-answers", "WA"] == "not run"
-    assert "speakers" in report.verdict(record) and len(report.losses_table(record)) == 6
+    assert "speakers" in tables.verdict(record) and len(tables.losses(record)) == 6
 
     def too_few(*_):
         raise NotFitted("there are too few labels")
 
     monkeypatch.setattr(speakers, "fitted", too_few)
     fewer, fitted, notes = methods.answers(settings, corpus, codes, tuned, {"dpm": 1e-2, "dpm-told": 0.1})
-    assert set(tables) - set(fewer) == set(speakers.HEARS) and not fitted
+    assert set(answers) - set(fewer) == set(speakers.HEARS) and not fitted
     assert len(notes) == 1 and "speaker-memory" in notes[0] and "there are too few labels" in notes[0]
     record["results"]["protocols"]["all-lengths"] = metrics.scored(fewer, "all-lengths", corpus.emotions,
                                                                         settings)
-    table = report.methods_table(record, "all-lengths").set_index("method")
-    assert (table.loc[list(speakers.HEARS), "WA"] == "not run").all() and "window" in report.verdict(record)
+    table = tables.methods(record, "all-lengths").set_index("method")
+    assert (table.loc[list(speakers.HEARS), "WA"] == "not run").all() and "window" in tables.verdict(record)
 
 
 def test_rates_are_rated_on_validation_by_absolute_wa(sharp, settings, tmp_path):

@@ -53,7 +53,9 @@ def test_sources_are_thin_and_bare():
         for cell in code:
             assert not cell.outputs and cell.execution_count is None, f"{path.name} was committed with outputs"
             assert not re.search(r"^\s*(def|class) ", cell.source, re.M), f"{path.name}: code belongs in dpmkit/"
-            assert len(cell.source.splitlines()) <= 20, f"{path.name}: a long cell\n{cell.source}"
+            lines = cell.source.splitlines()
+            assert len(lines) <= 20, f"{path.name}: a long cell\n{cell.source}"
+            assert not [line for line in lines if len(line) > 110], f"{path.name}: a long line\n{cell.source}"
         headings = [c.source.splitlines()[0] for c in notebook.cells if c.cell_type == "markdown"]
         wanted = ["## Parameters", "## Setup", "## Load", "## Record", "## Checks"]
         assert [h for h in headings if h in wanted] == wanted, path.name

@@ -8,7 +8,7 @@ from conftest import make_toy
 from test_backbones import made
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpmkit import estimate, plan, report
+from dpmkit import estimate, plan, report, tables
 from dpmkit.settings import UserError
 from dpmkit.sllm import EmotionSLLM
 
@@ -81,7 +81,7 @@ def test_the_record_keeps_other_corpora_and_no_path(asked, tmp_path):
     hours = [c for c in rows["demo"]["cells"] for _ in range(3)]
     assert rows["demo"]["gpu_hours"] == pytest.approx(sum(
         (c["training"] + c["writing"] + c["reading"]) / (estimate.UTILISATION * 4e12) / 3600 for c in hours))
-    table = report.plan_table(json.loads(path.read_text())["results"])
+    table = tables.plan(json.loads(path.read_text())["results"])
     assert table["folds x seeds"].tolist() == ["2 x 3", "1 x 3"]  # demo, meld
     readme = settings.home_path / "README.md"
     readme.write_text("\n".join(("a", report.BEGIN, report.END, report.PLAN, "stale", report.END_PLAN, "z")))

@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dpmkit import records, report, reproduce
+from dpmkit import records, report, reproduce, tables
 from dpmkit.__main__ import main
 from dpmkit.settings import Settings, UserError
 
@@ -80,7 +80,7 @@ def test_records_hold_no_path_and_tables_hold_the_records_numbers(tmp_path):
     record = a_record(tmp_path, 1.0, 3.0)
     assert str(tmp_path) not in json.dumps(record) and record["settings"]["root"] == "emodb"
     assert record["results"]["nothing"] is None
-    table = report.methods_table(record, "complete").set_index("method")
+    table = tables.methods(record, "complete").set_index("method")
     assert table.loc["dpm", "WA"] == "62.0 [60.0, 64.0]"
     assert table.loc["dpm", "WA against window"] == "+2.0 [+1.0, +3.0]"
     with pytest.raises(UserError, match="run notebook 04"):
@@ -107,7 +107,7 @@ def test_the_reports_are_made_of_records_alone(tmp_path):
 
 def test_seeds_share_one_table_of_means(tmp_path):
     made = [a_record(tmp_path, 1.0, 3.0), a_record(tmp_path, 3.0, 5.0, seed=1)]
-    table = report.spread_table(made, "seeds").set_index("method")
+    table = tables.spread(made, "seeds").set_index("method")
     assert table.loc["dpm"].tolist() == ["63.0", "62.0 to 64.0", "+3.0", "+2.0 to +4.0"]
     said = report.summary(made[::-1])
     assert said.count("**`demo` profile") == 1 and "seed 0**" in said and "Trained anew with 2 seeds" in said

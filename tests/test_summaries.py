@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from dpmkit import report
+from dpmkit import tables
 from dpmkit.metrics import DECLARED
 
 
@@ -42,15 +42,15 @@ def a_record(contrasts=(), losses=None, methods=(), corpus="demo", **settings):
     (-1.2, 0.049, "DPM is below the same SLLM and window without a memory"),
     (1.2, 0.05, "No measurable difference between DPM and the same SLLM and window without a memory")])
 def test_the_verdict_follows_the_adjusted_p(gain, p_holm, words):
-    said = report.verdict(a_record([contrast("dpm - window", gain, p_holm)]))
+    said = tables.verdict(a_record([contrast("dpm - window", gain, p_holm)]))
     assert f"{words} ({gain:+.1f} [{gain - 1:+.1f}, {gain + 1:+.1f}] points WA, p {p_holm:.2g})" in said
 
 
 def test_every_declared_contrast_is_in_the_verdict_and_without_them_it_claims_nothing():
     made = [contrast(f"{a} - {b}", i + 0.1, 0.2) for i, (a, b) in enumerate(DECLARED)]
-    said = report.verdict(a_record(made))
+    said = tables.verdict(a_record(made))
     assert all(f"(+{i}.1 [" in said for i in range(len(DECLARED))) and said.count("o measurable") == len(DECLARED)
-    assert report.verdict(a_record()) == "This record has no declared contrasts: run notebook 03 again."
+    assert tables.verdict(a_record()) == "This record has no declared contrasts: run notebook 03 again."
 
 
 @pytest.mark.parametrize(("own_none", "own_swapped", "words"), [
@@ -60,16 +60,16 @@ def test_every_declared_contrast_is_in_the_verdict_and_without_them_it_claims_no
     (-0.0005, -0.01, "nothing measurable"), (0.01, -0.01, "nothing measurable")])
 def test_what_the_memory_stores_is_what_the_losses_show(own_none, own_swapped, words):
     tested = [contrast("dpm - window", 0.0, 1.0)]
-    said = report.verdict(a_record(tested, {"dpm": loss(own_none, own_swapped)}))
+    said = tables.verdict(a_record(tested, {"dpm": loss(own_none, own_swapped)}))
     assert f"`dpm` stores {words}: {own_none:+.4f} [" in said and f"{own_swapped:+.4f} [" in said
-    assert "stores" not in report.verdict(a_record(tested, {"dpm": loss(-1, -1)}), "complete")
+    assert "stores" not in tables.verdict(a_record(tested, {"dpm": loss(-1, -1)}), "complete")
 
 
 def test_rows_above_the_window_are_those_whose_intervals_both_say_so():
     rows = [method("lstm", 64, 4, 1, 7, (0.5, 8)), method("a", 64, 4, 1, 7, (-1, 9)), method("b", 61, 1, -1, 3),
             method("c", 63, 3, 1, 5, None), method("dpm-swapped", 64, 4, 1, 7, (1, 7)),
             method("speaker-memory-kept", 66, 6, None, None, None), method("last-true", 83, 23, 20, 26, (20, 26))]
-    said = report.verdict(a_record([contrast("dpm - window", 0.0, 1.0)], methods=rows))
+    said = tables.verdict(a_record([contrast("dpm - window", 0.0, 1.0)], methods=rows))
     assert "Above the window by their intervals, untested: lstm +4.0, c +3.0." in said
     assert "WA of the bounds, given true labels: last-true 83.0; of the window 60.0." in said
 
@@ -77,11 +77,11 @@ def test_rows_above_the_window_are_those_whose_intervals_both_say_so():
 def test_a_table_of_contrasts_has_p_only_where_it_was_tested_and_marks_the_floor():
     record = a_record([contrast("dpm - window", 1.0, 0.0014, floor=True, a_only=12, b_only=4),
                        contrast("dpm - at-once", 2.0, 0.3), contrast("window - at-once", 1.0, WA_speakers=None)])
-    table = report.contrasts_table(record, "all-lengths").set_index("contrast")
+    table = tables.contrasts(record, "all-lengths").set_index("contrast")
     assert table["p (Holm)"].tolist() == ["< 0.0014", "0.3", "no test"]
     assert table.loc["dpm - window"].tolist()[1:4] == ["+1.0", "[+0.0, +2.0]", "[-2.0, +4.0]"]
     assert table.loc["window - at-once", "over speakers"] == "–"
-    counts = report.contrasts_table(record, "complete").set_index("contrast")
+    counts = tables.contrasts(record, "complete").set_index("contrast")
     assert counts.loc["dpm - window", ["only the first is right", "only the second"]].tolist() == ["12", "4"]
 
 
@@ -89,7 +89,7 @@ def test_a_table_of_contrasts_has_p_only_where_it_was_tested_and_marks_the_floor
     ("demo", "+2.23", "+6.56", "+6.96"), ("meld", "+0.29", "+3.32", "+5.69")])
 def test_the_papers_contrast_stands_beside_its_parts_as_differences(corpus, every, complete, other):
     record = a_record([contrast("dpm - at-once", 2.7), contrast("dpm - window", -0.1)], corpus=corpus)
-    table = report.attribution_table(record)
+    table = tables.attribution(record)
     m, of = ("WF1", "MELD") if corpus == "meld" else ("WA", "IEMOCAP")
     assert table["contrast"].tolist() == ["dpm - at-once", "window - at-once", "dpm - window",
                                           "at-once - classifier"]
@@ -102,7 +102,7 @@ def test_the_papers_contrast_stands_beside_its_parts_as_differences(corpus, ever
 def test_the_method_table_has_no_p_no_figure_of_the_paper_and_says_where_there_is_no_interval():
     kept = method("speaker-memory-kept", 66, 6, None, None, None)
     kept |= {f"{m}_interval": [None, None] for m in ("WA", "UA", "WF1")}  # too few speakers, as JSON has it
-    table = report.methods_table(a_record(methods=[method("dpm", 62, 2, 1, 3, (-1, 5)), kept]), "complete")
+    table = tables.methods(a_record(methods=[method("dpm", 62, 2, 1, 3, (-1, 5)), kept]), "complete")
     assert not [c for c in table.columns if re.search(r"p \(|paper", c)]
     table = table.set_index("method")[["WA", "WA against window", "over speakers"]]
     assert table.loc["window"].tolist() == ["60.0 [58.0, 62.0]", "", ""]
@@ -116,6 +116,6 @@ def test_processors_stand_side_by_side():
         made = a_record(methods=[method("at-once", 64, -2, -3, -1), method("dpm", wa - 0.1, -0.1, -1, 1)])
         made["results"]["protocols"]["all-lengths"]["methods"][0]["WA"] = wa
         records.append(made | {"machine": {"processor": name}})
-    table = report.processors_table(records).set_index("processor")
+    table = tables.processors(records).set_index("processor")
     assert table["window: WA"].to_dict() == {"AMD": "67.4", "Intel": "66.3"}
     assert table["dpm - window"].tolist() == ["-0.1", "-0.1"]
