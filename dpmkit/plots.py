@@ -1,7 +1,4 @@
-"""Figures of DataFrames and records, and the players of notebook 01. Colours differ in grey, too.
-
-method_plots: Figures that compare methods: calibration, emotions, power, cost. The house's look is `plots`'.
-"""
+"""Figures of tables and records, and the players of notebook 01. Lines and markers differ, for grey paper."""
 
 from __future__ import annotations
 
@@ -16,25 +13,20 @@ import pandas as pd
 from IPython.display import HTML, Audio, display
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
-from matplotlib.transforms import Bbox
 
 from . import audio, runs
 from .corpora import Corpus, Utterance
 from .settings import Settings
 from .tables import PAPER_TABLE_1
 
-# -- plots ---------------------------------------------------------------------
-
-EMOTION_COLOURS = {"neu": "#9aa0a6", "hap": "#e8a33d", "sad": "#3b6fb6", "ang": "#a4262c", "exc": "#f2d16b",
-                   "fru": "#d07a5e", "surprise": "#8e5ea2", "fear": "#2a9d9d", "disgust": "#6b7d2a"}
-EMOTION_COLOURS |= {"neutral": "#9aa0a6", "joy": "#e8a33d", "sadness": "#3b6fb6", "anger": "#a4262c"}  # MELD
-LINES = ("-", "--", ":", "-.")
-MARKERS = "osD^vPX*"
 COLOURS = ("#1b4f72", "#c0562f", "#3f8f5f", "#8e5ea2", "#6b6b6b", "#b8860b", "#2a9d9d", "#b03060")
+CONVERSATIONS = {"IEMOCAP": 151, "MELD test": 280}  # targets of the protocol `complete`
+Rows = Sequence[dict[str, Any]]  # of a record
 
 matplotlib.rcdefaults()  # a user's own matplotlibrc (usetex, dark colours) is for other figures
 plt.rcParams.update({"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False,
-                     "font.size": 9, "figure.dpi": 110, "savefig.dpi": 140, "axes.titlesize": 10})
+                     "font.size": 9, "figure.dpi": 110, "savefig.dpi": 140, "axes.titlesize": 10,
+                     "legend.frameon": False, "legend.fontsize": 8, "lines.markersize": 4})
 
 
 def save(figure: Figure, settings: Settings, name: str) -> Path:
@@ -45,21 +37,58 @@ def save(figure: Figure, settings: Settings, name: str) -> Path:
     return path
 
 
+def _look(i: int) -> dict[str, Any]:
+    """Colour, marker and line of the i-th of several."""
+    return {"color": COLOURS[i % 8], "marker": "osD^vPX*"[i % 8], "linestyle": ("-", "--", ":", "-.")[i % 4]}
+
+
+def _legend(axes: plt.Axes, place: str = "outside upper left", columns: int = 5, **more: Any) -> None:
+    """One for all of the figure, of what these axes hold."""
+    axes.figure.legend(*axes.get_legend_handles_labels(), loc=place, ncols=columns, **more)
+
+
+def _ends(table: pd.DataFrame, key: str) -> np.ndarray:
+    """Low and high ends of a column's intervals, (2, rows); NaN where there are none."""
+    return np.array(table[f"{key}_interval"].tolist(), dtype=float).T
+
+
+def _points(axes: plt.Axes, x: Sequence[float], table: pd.DataFrame, i: int = 0, key: str = "WA",
+            **look: Any) -> None:
+    """A value of each row with its interval, in the look of the i-th method."""
+    axes.vlines(x, *_ends(table, key), color=COLOURS[i % 8], lw=1, alpha=0.6)
+    axes.plot(x, table[key], **_look(i) | look)
+
+
+def _wall(axes: plt.Axes, x: float, text: str) -> None:
+    axes.axvline(x, color="0.5", lw=0.8, ls=(0, (4, 3)))
+    axes.annotate(text, (x, 0.98), xycoords=("data", "axes fraction"), rotation=90, ha="center", va="top",
+                  fontsize=7, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+
+
 def heatmap(matrix: np.ndarray, emotions: Sequence[str], title: str, xlabel: str, ylabel: str,
-            axes: plt.Axes | None = None, number: str = "{:.2f}") -> Figure:
+            axes: plt.Axes) -> None:
     """A square matrix in [0, 1] over the emotions, with its numbers."""
-    axes = axes or plt.subplots(figsize=(3.4, 3.1))[1]
     axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1)
     for (i, j), value in np.ndenumerate(matrix):
-        axes.text(j, i, number.format(value), ha="center", va="center", color="white" if value > 0.55 else "black")
+        axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.55 else "black")
     axes.set(xticks=range(len(emotions)), yticks=range(len(emotions)), xticklabels=emotions, yticklabels=emotions,
              title=title, xlabel=xlabel, ylabel=ylabel)
-    return axes.figure
+
+
+def confusions(matrices: Mapping[str, np.ndarray], emotions: Sequence[str]) -> Figure:
+    """A heatmap per name: the share of each true label (row) that was given each answer. `matrices`: counts,
+    (emotions, emotions), rows true; an emotion that never occurs has a row of zeros."""
+    size = 1.0 + 0.5 * len(emotions)
+    figure, panels = plt.subplots(1, len(matrices), figsize=(size * len(matrices), size), squeeze=False)
+    for axes, (name, matrix) in zip(panels[0], matrices.items(), strict=True):
+        shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+        heatmap(shares, emotions, name, "answer", "true label" if axes is panels[0][0] else "", axes)
+    return figure
 
 
 def durations(table: pd.DataFrame) -> Figure:
-    """Histograms: seconds an utterance and a conversation, turns a conversation. `table`: one row an utterance
-    with `conversation`, `seconds` and `end`."""
+    """Histograms: seconds per utterance, turns and minutes per conversation. `table`: a row per utterance with
+    `conversation`, `seconds` and `end`."""
     grouped = table.groupby("conversation")
     panels = ((table["seconds"], "seconds of an utterance"), (grouped.size(), "turns of a conversation"),
               (grouped["end"].max() / 60, "minutes of a conversation"))
@@ -72,93 +101,92 @@ def durations(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def heard(waveform: np.ndarray, codes: np.ndarray, frame_rate: float) -> Figure:
+def utterance(waveform: np.ndarray, codes: np.ndarray, frame_rate: float) -> Figure:
     """One utterance: its waveform and, below on the same seconds, its codes."""
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 3.2), sharex=True)
     top.plot(np.arange(len(waveform)) / audio.RATE, waveform, lw=0.4, color=COLOURS[0])
     top.set(ylabel="amplitude", title="one utterance, as samples and as codes")
-    bottom.plot((np.arange(len(codes)) + 0.5) / frame_rate, codes, drawstyle="steps-mid", marker=".", ms=4,
-                color=COLOURS[1])
+    bottom.plot((np.arange(len(codes)) + 0.5) / frame_rate, codes, ".-", drawstyle="steps-mid", color=COLOURS[1])
     bottom.set(xlabel="seconds", ylabel="code")
     return figure
 
 
+def players(corpus: Corpus, utterances: Sequence[Utterance]) -> None:
+    """A player per utterance. Audio is embedded for the demo corpus alone: the others are not ours to pass on."""
+    for one in utterances:
+        text = f"<b>{one.emotion}</b>, speaker {one.speaker}, {one.seconds:.1f} s ({one.id})"
+        if corpus.name != "demo":
+            display(HTML(f"{text}: not embedded, as this corpus' licence does not let us pass audio on."))
+            continue
+        waveform = audio.read(one.audio.path, one.audio.start, one.audio.end)
+        display(HTML(text), Audio(waveform, rate=audio.RATE, normalize=False))
+
+
 def losses(history: pd.DataFrame) -> Figure:
-    """Loss of training and validation an epoch, and validation WA; `history`: rows of `Finetuned.history`."""
+    """Losses of training and validation per epoch, and validation WA and UA; `history`: `Finetuned.history`."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 2.8))
-    for i, (column, label) in enumerate((("train_loss", "training, (L_a + L_e) / 2"),
-                                         ("eval_loss", "validation, (L_a + L_e) / 2"),
-                                         ("eval_l_a", "validation L_a"), ("eval_l_e", "validation L_e"))):
-        left.plot(history["epoch"], history[column], LINES[i], marker=MARKERS[i], ms=4, color=COLOURS[i],
-                  label=label)
-    left.set(xlabel="epoch", ylabel="nats a token")
-    left.legend(frameon=False, fontsize=7, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
-    right.plot(history["epoch"], 100 * history["eval_wa"], "-o", ms=4, color=COLOURS[0], label="WA")
-    right.plot(history["epoch"], 100 * history["eval_ua"], "--s", ms=4, color=COLOURS[1], label="UA")
-    best = history.loc[history["eval_l_e"].idxmin(), "epoch"]
-    right.axvline(best, color="0.6", lw=0.8)
+    for i, (column, label) in enumerate({"train_loss": "training, (L_a + L_e) / 2",
+                                         "eval_loss": "validation, (L_a + L_e) / 2",
+                                         "eval_l_a": "validation L_a", "eval_l_e": "validation L_e"}.items()):
+        left.plot(history["epoch"], history[column], label=label, **_look(i))
+    left.set(xlabel="epoch", ylabel="nats per token")
+    left.legend(fontsize=7, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
+    for i, name in enumerate(("WA", "UA")):
+        right.plot(history["epoch"], 100 * history[f"eval_{name.lower()}"], label=name, **_look(i))
+    right.axvline(history.loc[history["eval_l_e"].idxmin(), "epoch"], color="0.6", lw=0.8)
     right.set(xlabel="epoch (line: the one kept)", ylabel="validation, %")
-    right.legend(frameon=False)
+    right.legend()
     return figure
 
 
 def trace(table: pd.DataFrame, emotions: Sequence[str]) -> Figure:
-    """One conversation turn by turn: probabilities (stacked), truth (dots), L_t and the memory's norm."""
+    """One conversation turn by turn: probabilities (stacked), true labels (dots), L_t and the memory's norm."""
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 4.4), sharex=True, height_ratios=(2, 1))
-    turns = table["turn"].to_numpy()
+    turns = table["turn"]
     top.stackplot(turns, *(table[f"p_{e}"] for e in emotions), labels=emotions, step="mid", alpha=0.85,
-                  colors=[EMOTION_COLOURS.get(e, COLOURS[i % 8]) for i, e in enumerate(emotions)])
-    for who, speaker in enumerate(sorted(table["speaker"].unique())):
-        for i, e in enumerate(emotions):
-            rows = table[(table["speaker"] == speaker) & (table["emotion"] == e)]
-            top.scatter(rows["turn"], np.full(len(rows), 1.05 + 0.08 * who), s=16, clip_on=False,
-                        color=EMOTION_COLOURS.get(e, COLOURS[i % 8]), marker="os"[who % 2])
+                  colors=COLOURS)
+    for who, (_, part) in enumerate(table[table["emotion"].notna()].groupby("speaker")):
+        colours = [COLOURS[list(emotions).index(e) % 8] for e in part["emotion"]]
+        top.scatter(part["turn"], np.full(len(part), 1.05 + 0.08 * who), s=16, clip_on=False, c=colours)
     top.set(ylabel="probability", ylim=(0, 1), xlim=(turns.min() - 0.5, turns.max() + 0.5))
-    top.legend(frameon=False, ncols=len(emotions), loc="lower center", bbox_to_anchor=(0.5, 1.18),
-               title="filled: answer; dots above: truth, one row a speaker", fontsize=8, title_fontsize=8)
+    top.legend(ncols=len(emotions), loc="lower center", bbox_to_anchor=(0.5, 1.18), title_fontsize=8,
+               title="filled: answer; dots above: true label, one row per speaker")
     bottom.plot(turns, table["norm"], "-o", ms=3, color=COLOURS[0])
     bottom.set(xlabel="turn", ylabel="norm of the\nmemory's change")
     right = bottom.twinx()
     right.plot(turns, table["loss"], ":s", ms=3, color=COLOURS[1])
-    right.set_ylabel("L_t, nats a token (dotted)", color=COLOURS[1])
+    right.set_ylabel("L_t, nats per token (dotted)", color=COLOURS[1])
     right.spines["right"].set_visible(True)
     return figure
 
 
-def methods(rows: Sequence[dict[str, Any]], title: str, measure: str = "WA") -> Figure:
-    """Each method's measure with its interval, and its gain over the window baseline beside it. The majority class
-    stays in the table: on the axis it would squeeze the others."""
-    rows = [r for r in rows if r["method"] != "majority"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 0.45 + 0.32 * len(rows)), sharey=True)
-    y = np.arange(len(rows))[::-1]
-    for axes, key in ((left, measure), (right, f"{measure}_gain")):
-        middle = np.array([r[key] for r in rows])
-        low, high = np.array([r[f"{key}_interval"] for r in rows]).T
-        axes.hlines(y, low, high, color=COLOURS[0], lw=1.6)
-        axes.plot(middle, y, "o", ms=5, color=COLOURS[0])
-    right.axvline(0, color="0.5", lw=0.8)
-    left.set(yticks=y, yticklabels=[r["method"] for r in rows], xlabel=f"{measure}, %", title=title)
-    right.set(xlabel=f"{measure} against the window baseline, points")
+def methods(rows: Rows, title: str) -> Figure:
+    """WA of each method with its interval, and its gain over the window baseline. The majority class stays in the
+    table: on the axis it would squeeze the others."""
+    table = pd.DataFrame(rows)[::-1]  # the first on top
+    table = table[table["method"] != "majority"]
+    figure, panels = plt.subplots(1, 2, figsize=(9, 0.45 + 0.32 * len(table)), sharey=True)
+    for axes, key in zip(panels, ("WA", "WA_gain"), strict=True):
+        axes.hlines(table["method"], *_ends(table, key), color=COLOURS[0], lw=1.6)
+        axes.plot(table[key], table["method"], "o", ms=5, color=COLOURS[0])
+    panels[0].set(xlabel="WA, %", title=title)
+    panels[1].axvline(0, color="0.5", lw=0.8)
+    panels[1].set(xlabel="WA against the window baseline, points")
     return figure
 
 
-def ablations(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Gain in WA over the frozen SLLM with the same prefix, one panel a setting."""
-    table = pd.DataFrame(rows)
-    names = list(dict.fromkeys(table["setting"]))
-    counts = [max(3, (table["setting"] == name).sum()) for name in names]  # room for each tick's label
-    figure, axes = plt.subplots(1, len(names), figsize=(0.62 * sum(counts) + 1, 2.7), sharey=True, squeeze=False,
-                                width_ratios=counts)
-    for panel, name in zip(axes[0], names, strict=True):
-        part = table[table["setting"] == name]
-        x = np.arange(len(part))
-        low, high = np.array(part["WA_gain_interval"].tolist()).T
-        panel.vlines(x, low, high, color=COLOURS[0], lw=1.6)
-        panel.plot(x, part["WA_gain"], "o", color=COLOURS[0])
-        panel.axhline(0, color="0.5", lw=0.8)
-        panel.set(xticks=x, xticklabels=[_short(v) for v in part["value"]], xlabel=name)
-        panel.set_xlim(-0.5, len(part) - 0.5)
-    axes[0][0].set_ylabel("WA of DPM minus\nno memory, points")
+def ablations(rows: Rows) -> Figure:
+    """Gain in WA over the frozen SLLM with the same prefix, a panel per setting."""
+    parts = dict(list(pd.DataFrame(rows).groupby("setting", sort=False)))
+    widths = [max(3, len(part)) for part in parts.values()]  # room for each tick's label
+    figure, panels = plt.subplots(1, len(parts), figsize=(0.62 * sum(widths) + 1, 2.7), sharey=True, squeeze=False,
+                                  width_ratios=widths)
+    for axes, (name, part) in zip(panels[0], parts.items(), strict=True):
+        _points(axes, range(len(part)), part, key="WA_gain", linestyle="")
+        axes.axhline(0, color="0.5", lw=0.8)
+        axes.set(xticks=range(len(part)), xticklabels=map(_short, part["value"]), xlabel=name,
+                 xlim=(-0.5, len(part) - 0.5))
+    panels[0][0].set_ylabel("WA of DPM minus\nno memory, points")
     return figure
 
 
@@ -169,200 +197,49 @@ def _short(value: float | str) -> str:
     return f"{value:g}" if value == 0 or value >= 0.01 else f"{value:.0e}".replace("e-0", "e-")
 
 
-def positions(rows: Sequence[dict[str, Any]]) -> Figure:
-    """WA against the position in the conversation, one line a method, with intervals."""
-    return _binned(rows, "turns", "turn of the conversation")
-
-
-def lengths(rows: Sequence[dict[str, Any]]) -> Figure:
-    """WA against the length of the conversation, one line a method, with intervals (`metrics.by_length`)."""
-    return _binned(rows, "utterances", "utterances of the conversation")
-
-
-def _binned(rows: Sequence[dict[str, Any]], bins: str, xlabel: str) -> Figure:
-    table = pd.DataFrame(rows)
+def by_bin(rows: Rows) -> Figure:
+    """WA against the position in the conversation or its length, a line per method, with intervals: rows of
+    `metrics.by_bin`."""
+    table, bins = pd.DataFrame(rows), "turns" if "turns" in rows[0] else "utterances"
     figure, axes = plt.subplots(figsize=(7.2, 3.2))
     for i, (method, part) in enumerate(table.groupby("method", sort=False)):
-        low, high = np.array(part["WA_interval"].tolist()).T
-        x = np.arange(len(part)) + 0.06 * i
-        axes.vlines(x, low, high, color=COLOURS[i % 8], lw=1, alpha=0.6)
-        axes.plot(x, part["WA"], LINES[i % 4], marker=MARKERS[i % 8], ms=5, color=COLOURS[i % 8], label=method)
-    labels = table[table["method"] == table["method"].iloc[0]][bins]
-    axes.set(xticks=range(len(labels)), xticklabels=labels, xlabel=xlabel, ylabel="WA, %")
-    axes.legend(frameon=False, fontsize=8, ncols=5, loc="lower left", bbox_to_anchor=(0, 1.0))
+        _points(axes, np.arange(len(part)) + 0.06 * i, part, i, label=method)
+    labels = table[bins].unique()
+    axes.set(xticks=range(len(labels)), xticklabels=labels, xlabel=f"{bins} of the conversation", ylabel="WA, %")
+    _legend(axes)
     return figure
 
 
-def cost(rows: Sequence[dict[str, Any]], window: int, rates: Sequence[float]) -> Figure:
-    """Seconds and peak memory to label the last utterance against seconds of audio, with the walls of a context
-    of `window` tokens at each frame rate (codes a second)."""
-    table = pd.DataFrame(rows)
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.3))
-    for axes, column, label, scale in ((panels[0], "seconds", "seconds to the label", 1.0),
-                                       (panels[1], "peak_bytes", "peak memory beyond the model, MB", 1e-6)):
-        for i, (path, part) in enumerate(table.groupby("path", sort=False)):
-            axes.plot(part["audio_seconds"], np.maximum(part[column] * scale, 1e-3), LINES[i % 4],
-                      marker=MARKERS[i], ms=4, color=COLOURS[i], label=path)
-        axes.set(xscale="log", yscale="log", xlabel="seconds of audio heard", ylabel=label)
-        for rate in rates:
-            axes.axvline(window / rate, color="0.5", lw=0.8, ls=(0, (4, 3)))
-            axes.annotate(f"{window} tokens at {rate:g} Hz: {window / rate:.0f} s", (window / rate, 0.98),
-                          xycoords=("data", "axes fraction"), rotation=90, ha="center", va="top", fontsize=7,
-                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
-    panels[0].legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0))
-    return figure
-
-
-def players(corpus: Corpus, utterances: Sequence[Utterance]) -> None:
-    """A player an utterance. Audio is embedded for the demo corpus alone: the others are not ours to pass on."""
-    for utterance in utterances:
-        text = (f"<b>{utterance.emotion}</b>, speaker {utterance.speaker}, {utterance.seconds:.1f} s "
-                f"({utterance.id})")
-        if corpus.name != "demo":
-            display(HTML(f"{text}: not embedded, as this corpus' licence does not let us pass audio on."))
-            continue
-        clip = utterance.audio
-        display(HTML(text), Audio(audio.read(clip.path, clip.start, clip.end), rate=audio.RATE, normalize=False))
-
-
-def robustness(rows: Sequence[dict[str, Any]]) -> Figure:
-    """WA under disturbances, a panel a family and a line a method: rows of kind and level (`disturbances.KINDS`),
-    method, WA and WA_interval, in the order in which they shall stand. Boundaries that a machine has set are on no
-    line, as they are on no scale with the others. What was not run has no panel."""
-    families = (("boundaries moved by up to ± s", "0 (true)", ("jitter", "silero", "chunks")),
-                ("babble: SNR, dB", "none", ("babble",)),
-                ("white noise: SNR, dB", "none", ("white",)),
-                ("overlap, %", "none", ("overlap",)))
-    ticks = {"silero": "silero\nVAD", "chunks": "{:g} s\nchunk", "overlap": "{:.0%}"}
-    table = pd.DataFrame(rows)
-    conditions = list(dict.fromkeys(zip(table["kind"], table["level"], strict=True)))
-    families = [(label, none, [c for c in conditions if c[0] in ("none", *kinds)])
-                for label, none, kinds in families if table["kind"].isin(kinds).any()]
-    widths = [len(here) for *_, here in families]
-    figure, axes = plt.subplots(1, len(widths), figsize=(1 + 0.42 * sum(widths), 3), sharey=True, squeeze=False,
-                                width_ratios=widths)
-    methods = list(table.groupby("method", sort=False))
-    for panel, (label, none, here) in zip(axes[0], families, strict=True):
-        for i, (method, part) in enumerate(methods):
-            part = part.set_index(["kind", "level"]).reindex(here)
-            # Beside each other: intervals in one place would hide each other.
-            x = np.arange(len(here)) + 0.6 * ((i + 0.5) / len(methods) - 0.5)
-            for a, interval in zip(x, part["WA_interval"], strict=True):
-                if isinstance(interval, list):  # else the method was not run so
-                    panel.vlines(a, *interval, color=COLOURS[i % 8], lw=1, alpha=0.6)
-            found = part.index.get_level_values("kind").isin(["silero", "chunks"])
-            panel.plot(x[~found], part["WA"][~found], LINES[i % 4], marker=MARKERS[i % 8], ms=4, lw=1,
-                       color=COLOURS[i % 8], label=method)
-            panel.plot(x[found], part["WA"][found], MARKERS[i % 8], ms=4, color=COLOURS[i % 8])
-        panel.set(xticks=range(len(here)), xlim=(-0.5, len(here) - 0.5), xlabel=label, xticklabels=[
-            none if kind == "none" else ticks.get(kind, "{:g}").format(level) for kind, level in here])
-        panel.tick_params(axis="x", labelsize=7)
-    axes[0][0].set_ylabel("WA, %")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), frameon=False, fontsize=8, ncols=6,
-                  loc="outside upper left")
-    return figure
-
-
-# -- method_plots --------------------------------------------------------------
-
-CONVERSATIONS = {"IEMOCAP": 151, "MELD test": 280}  # targets of the protocol `complete`
-# Where a point's label may stand, in points from it, and its alignment: beside it, then farther off.
-PLACES = sorted(((x, y, "left" if x > 0 else "right") for x in (7, -7, 50, -50) for y in range(-96, 97, 12)),
-                key=lambda place: abs(place[0]) + abs(place[1]))
-
-
-def reliability(rows_by_method: Mapping[str, Sequence[dict[str, float]]]) -> Figure:
-    """Accuracy against confidence, a line a method (six at most, to be read) of `metrics.reliability`'s rows; on
-    the diagonal an answer is as sure as it is right. A marker's area grows with its bin's share of utterances."""
+def reliability(rows_by_method: Mapping[str, Rows]) -> Figure:
+    """Accuracy against confidence, a line per method of `metrics.reliability`'s rows; on the diagonal an answer is
+    as sure as it is right. A marker's area grows with its bin's share of utterances."""
     figure, axes = plt.subplots(figsize=(4.8, 3.3))
     axes.plot([0, 1], [0, 1], color="0.6", lw=0.8)
     for i, (method, rows) in enumerate(rows_by_method.items()):
-        table = pd.DataFrame(rows)
-        look = {"color": COLOURS[i % 8], "label": method, "marker": MARKERS[i % 8]}
-        axes.plot(table["confidence"], table["accuracy"], LINES[i % 4], lw=1.2, ms=4, **look)
+        table, look = pd.DataFrame(rows), _look(i)
+        axes.plot(table["confidence"], table["accuracy"], lw=1.2, label=method, **look)
         axes.scatter(table["confidence"], table["accuracy"], s=12 + 200 * table["n"] / table["n"].sum(),
-                     color=COLOURS[i % 8], marker=MARKERS[i % 8], alpha=0.6, lw=0)
+                     color=look["color"], marker=look["marker"], alpha=0.6, lw=0)
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence: probability of the answer",
              ylabel="accuracy: share that is right")
-    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right center")
+    _legend(axes, "outside right center", columns=1)
     return figure
 
 
 def recalls(by_method: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
-    """Recall and F1 of each emotion, a marker a method. `by_method`: `metrics.per_emotion` of each."""
+    """Recall and F1 of each emotion, a marker per method: `metrics.per_emotion` of each."""
     support = {e: int(row["n"]) for e, row in next(iter(by_method.values())).items()}
     figure, panels = plt.subplots(1, 2, figsize=(max(6.4, 1.9 + 1.4 * len(support)), 2.9), sharey=True)
-    for axes, key, name in ((panels[0], "recall", "recall"), (panels[1], "f1", "F1")):
+    for axes, key, name in zip(panels, ("recall", "f1"), ("recall", "F1"), strict=True):
         for i, (method, of) in enumerate(by_method.items()):
             x = np.arange(len(support)) + 0.7 * ((i + 0.5) / len(by_method) - 0.5)
-            axes.plot(x, [100 * of[e][key] for e in support], MARKERS[i % 8], ms=5, color=COLOURS[i % 8],
-                      label=method)
+            axes.plot(x, [100 * of[e][key] for e in support], label=method, **_look(i) | {"linestyle": ""})
         for edge in range(1, len(support)):
             axes.axvline(edge - 0.5, color="0.9", lw=0.8, zorder=0)
         axes.set(xticks=range(len(support)), xticklabels=[f"{e}\n{n}" for e, n in support.items()],
                  xlim=(-0.5, len(support) - 0.5), ylim=(-3, 103), ylabel=f"{name}, %",
                  xlabel="emotion and its number of utterances")
-    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, fontsize=8, ncols=min(6, len(by_method)),
-                  loc="outside upper center")
-    return figure
-
-
-def confusions(matrices: Mapping[str, np.ndarray], emotions: Sequence[str]) -> Figure:
-    """A heatmap a method: the share of each true emotion (row) that was given each answer. `matrices`: counts or
-    shares, (emotions, emotions), rows true; an emotion that never occurs has a row of zeros."""
-    size = 1.0 + 0.5 * len(emotions)
-    figure, panels = plt.subplots(1, len(matrices), figsize=(size * len(matrices), size), squeeze=False)
-    for axes, (method, matrix) in zip(panels[0], matrices.items(), strict=True):
-        total = matrix.sum(1, keepdims=True)
-        heatmap(matrix / np.where(total > 0, total, 1), emotions, method, "answer",
-                "truth" if axes is panels[0][0] else "", axes)
-    return figure
-
-
-def power(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Smallest gain in accuracy that shows in four of five repetitions, against the number of conversations with
-    one target each. `rows`: `n`, `discordant` and `points`, of `significance.smallest_effect(n, discordant)`."""
-    dpm, other = (PAPER_TABLE_1["iemocap"][m]["complete"][0] for m in ("dpm", "at-once"))
-    figure, axes = plt.subplots(figsize=(6.4, 3.3))
-    for i, (share, part) in enumerate(pd.DataFrame(rows).groupby("discordant")):
-        axes.plot(part["n"], part["points"], LINES[i % 4], color=COLOURS[i % 8], label=f"{100 * share:g} %")
-    axes.axhline(dpm - other, color="0.35", lw=0.8)
-    axes.annotate(f"paper claims {dpm - other:.2f}", (0, dpm - other), (3, -2), fontsize=8, va="top",
-                  xycoords=("axes fraction", "data"), textcoords="offset points")  # left: all curves are above
-    for name, n in CONVERSATIONS.items():
-        axes.axvline(n, color="0.5", lw=0.8, ls=(0, (4, 3)))
-        axes.annotate(f"{name}\n{n}", (n, 1.01), xycoords=("data", "axes fraction"), ha="center", va="bottom",
-                      fontsize=8)
-    axes.set(xlabel="conversations, one target each", ylabel="smallest gain in WA, points")
-    _log_x(axes)
-    axes.margins(x=0)
-    axes.set_ylim(bottom=0)
-    figure.legend(frameon=False, fontsize=8, loc="outside right upper", title="targets that the\nmethods differ on",
-                  title_fontsize=8)
-    return figure
-
-
-def pareto(rows: Sequence[dict[str, Any]]) -> Figure:
-    """WA with its interval against the milliseconds that a sentence takes; the step line joins the methods that no
-    other one beats in both. `rows`: `method`, `WA` (%), `WA_interval`, `seconds_per_sentence` (above 0)."""
-    rows = sorted(rows, key=lambda r: (r["seconds_per_sentence"], -r["WA"]))
-    x, y = np.array([[1000 * r["seconds_per_sentence"], r["WA"]] for r in rows]).T
-    low, high = np.array([r["WA_interval"] for r in rows]).T
-    figure, axes = plt.subplots(figsize=(6.4, 3.6))
-    axes.vlines(x, low, high, color=COLOURS[0], lw=1.2, alpha=0.6)
-    axes.plot(x, y, "o", ms=5, color=COLOURS[0])
-    axes.set(xlabel="milliseconds per sentence", ylabel="WA, %")
-    _log_x(axes)
-    axes.margins(x=0.12)
-    axes.set_xlim(axes.get_xlim())
-    # The front's corners: a step right to the next method, then up where it is better than all before it.
-    front = np.c_[np.repeat([*x, axes.get_xlim()[1]], 2)[1:-1], np.repeat(np.maximum.accumulate(y), 2)]
-    axes.plot(*front.T, color="0.6", lw=1, zorder=1)
-    figure.draw_without_rendering()  # lays the axes out: the labels are fitted into them
-    ends = np.c_[np.r_[np.c_[x, low], front[:-1]], np.r_[np.c_[x, high], front[1:]]].reshape(-1, 2)
-    taken = [Bbox(line).padded(3) for line in axes.transData.transform(ends).reshape(-1, 2, 2)]
-    for r, ms, wa in zip(rows, x, y, strict=True):
-        taken.append(_label(axes, r["method"], (ms, wa), taken))
+    _legend(panels[0], "outside upper center", columns=6)
     return figure
 
 
@@ -374,17 +251,84 @@ def _log_x(axes: plt.Axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _label(axes: plt.Axes, text: str, at: tuple[float, float], taken: Sequence[Bbox]) -> Bbox:
-    """Write `text` at the first of the places near `at` that is inside the axes and clear of all that is `taken`
-    (at the last one where none is), with a line to it from farther off; where it stands, in pixels."""
-    label = axes.annotate(text, at, (0, 0), textcoords="offset points", va="center", fontsize=8)
-    for place in PLACES:
-        label.set(position=place[:2], ha=place[2])
-        box = label.get_window_extent()
-        inside = (box.min > axes.bbox.min).all() and (box.max < axes.bbox.max).all()
-        if inside and not box.count_overlaps(taken):
-            break
-    if np.hypot(*place[:2]) > 12:
-        axes.annotate("", at, place[:2], textcoords="offset points",
-                      arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.5, "shrinkA": 0, "shrinkB": 3})
-    return box
+def power(rows: Rows) -> Figure:
+    """Smallest gain in accuracy that shows in four of five repetitions, against the number of conversations with
+    one target each. `rows`: `n`, `discordant` and `points`, of `metrics.smallest_effect(n, discordant)`."""
+    dpm, other = (PAPER_TABLE_1["iemocap"][m]["complete"][0] for m in ("dpm", "at-once"))
+    figure, axes = plt.subplots(figsize=(6.4, 3.3))
+    for i, (share, part) in enumerate(pd.DataFrame(rows).groupby("discordant")):
+        axes.plot(part["n"], part["points"], label=f"{100 * share:g} %", **_look(i) | {"marker": ""})
+    axes.axhline(dpm - other, color="0.35", lw=0.8)
+    axes.annotate(f"paper claims {dpm - other:.2f}", (0, dpm - other), (3, -2), fontsize=8, va="top",
+                  xycoords=("axes fraction", "data"), textcoords="offset points")  # left: all curves are above
+    for name, n in CONVERSATIONS.items():
+        _wall(axes, n, f"{name}: {n}")
+    _log_x(axes)
+    axes.margins(x=0)
+    axes.set(xlabel="conversations, one target each", ylabel="smallest gain in WA, points", ylim=(0, None))
+    _legend(axes, "outside right upper", 1, title="targets that the\nmethods differ on", title_fontsize=8)
+    return figure
+
+
+def pareto(rows: Rows) -> Figure:
+    """WA with its interval against the milliseconds that a sentence takes; the step line joins the methods that no
+    other one beats in both. `rows`: `method`, `WA` (%), `WA_interval`, `seconds_per_sentence`."""
+    table = pd.DataFrame(rows).sort_values(["seconds_per_sentence", "WA"], ascending=[True, False])
+    table["ms"] = 1000 * table["seconds_per_sentence"]
+    figure, axes = plt.subplots(figsize=(6.8, 3.6))
+    axes.step(table["ms"], table["WA"].cummax(), where="post", color="0.6", lw=1, zorder=1)
+    for i, (method, part) in enumerate(table.groupby("method", sort=False)):
+        _points(axes, part["ms"], part, i, label=method, linestyle="", markersize=6)
+    _log_x(axes)
+    axes.margins(x=0.12)
+    axes.set(xlabel="milliseconds per sentence", ylabel="WA, %")
+    _legend(axes, "outside right center", columns=1)
+    return figure
+
+
+def cost(rows: Rows, window: int, rates: Sequence[float]) -> Figure:
+    """Seconds and peak memory to label the last utterance against seconds of audio, with the walls of a context
+    of `window` tokens at each frame rate (codes per second)."""
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.3))
+    for axes, column, label, scale in ((panels[0], "seconds", "seconds to the label", 1.0),
+                                       (panels[1], "peak_bytes", "peak memory beyond the model, MB", 1e-6)):
+        for i, (path, part) in enumerate(pd.DataFrame(rows).groupby("path", sort=False)):
+            axes.plot(part["audio_seconds"], np.maximum(part[column] * scale, 1e-3), label=path, **_look(i))
+        axes.set(xscale="log", yscale="log", xlabel="seconds of audio", ylabel=label)
+        for rate in rates:
+            _wall(axes, window / rate, f"{window} tokens at {rate:g} Hz: {window / rate:.0f} s")
+    _legend(panels[0])
+    return figure
+
+
+FAMILIES = {"boundaries moved by up to ± s": ("jitter", "silero", "chunks"), "babble: SNR, dB": ("babble",),
+            "white noise: SNR, dB": ("white",), "overlap, %": ("overlap",)}
+TICKS = {"none": "none", "silero": "silero\nVAD", "chunks": "{:g} s\nchunk", "overlap": "{:.0%}"}
+
+
+def robustness(rows: Rows) -> Figure:
+    """WA under disturbances, a panel per family and a line per method; what was not run has no panel. Boundaries
+    that a machine has set are on no line, as they are on no scale with the others. `rows`: `kind` and `level`
+    (`robustness.KINDS`), `method`, `WA`, `WA_interval`, in the order in which they shall stand."""
+    table = pd.DataFrame(rows)
+    parts = {label: table[table["kind"].isin(("none", *kinds))] for label, kinds in FAMILIES.items()
+             if table["kind"].isin(kinds).any()}
+    widths = [part.groupby(["kind", "level"]).ngroups for part in parts.values()]
+    figure, panels = plt.subplots(1, len(widths), figsize=(1 + 0.42 * sum(widths), 3), sharey=True, squeeze=False,
+                                  width_ratios=widths)
+    for axes, (label, family) in zip(panels[0], parts.items(), strict=True):
+        methods = family.groupby("method", sort=False)
+        for i, (method, part) in enumerate(methods):
+            # Beside each other: intervals in one place would hide each other.
+            x = np.arange(len(part)) + 0.6 * ((i + 0.5) / len(methods) - 0.5)
+            found = part["kind"].isin(["silero", "chunks"]).to_numpy()
+            _points(axes, x[~found], part[~found], i, label=method, lw=1)
+            if found.any():
+                _points(axes, x[found], part[found], i, linestyle="")
+        names = [TICKS.get(kind, "{:g}").format(level)
+                 for kind, level in zip(part["kind"], part["level"], strict=True)]
+        axes.set(xlabel=label, xticks=range(len(names)), xlim=(-0.5, len(names) - 0.5), xticklabels=names)
+        axes.tick_params(axis="x", labelsize=7)
+    panels[0][0].set_ylabel("WA, %")
+    _legend(panels[0][0], columns=6)
+    return figure
