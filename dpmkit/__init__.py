@@ -1,5 +1,5 @@
 """Dynamic Parameter Memory (arXiv 2507.09076), reproduced."""
 
-from . import threads
+from . import machine
 
-threads.choose()  # before anything imports torch
+machine.choose()  # before anything imports torch

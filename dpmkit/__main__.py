@@ -125,11 +125,11 @@ def _train(options: argparse.Namespace) -> int:
     from accelerate import PartialState
     from torch.distributed import DistNetworkError
 
-    from . import codes, corpora, finetune, report, runs
+    from . import codes, corpora, finetune, machine, report
 
     settings = _of(options)[0]
     try:
-        process = PartialState(cpu=runs.device(settings).type == "cpu")
+        process = PartialState(cpu=machine.device(settings).type == "cpu")
     except DistNetworkError as error:
         meet = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(f"the processes cannot meet at {meet} (in use, or out of reach): use torchrun --standalone "

@@ -44,7 +44,7 @@ from scipy import signal
 from soundfile import SoundFileError
 from tqdm.auto import tqdm
 
-from . import runs
+from . import machine, runs
 from .settings import SegmentsSettings, UserError
 
 # -- video ---------------------------------------------------------------------
@@ -536,7 +536,7 @@ def find_speech(path: Path | str, settings: SegmentsSettings, chunks: int = 512)
     if settings.max_speech < max(2 * settings.min_speech, SHORTEST):
         raise UserError(f"setting segments.max_speech is {settings.max_speech:g} s; it must be {SHORTEST} s or "
                         f"more, and at least twice segments.min_speech ({settings.min_speech:g} s)")
-    with runs.one_thread():  # 32 ms of audio keep no second one busy
+    with machine.one_thread():  # 32 ms of audio keep no second one busy
         network, timestamps = _silero()
         probabilities, samples = _spoken(path, network, chunks)
     spans = timestamps(

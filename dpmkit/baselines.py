@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 from torch.utils.data import Dataset
 
-from . import finetune, runs
+from . import finetune, machine, runs
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus, Fold
 from .corpora.dynamics import emotion_prior, forward_filter, transition_counts, transition_matrix
@@ -299,7 +299,7 @@ def recurrent(settings: Settings, corpus: Corpus, codes: CorpusCodes, split: str
     asked = _Heard(corpus.select(getattr(fold, split)), features, corpus.emotions)
     torch.manual_seed(settings.seed)
     model = Recurrent(asked[0][0].shape[1], len(corpus.emotions), shape, bidirectional)
-    with runs.one_thread(), made.making(weights, together=True) as absent:
+    with machine.one_thread(), made.making(weights, together=True) as absent:
         if absent:
             finetune.fit(model, *data, _collate, tune, made.folder, settings)
             with runs.atomic(weights) as temporary:

@@ -34,17 +34,17 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from . import codes, corpora, finetune, metrics, protocols, records, runs, speakers, tables
+from . import codes, corpora, finetune, machine, metrics, protocols, records, speakers, tables
 from .codes import CorpusCodes
 from .corpora import Conversation
 from .corpora.dynamics import EMOTIONS
 from .finetune import Finetuned
 from .lora import TemporaryLoRA
+from .machine import BUSY, MARK, NAMES, QUIET
 from .memory import DynamicParameterMemory
 from .settings import MemorySettings, Settings
 from .sllm import EmotionSLLM, Vocabulary
 from .speakers import OffsetModel
-from .threads import BUSY, MARK, NAMES, QUIET
 
 # -- cost ----------------------------------------------------------------------
 
@@ -327,7 +327,7 @@ def _rates(shape: str, sllm: EmotionSLLM, base: MemorySettings, conversations: l
     plain = merged(sllm)
 
     def loop() -> int:
-        with runs.tf32(plain):
+        with machine.tf32(plain):
             return sum(len(peft_loop(plain, c, base)[1]) for c in conversations[:few])
 
     engines = {name: DynamicParameterMemory(sllm, dataclasses.replace(base, **rung), len(conversations))
@@ -484,13 +484,13 @@ def _timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
 
 def threads(settings: Settings, repeats: int = 3) -> Path:
     """Sentences per second of the memory and steps per second of training, at the size of the profile, on a quiet
-    machine and beside a busy process: OpenMP's default, each choice of `threads.choose` alone, and its own. In
+    machine and beside a busy process: OpenMP's default, each choice of `machine.choose` alone, and its own. In
     fresh processes, in turn; returns the record's path."""
     arms = {"default": {}, "quiet's choice": QUIET, "busy's choice": BUSY, "chosen": {}}
     rows: dict[tuple[str, str], list[dict]] = {}
     started = time.perf_counter()
-    for machine in ("quiet", "beside a busy process") * repeats:
-        busy = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if machine != "quiet" else None
+    for around in ("quiet", "beside a busy process") * repeats:
+        busy = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if around != "quiet" else None
         try:
             for arm, given in arms.items():
                 plain = {k: v for k, v in os.environ.items() if k not in (*NAMES, MARK, "OMP_NUM_THREADS")}
@@ -498,14 +498,14 @@ def threads(settings: Settings, repeats: int = 3) -> Path:
                 code = f"{first}from dpmkit.bench import print_rates; print_rates({settings.profile!r})"
                 done = subprocess.run([sys.executable, "-c", code], env={**plain, **given}, capture_output=True,
                                       text=True, check=True)
-                rows.setdefault((machine, arm), []).append(json.loads(done.stdout.splitlines()[-1]))
+                rows.setdefault((around, arm), []).append(json.loads(done.stdout.splitlines()[-1]))
         finally:
             if busy:
                 busy.kill()
                 busy.wait()
-    results = [{"machine": machine, "waiting": arm, "n": repeats, "chose": sorted({r["chose"] for r in made}),
+    results = [{"machine": around, "waiting": arm, "n": repeats, "chose": sorted({r["chose"] for r in made}),
                 **{rate: sorted(r[rate] for r in made) for rate in ("sentences_per_second", "steps_per_second")}}
-               for (machine, arm), made in rows.items()]
+               for (around, arm), made in rows.items()]
     return records.save_bench(settings, "threads", {"rows": results}, time.perf_counter() - started)
 
 

@@ -16,7 +16,7 @@ from . import backbones
 from .codes import CorpusCodes
 from .corpora import Corpus
 from .dialogues import Dialogues, collate_sequences
-from .runs import device
+from .machine import device
 from .settings import FinetuneSettings, Settings, UserError
 from .sllm import EmotionSLLM, Vocabulary
 

@@ -23,11 +23,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
-from . import backbones, estimate, runs
+from . import backbones, estimate, machine, runs
 from .codes import CorpusCodes
 from .corpora import Corpus
 from .dialogues import Dialogues, collate_sequences
-from .runs import device
+from .machine import device
 from .settings import FinetuneSettings, Settings, UserError
 from .sllm import CARD, EmotionSLLM
 
@@ -118,7 +118,7 @@ def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate
         raise UserError("training is not written for FSDP, which splits a model over GPUs: launch it without, so "
                         "that each GPU has a copy (the estimate printed above says whether one fits)")
     try:
-        with runs.tf32(model):
+        with machine.tf32(model):
             trainer.train(resume_from_checkpoint=checkpoint)
     except torch.OutOfMemoryError as error:
         raise UserError("training does not fit the GPU: set finetune.forward_tokens, of one forward (now "

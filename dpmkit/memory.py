@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import runs
+from . import machine, runs
 from .cheaper import Prefixes
 from .history import EMPTY, History, Part, Turn, taught
 from .lora import TemporaryLoRA
@@ -294,7 +294,7 @@ class DynamicParameterMemory:
 
     def _label(self, batch: Batch, streams: list[int], labels: list[int]) -> None:
         """One step on the cross-entropy of each stream's true emotion, at the end of its row."""
-        with torch.enable_grad(), runs.tf32(self.sllm):
+        with torch.enable_grad(), machine.tf32(self.sllm):
             leaf = self.lora.flat[streams].requires_grad_()
             with self.lora.active(leaf):
                 answered = self.sllm.emotions_after(self.decoder.upper(batch), batch.rows, self.head)
@@ -332,7 +332,7 @@ class DynamicParameterMemory:
                     answers = self.sllm.emotions_after(hidden.detach(), batch.rows, self.head)
             if self.settings.steps:
                 # Each stream's loss depends on its own row alone, so the sum's gradient is each one's own.
-                with runs.tf32(self.sllm):
+                with machine.tf32(self.sllm):
                     gradient, = torch.autograd.grad(lowered.sum(), leaf)
                 self.optimizer.step(index, gradient, torch.isfinite(lowered.detach()))
         return first, answers

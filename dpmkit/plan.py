@@ -19,8 +19,8 @@ import torch
 from . import estimate, records
 from .codes import CorpusCodes
 from .corpora import Corpus
+from .machine import device
 from .methods import TUNED
-from .runs import device
 from .settings import Settings, UserError
 
 PUBLISHED = {"s3-v2-25hz": (6561, 25.0), "mimi": (2048, 12.5)}  # codes and rate where the setting is 0

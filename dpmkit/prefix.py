@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from . import runs
+from . import machine
 from .settings import UserError
 from .sllm import EmotionSLLM
 
@@ -60,7 +60,7 @@ class Decoder:
 
     def lower(self, batch: Batch) -> Batch:
         """The batch with its `hidden`, shape (rows, longest, hidden): embedded, and through the lower blocks."""
-        with torch.no_grad(), runs.tf32(self.sllm):
+        with torch.no_grad(), machine.tf32(self.sllm):
             hidden = self.sllm.embedded(batch.rows)
             if self.split:
                 with self._only(0, self.split):
@@ -69,7 +69,7 @@ class Decoder:
 
     def upper(self, batch: Batch) -> Tensor:
         """Last hidden states, shape (rows, longest, hidden), from the batch's `hidden` on."""
-        with runs.tf32(self.sllm), self._only(self.split, None):
+        with machine.tf32(self.sllm), self._only(self.split, None):
             return self._run(batch.hidden, batch.past)
 
     def _run(self, hidden: Tensor, past: Past | None) -> Tensor:

@@ -6,33 +6,24 @@ reference.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
-import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
-import torch
 from scipy import stats
 
-from . import runs
+from . import machine, runs
 from .settings import Settings, UserError
 
 # -- records -------------------------------------------------------------------
 
 KINDS = ("data", "backbone", "methods", "ablations", "context")  # notebooks 01 to 05
-PACKAGES = ("dpmkit", "torch", "transformers", "peft", "accelerate", "torchaudio", "numpy", "pandas",
-            "scikit-learn", "papermill", "espeakng-loader", "soundfile", "av", "silero-vad", "s3tokenizer")
 # What may differ between two equal runs: when, how fast, from which commit.
 TIMED = frozenset({"made", "seconds", "commit", "cost", "real_time_factor", "machine", "bench", "peak_bytes",
                    "origins", "seconds_per_sentence", "seconds_per_hour", "protocol_seconds", "crossings"})
@@ -76,8 +67,7 @@ def _record(settings: Settings, kind: str, results: dict[str, Any], seconds: flo
     return {"kind": kind, "profile": settings.profile, "corpus": settings.corpus, "fold": settings.fold,
             "seed": settings.seed, "run": settings.run_name,
             "changed": _plain({name: flat[name] for name in settings.changed}),
-            "results": _plain(results), "settings": _plain(flat), "packages": packages(),
-            "machine": machine(), "commit": commit(), "seconds": round(seconds, 1),
+            "results": _plain(results), "settings": _plain(flat), **machine.origin(), "seconds": round(seconds, 1),
             "made": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
@@ -145,38 +135,6 @@ def without_times(record: Any) -> Any:
     return [without_times(v) for v in record] if isinstance(record, list) else record
 
 
-def machine() -> dict[str, Any]:
-    """What the run ran on."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"system": platform.system(), "processor": _processor(), "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(), "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-            "gpu": gpu, "python": platform.python_version()}
-
-
-def commit() -> str:
-    """The checkout's commit, with `+changes` where the code differs from it; `unknown` outside a checkout."""
-    here = Path(__file__).resolve().parent.parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True,
-                              check=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--", "dpmkit", "notebooks", "requirements.lock")
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def packages() -> dict[str, str]:
-    """The versions of PACKAGES, less extras that are not installed."""
-    found = {}
-    for name in PACKAGES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
 def _plain(value: Any) -> Any:
     """`value` as JSON knows it; NaN becomes null."""
     if isinstance(value, dict):
@@ -192,16 +150,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     return value
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 # -- comparison ----------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from . import metrics, records, runs, tables
+from . import machine, metrics, records, runs, tables
 from .codes import CorpusCodes
 from .corpora import Corpus
 from .finetune import Finetuned
@@ -65,7 +65,7 @@ def _text(settings: Settings, tuned: Finetuned, corpus: Corpus, codes: CorpusCod
              *on_hub, "---", "",
              f"# Emotion SLLM, {corpus.name}, fold {settings.fold}, seed {settings.seed}", "",
              "A causal language model that hears speech codes and answers with an emotion token. Made by dpmkit "
-             f"(profile `{settings.profile}`, commit {records.commit()}).", "",
+             f"(profile `{settings.profile}`, commit {machine.commit()}).", "",
              "```python", "from dpmkit.sllm import EmotionSLLM",
              'sllm = EmotionSLLM.load("this folder")',
              "probabilities = sllm.emotion_logits([sllm.sentence(codes)]).softmax(-1)", "```", "",

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from . import backbones, runs
+from . import backbones, machine
 from .settings import BackboneSettings, FinetuneSettings, Settings, UserError
 
 # -- vocabulary ----------------------------------------------------------------
@@ -298,7 +298,7 @@ class EmotionSLLM(nn.Module):
 
     def _hidden(self, rows: Sequence[Tensor]) -> Tensor:
         """Last hidden states, shape (batch, longest, hidden)."""
-        with runs.tf32(self):
+        with machine.tf32(self):
             return self._decode(self.embedded(rows))
 
     def _decode(self, embedded: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from dpmkit import audio, runs, tokenizers
+from dpmkit import audio, machine, tokenizers
 from dpmkit.corpora import demo
 from dpmkit.settings import Settings, UserError
 from dpmkit.tokenizers import checkpoint, hubert, protocol, s3
@@ -460,7 +460,7 @@ def test_models_go_to_the_device_of_the_settings(models, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(UserError, match="setting device is 'cuda', but torch sees 0"):
         tokenizers.create(asked(models[0], "mimi", device="cuda"))
-    assert runs.device(asked(models[0], "mimi")).type == "cpu"
+    assert machine.device(asked(models[0], "mimi")).type == "cpu"
 
 
 def test_nothing_is_said_while_loading(models, tmp_path, capfd):

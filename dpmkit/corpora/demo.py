@@ -21,7 +21,7 @@ import numpy as np
 from scipy.signal import lfilter
 from tqdm.auto import tqdm
 
-from .. import audio, runs
+from .. import audio, machine, runs
 from ..settings import ConversationSettings, Settings, UserError
 from . import composed, dynamics, espeak, texts
 from .conversation import Clip, Conversation, Corpus, Utterance
@@ -160,7 +160,7 @@ def load(settings: Settings) -> Corpus:
     """The corpus, synthesised first where `runs/corpus/<key>/` lacks it; folds leave one session out, so that no
     speaker stands in two splits."""
     plans, made = plan(settings.conversation), runs.artefact(
-        settings, "corpus", load, conversation=settings.conversation, espeak=runs.version("espeakng-loader"))
+        settings, "corpus", load, conversation=settings.conversation, espeak=machine.version("espeakng-loader"))
     manifest = made.folder / "manifest.csv"
     with made.making(manifest, *(made.folder / f"{p.id}.wav" for p in plans)) as absent:
         if absent:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .. import audio, runs
+from .. import audio, machine, runs
 from ..settings import Settings, UserError, on_disk
 from . import files
 from . import table as tables
@@ -83,7 +83,7 @@ def _found(settings: Settings, path: Path, name: str) -> Conversation | Skipped:
 def _boundaries(settings: Settings, path: Path, sha256: str) -> pd.DataFrame:
     """`segments.find`, once for every recording, setting and version of what finds them."""
     made = runs.artefact(settings, "segments", audio.find_speech, segments=settings.segments, sha256=sha256,
-                         silero=runs.version("silero-vad"))
+                         silero=machine.version("silero-vad"))
     table = made.folder / "segments.parquet"
     with made.making(table) as absent:
         if absent:

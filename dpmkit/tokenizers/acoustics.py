@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torchaudio.transforms import MFCC
 
-from .. import audio, runs
+from .. import audio, machine
 
 WINDOW = 1024  # samples (64 ms) of one frame: two periods of 60 Hz and more
 CEPSTRA = 12  # MFCCs 1 to 12; the zeroth is energy again
@@ -33,7 +33,7 @@ def frames(waveform: np.ndarray, frame_rate: float = 25.0) -> np.ndarray:
     starts = np.round((np.arange(count) + 0.5) * hop).astype(int)
     padded = np.pad(waveform, (WINDOW // 2, WINDOW + int(hop)))
     windows = torch.from_numpy(padded[starts[:, None] + np.arange(WINDOW)])
-    with torch.inference_mode(), runs.one_thread():
+    with torch.inference_mode(), machine.one_thread():
         cepstra = _mfcc()(windows)[:, 1:, 0]
         rms = windows.square().mean(dim=1).sqrt()
         f0, strength = _pitch(windows)

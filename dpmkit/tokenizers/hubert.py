@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import audio, runs
+from .. import audio, machine
 from ..settings import Settings, UserError
 from . import checkpoint
 from .kmeans import KMeans
@@ -29,7 +29,7 @@ class HubertKMeans(KMeans):
     def __init__(self, settings: Settings):
         codes = settings.codes
         found = checkpoint.find(settings, self.model_class, self.default, "preprocessor_config.json")
-        self.checkpoint, self.files, self.device = found, found.files, runs.device(settings)
+        self.checkpoint, self.files, self.device = found, found.files, machine.device(settings)
         strides, layers = found.config.conv_stride, found.config.num_hidden_layers
         self.stride = prod(strides)
         self.field = 1 + sum((k - 1) * prod(strides[:i]) for i, k in enumerate(found.config.conv_kernel))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import audio, runs
+from .. import audio, machine
 from ..settings import Settings, UserError
 from . import checkpoint
 from .protocol import count, own, pieces, versions
@@ -30,7 +30,7 @@ class MimiTokenizer:
     def __init__(self, settings: Settings):
         codes = settings.codes
         found = checkpoint.find(settings, "MimiModel", "kyutai/mimi")
-        self.checkpoint, self.files, self.device = found, found.files, runs.device(settings)
+        self.checkpoint, self.files, self.device = found, found.files, machine.device(settings)
         self.rate, self.each, most = (getattr(found.config, name) for name in
                                       ("sampling_rate", "codebook_size", "num_quantizers"))
         self.hop = round(self.rate / found.config.frame_rate)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import runs
+from .. import machine
 from ..audio import RATE
 from ..settings import UserError
 
@@ -71,4 +71,4 @@ def own(tokenizer: str, setting: str, given: float, possible: Sequence[float]) -
 
 def versions(*packages: str) -> str:
     """`transformers 5.1.0, …`: what made the codes."""
-    return ", ".join(f"{package} {runs.version(package)}" for package in packages)
+    return ", ".join(f"{package} {machine.version(package)}" for package in packages)

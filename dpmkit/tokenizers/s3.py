@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from .. import runs
+from .. import machine
 from ..settings import Settings, UserError, on_disk
 from .checkpoint import HUB_ID, fetch, refused, sha256
 from .protocol import count, own, pieces, versions
@@ -43,7 +43,7 @@ class S3Tokenizer:
             raise UserError(f"tokenizer {self.name} needs the package s3tokenizer: pip install 'dpmkit[s3]'"
                             ) from error
         self.path, source = _weights(settings)
-        self.device = runs.device(settings)
+        self.device = machine.device(settings)
         self.files = {self.path.name: sha256(self.path)}
         self.facts = {"source": source, "version": versions("s3tokenizer"),
                       "weights_sha256": self.files[self.path.name]}

@@ -1,0 +1,136 @@
+"""What a process runs on: how its threads wait, which device, in which digits; and what a record says of it.
+
+OpenMP asks once how threads wait for one another, when torch loads it: `choose` comes before. By default they spin,
+which is fastest on a quiet machine; beside a busy process each spins in the time slices that the others need, and a
+step takes several times as long. `python -m dpmkit bench threads` measures both.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from .settings import Settings, UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+MARK = "DPMKIT_CHOSE_WAITING"  # the choice is this kit's, so that a child process may choose anew
+QUIET = {"GOMP_SPINCOUNT": "10000"}  # turns of the loop before a thread sleeps; libgomp's own are 300,000
+BUSY = {"OMP_WAIT_POLICY": "PASSIVE"}  # sleeps at once
+SAMPLE = 0.1  # seconds
+PACKAGES = ("dpmkit", "torch", "transformers", "peft", "accelerate", "torchaudio", "numpy", "pandas",
+            "scikit-learn", "papermill", "espeakng-loader", "soundfile", "av", "silero-vad", "s3tokenizer")
+
+
+def choose(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set how OpenMP's threads wait in this process and those that it starts, by whether others keep more than half
+    a processor busy just now. Numbers do not depend on it. A user's own setting stays; too late after torch."""
+    asked = any(name in environment for name in NAMES) and MARK not in environment
+    if asked or environment.get("OMP_NUM_THREADS") == "1" or "torch" in sys.modules:
+        return
+    for name in NAMES:
+        environment.pop(name, None)
+    others = psutil.cpu_percent(SAMPLE) / 100 * (psutil.cpu_count() or 1)  # this process sleeps meanwhile
+    environment.update(BUSY if others > 0.5 else QUIET, **{MARK: "1"})
+
+
+def device(settings: Settings) -> torch.device:
+    """`settings.device`, where "auto" is the GPU if there is one; UserError for one that is not there."""
+    import torch
+
+    name = settings.device
+    try:
+        found = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise UserError(f"setting device {name!r} is not known; use auto, cpu, cuda or cuda:0") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"setting device is {name!r}, but torch sees {torch.cuda.device_count()} GPU(s); use auto "
+                        "or cpu")
+    if found.index is not None:  # for all that names no device: synchronisation, memory counters, records
+        torch.cuda.set_device(found)
+    return found
+
+
+@contextmanager
+def tf32(model: nn.Module) -> Iterator[None]:
+    """Float32 products on tensor cores, where the model is on a GPU and a bfloat16 one: PEFT keeps its adapters in
+    float32, at a fifteenth of the card's rate, though what they are added to has fewer digits than TF32. A float32
+    model keeps its digits."""
+    import torch
+
+    before, weight = torch.get_float32_matmul_precision(), next(model.parameters())
+    if weight.device.type == "cuda" and weight.dtype == torch.bfloat16:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, for work too small to share (two beside a busy process are ten times slower); afterwards
+    on as many as before, whatever a library imported meanwhile has set."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def version(package: str) -> str:
+    """A package's version; `?` for one that is not installed or runs from its folder, as this kit may."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "?"
+
+
+def origin() -> dict[str, Any]:
+    """`packages` (versions, less extras that are not installed), `machine` and `commit`: what makes this process'
+    artefacts and records."""
+    import torch
+
+    versions = {name: version(name) for name in PACKAGES}
+    hardware = {"system": platform.system(), "processor": _processor(), "cores": os.cpu_count(),
+                "threads": torch.get_num_threads(),
+                "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+                "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+                "python": platform.python_version()}
+    return {"packages": {name: v for name, v in versions.items() if v != "?"}, "machine": hardware,
+            "commit": commit()}
+
+
+def commit() -> str:
+    """The checkout's commit, with `+changes` where the code differs from it; `unknown` outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent.parent)]
+    try:
+        changed, head = (subprocess.run([*git, *asked], capture_output=True, text=True, check=True).stdout.strip()
+                         for asked in (["status", "--porcelain", "--", "dpmkit", "notebooks", "requirements.lock"],
+                                       ["rev-parse", "--short=12", "HEAD"]))
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+changes" if changed else "")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
