@@ -77,8 +77,8 @@ class Part(NamedTuple):
 
 @cache
 def parsed(module: str) -> tuple[dict[str, Part], dict[str, Place]]:
-    """A file taken apart: name -> what defines it ("": what else runs on its import), and name -> where it comes from,
-    of what is imported from this package."""
+    """A file taken apart: name -> what defines it ("": what else runs on its import), and name -> where it comes
+    from, of what is imported from this package."""
     file, statements, imported = _file(module), {"": []}, {}
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     tree = ast.parse(file.read_text(encoding="utf-8"))
