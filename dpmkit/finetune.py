@@ -1,4 +1,4 @@
-"""Fine-tuning of an SLLM (or any module of the same forward) with transformers' Trainer.
+"""Fine-tuning of an SLLM (paper, 'Emotion SLLM'), or of any module of the same forward, with transformers' Trainer.
 
 One call, `train`, gives the fine-tuned SLLM of a corpus and fold: trained if it has to be, resumed where a killed
 run stopped, loaded where it is done. Validation conversations choose the epoch; test conversations are never seen.
@@ -10,7 +10,8 @@ import contextlib
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,17 +20,19 @@ import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
 from sklearn.metrics import recall_score
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from . import backbones, estimate, machine, runs
 from .codes import CorpusCodes
-from .corpora import Corpus
-from .dialogues import Dialogues, collate_sequences
+from .corpora import Conversation, Corpus
 from .machine import device
 from .settings import FinetuneSettings, Settings, UserError
 from .sllm import CARD, EmotionSLLM
+
+UNLABELLED = -100  # as torch's cross-entropy has it
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,13 @@ def train(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> Finetuned:
         finetune=keyed(settings.finetune), history_emotions=settings.memory.history_emotions)
     done, log = made.folder / "sllm", made.folder / "history.json"
     with made.making(done / CARD, log, together=True) as absent:
-        if absent and settings.backbone.source:
-            estimate.told(settings, corpus, codes)
         if absent:
-            _trained(settings, corpus, codes, origin, done, log)
+            if settings.backbone.source:
+                PartialState().print(estimated(settings, corpus, codes).checked(), flush=True)
+            _trained(settings, corpus, codes, done, log)
     facts = json.loads(log.read_text(encoding="utf-8"))
-    loaded = EmotionSLLM.load(done, codes.facts["codebook_size"], corpus.emotions, settings.home_path,
-                              origin["source"])
-    return Finetuned(loaded.to(device(settings)), made.key, done, facts["history"], facts["trained_parameters"])
+    loaded = EmotionSLLM.load(done, settings.home_path, origin["source"]).to(device(settings))
+    return Finetuned(loaded, made.key, done, facts["history"], facts["trained_parameters"])
 
 
 def keyed(tune: FinetuneSettings) -> FinetuneSettings:
@@ -69,13 +71,29 @@ def keyed(tune: FinetuneSettings) -> FinetuneSettings:
     return replace(tune, batch=tune.batch * runs.world())
 
 
-def _trained(settings: Settings, corpus: Corpus, codes: CorpusCodes, origin: dict[str, str], done: Path,
-             log: Path) -> None:
+def estimated(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> estimate.Estimate:
+    """Memory and hours that `train` would take with a pretrained backbone; no weights are loaded."""
+    shell = estimate.shell(settings, codes.facts["codebook_size"], corpus.emotions)
+    return estimate.training(settings, shell, forwards(settings, corpus, codes, shell))
+
+
+def forwards(settings: Settings, corpus: Corpus, codes: CorpusCodes,
+             sllm: EmotionSLLM) -> list[tuple[int, int, int]]:
+    """Rows, tokens per row and predicted tokens of every forward of an epoch."""
+    tune, fold = settings.finetune, corpus.folds[settings.fold - 1]
+    data = Dialogues(sllm, corpus.select(fold.train), codes.codes, corpus.emotions, settings, True)
+    collate, out = collate_sequences(sllm.vocabulary.end), []
+    for i in range(0, len(data), tune.batch):
+        batch = collate([data[j] for j in range(i, min(i + tune.batch, len(data)))])
+        out += [(*piece["input_ids"].shape, int((piece["code_weight"] > 0).sum()))
+                for piece in _pieces(batch, tune.forward_tokens)]
+    return out
+
+
+def _trained(settings: Settings, corpus: Corpus, codes: CorpusCodes, done: Path, log: Path) -> None:
     fold = corpus.folds[settings.fold - 1]
-    backbone = replace(settings.backbone, source=backbones.again(origin, settings.home_path))
-    model = EmotionSLLM.create(backbone, settings.finetune, codes.facts["codebook_size"], corpus.emotions,
-                               settings.seed)
-    model.origin = origin
+    model = EmotionSLLM.create(settings.backbone, settings.finetune, codes.facts["codebook_size"], corpus.emotions,
+                               settings.seed, settings.home_path)
     data = [Dialogues(model, corpus.select(ids), codes.codes, corpus.emotions, settings, moving)
             for ids, moving in ((fold.train, True), (fold.validation, False))]
     history = fit(model, *data, collate_sequences(model.vocabulary.end), settings.finetune, done.parent, settings)
@@ -87,9 +105,104 @@ def _trained(settings: Settings, corpus: Corpus, codes: CorpusCodes, origin: dic
     PartialState().wait_for_everyone()
 
 
+# -- training dialogues ------------------------------------------------------------------------------------
+
+class Dialogues(Dataset):
+    """The training sequences of each dialogue, a list of them per item (see `sequences`).
+
+    A dialogue longer than the window is cut between sentences into pieces that fit it. `moving` draws the first
+    cut anew each epoch, so that histories of every length are trained; validation cuts stay where they are.
+    """
+
+    def __init__(self, model: EmotionSLLM, conversations: Sequence[Conversation], codes: dict[str, np.ndarray],
+                 emotions: tuple[str, ...], settings: Settings, moving: bool):
+        self.model, self.settings, self.moving, self.epoch = model, settings, moving, 0
+        self.history = settings.memory.history_emotions == "predicted"  # emotion tokens in it
+        longest = model.window - 1 - self.history
+        self.dialogues = [
+            [(codes[u.id][-longest:], None if u.emotion is None else emotions.index(u.emotion))
+             for u in c.utterances] for c in conversations]
+
+    def __len__(self) -> int:
+        return len(self.dialogues)
+
+    def __getitem__(self, index: int) -> list[dict[str, Tensor]]:
+        tune, window = self.settings.finetune, self.model.window
+        rng = np.random.default_rng([self.settings.seed, self.epoch if self.moving else 0, index])
+        room = int(rng.integers(1, window + 1))  # of the first piece
+        pieces, used = [[]], 0
+        for codes, emotion in self.dialogues[index]:
+            tokens = len(codes) + 1 + (self.history and emotion is not None)
+            if used + tokens > room and pieces[-1]:
+                pieces.append([])
+                used, room = 0, window
+            room = max(room, tokens)
+            pieces[-1].append((codes, emotion))
+            used += tokens
+        return [sequence for piece in pieces for sequence in
+                sequences(self.model, *zip(*piece, strict=True), tune.n_o, tune.n_p, tune.n_q, self.history)]
+
+
+def sequences(sllm: EmotionSLLM, codes: Sequence[np.ndarray], emotions: Sequence[int | None], n_o: int, n_p: int,
+              n_q: int, emotions_in_history: bool = False) -> list[dict[str, Tensor]]:
+    """Training sequences of one dialogue for L_a and L_e (paper, equations 3 to 6).
+
+    For the sentence whose `<audio_end>` is the dialogue's n-th token: L_a is the mean over the last n_o
+    tokens up to it, given the n_p before those; L_e is read at it, given the last n_q tokens. n < n_o: n_p =
+    0 and n_o = n; n_o <= n < n_o + n_p: n_p = n - n_o; n < n_q: n_q = n. The first token of a context
+    follows nothing: where it stands among the n_o, it is not predicted and the mean is over the others.
+
+    Terms whose context starts at the same token share one sequence (and so one forward). Each sequence
+    holds `input_ids`, `code_weight` and `emotion`, shape (tokens,), as `EmotionSLLM.forward` takes them.
+    """
+    sentences = [sllm.sentence(c, e if emotions_in_history else None)
+                 for c, e in zip(codes, emotions, strict=True)]
+    tokens = torch.cat(sentences)  # (dialogue,), as weights and labels
+    weights = defaultdict(lambda: torch.zeros(len(tokens)))  # where a context starts -> its sequence's
+    labels = defaultdict(lambda: torch.full((len(tokens),), UNLABELLED))
+    stops, before = {}, 0
+    for sentence, emotion, spoken in zip(sentences, emotions, codes, strict=True):
+        n = before + len(spoken) + 1  # <audio_end> is token n - 1
+        before += len(sentence)
+        start = max(0, n - n_o - n_p)
+        predicted = slice(max(n - n_o, start + 1), n)
+        sound = sllm.is_sound(tokens[predicted])  # no emotion tokens of earlier sentences
+        weights[start][predicted] += sound / sound.sum().clamp_min(1)  # eqs 3 and 4: a mean per sentence
+        stops[start] = n
+        if emotion is not None:
+            start = max(0, n - n_q)
+            labels[start][n - 1] = emotion  # eqs 5 and 6
+            stops[start] = n
+    return [{"input_ids": tokens[start:stop], "code_weight": weights[start][start:stop],
+             "emotion": labels[start][start:stop]} for start, stop in sorted(stops.items())]
+
+
+def collate_sequences(padding: int) -> Callable:
+    """Lists of sequences to one padded batch, on the right: `input_ids`, `code_weight`, `emotion`."""
+    fill = {"input_ids": padding, "code_weight": 0.0, "emotion": UNLABELLED}
+
+    def collate(items: Sequence[list[dict[str, Tensor]]]) -> dict[str, Tensor]:
+        rows = [sequence for item in items for sequence in item]
+        return {name: pad_sequence([r[name] for r in rows], batch_first=True, padding_value=value)
+                for name, value in fill.items()}
+
+    return collate
+
+
+def _pieces(batch: dict[str, Tensor], most: int) -> list[dict[str, Tensor]]:
+    """The sequences of a batch in forwards of `most` tokens at most, or one sequence each; 0: all at once."""
+    if not most or "code_weight" not in batch:
+        return [batch]
+    rows, longest = batch["code_weight"].shape
+    at_once = max(1, most // longest)
+    return [{name: value[i:i + at_once] for name, value in batch.items()} for i in range(0, rows, at_once)]
+
+
+# -- the Trainer -------------------------------------------------------------------------------------------
+
 def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate: Callable,
         tune: FinetuneSettings, folder: Path, settings: Settings) -> list[dict]:
-    """Train `model` in place and return its history, one row an epoch; the best epoch's weights are kept.
+    """Train `model` in place and return its history, one row per epoch; the best epoch's weights are kept.
 
     `model.forward` returns `loss`, `logits` (rows, classes) and `truth` (rows,). The best epoch has the lowest
     emotion loss on the validation data. Goes on from the newest whole checkpoint in `folder`.
@@ -124,11 +237,11 @@ def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate
         raise UserError("training does not fit the GPU: set finetune.forward_tokens, of one forward (now "
                         f"{tune.forward_tokens}; 0: a step is one), or finetune.checkpointing=true, and run again"
                         ) from error
+    kept = ("loss", "eval_loss", "eval_l_a", "eval_l_e", "eval_wa", "eval_ua")
     rows: dict[int, dict] = {}
     for entry in trainer.state.log_history:
         row = rows.setdefault(round(entry["epoch"]), {"epoch": round(entry["epoch"])})
-        row.update({("train_loss" if name == "loss" else name): value for name, value in entry.items()
-                    if name == "loss" or name in ("eval_loss", "eval_l_a", "eval_l_e", "eval_wa", "eval_ua")})
+        row |= {("train_loss" if name == "loss" else name): entry[name] for name in entry if name in kept}
     return list(rows.values())
 
 
@@ -151,7 +264,7 @@ def _one_gpu(arguments: TrainingArguments, where: torch.device) -> None:
 
 
 class _Epoch(TrainerCallback):
-    """Tells the training data which epoch it is (after a resume, too)."""
+    """The training data's epoch, which moves its cuts (after a resume, too)."""
 
     def __init__(self, data: Dataset):
         self.data = data
@@ -165,11 +278,11 @@ class _Trainer(Trainer):
 
     forward_tokens = 0
 
-    def training_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch=None):
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch=None):
         """Loss and gradient of one step. L_a and L_e are means over all of its sequences, whatever share of them a
         forward or a process holds."""
         inputs = self._prepare_inputs(inputs)
-        pieces = self._pieces(inputs)
+        pieces = _pieces(inputs, self.forward_tokens)
         if len(pieces) == 1 and self.accelerator.num_processes == 1:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
@@ -185,32 +298,24 @@ class _Trainer(Trainer):
             total = total + loss.detach()
         return total
 
-    def _pieces(self, inputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-        """The sequences of a batch in forwards of `forward_tokens` at most, or one sequence each."""
-        if not self.forward_tokens or "code_weight" not in inputs:
-            return [inputs]
-        rows, longest = inputs["emotion"].shape
-        at_once = max(1, self.forward_tokens // longest)
-        return [{name: value[i:i + at_once] for name, value in inputs.items()} for i in range(0, rows, at_once)]
-
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         self.model.eval()
-        sums, counts, said, truth = torch.zeros(2), torch.zeros(2), [], []
-        # Every process hears all of it: a sharded loader repeats dialogues to fill its last batch.
+        sums, counts, answers, truth = torch.zeros(2), torch.zeros(2), [], []
+        # All of it in every process: a sharded loader repeats dialogues to fill its last batch.
         loader = DataLoader(self.eval_dataset, self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
-        for piece in (p for batch in loader for p in self._pieces(self._prepare_inputs(batch))):
+        for piece in (p for b in loader for p in _pieces(self._prepare_inputs(b), self.forward_tokens)):
             out = self.model(**piece)
             here = _counts(piece) if "l_a" in out else out["loss"].new_full((2,), len(out["truth"]))
             losses = torch.stack([out.get(name, out["loss"]).float() for name in ("l_a", "l_e")])
             sums, counts = sums + (here * losses).cpu(), counts + here.cpu()
-            said.append(out["logits"].argmax(-1).cpu())
+            answers.append(out["logits"].argmax(-1).cpu())
             truth.append(out["truth"].cpu())
-        said, truth = torch.cat(said).numpy(), torch.cat(truth).numpy()
+        answers, truth = torch.cat(answers).numpy(), torch.cat(truth).numpy()
         l_a, l_e = (sums / counts.clamp_min(1e-9)).tolist()
         metrics = {"eval_loss": (l_a + l_e) / 2, "eval_l_a": l_a, "eval_l_e": l_e}
-        metrics["eval_wa"] = float((said == truth).mean())
-        metrics["eval_ua"] = float(recall_score(truth, said, labels=np.unique(truth), average="macro"))
+        metrics["eval_wa"] = float((answers == truth).mean())
+        metrics["eval_ua"] = float(recall_score(truth, answers, labels=np.unique(truth), average="macro"))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -231,7 +336,7 @@ class _Trainer(Trainer):
                             "disk, then run again: training goes on from its last checkpoint") from error
 
 
-def _counts(piece: dict[str, torch.Tensor]) -> torch.Tensor:
+def _counts(piece: dict[str, Tensor]) -> Tensor:
     """Sentences with an L_a and with an L_e, (2,)."""
     return torch.stack([piece["code_weight"][:, 1:].sum(), (piece["emotion"] >= 0).sum().float()])
 

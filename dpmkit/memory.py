@@ -58,7 +58,7 @@ class DynamicParameterMemory:
         self.histories = [History(settings, sllm.window) for _ in range(streams)]
         sllm = sllm.in_precision(settings.precision).requires_grad_(False).eval()
         self.sllm, self.settings, self.streams, self.seed = sllm, settings, streams, seed
-        self.head, self.end = sllm.new_rows(), sllm.sentence(EMPTY.numpy())
+        self.end = sllm.sentence(EMPTY.numpy())
         self.lora = TemporaryLoRA(sllm, streams, settings.rank, settings.alpha, settings.layers, seed)
         self.optimizer = StreamOptimizer(settings, self.lora.flat, self.lora.fresh)
         self.decoder = Decoder(sllm, self.lora.lowest)
@@ -290,14 +290,14 @@ class DynamicParameterMemory:
         return {i: float(np.mean(values)) for i, values in losses.items()}
 
     def _losses(self, hidden: Tensor, batch: Batch) -> Tensor:
-        return self.sllm.code_losses(hidden, batch.rows, batch.first, self.settings.loss_vocabulary, self.head)
+        return self.sllm.code_losses(hidden, batch.rows, batch.first, self.settings.loss_vocabulary)
 
     def _label(self, batch: Batch, streams: list[int], labels: list[int]) -> None:
         """One step on the cross-entropy of each stream's true emotion, at the end of its row."""
         with torch.enable_grad(), machine.tf32(self.sllm):
             leaf = self.lora.flat[streams].requires_grad_()
             with self.lora.active(leaf):
-                answered = self.sllm.emotions_after(self.decoder.upper(batch), batch.rows, self.head)
+                answered = self.sllm.emotions_after(self.decoder.upper(batch), batch.rows)
             lowered = F.cross_entropy(answered, torch.tensor(labels, device=answered.device), reduction="none")
             gradient, = torch.autograd.grad(lowered.sum(), leaf)
         self.optimizer.step(streams, gradient, torch.isfinite(lowered.detach()))
@@ -315,7 +315,7 @@ class DynamicParameterMemory:
                     hidden = self.decoder.upper(batch)
                 losses = lowered = self._losses(hidden, batch)
                 if self.settings.rule != "semantic":
-                    answered = self.sllm.emotions_after(hidden, batch.rows, self.head)
+                    answered = self.sllm.emotions_after(hidden, batch.rows)
                     ends = [torch.equal(row[-1:], self.end) for row in batch.rows]
                     said = answered.detach().softmax(-1)
                     if target is None:
@@ -329,7 +329,7 @@ class DynamicParameterMemory:
             if first is None:
                 first = losses.detach()
                 if self.settings.read == "before":
-                    answers = self.sllm.emotions_after(hidden.detach(), batch.rows, self.head)
+                    answers = self.sllm.emotions_after(hidden.detach(), batch.rows)
             if self.settings.steps:
                 # Each stream's loss depends on its own row alone, so the sum's gradient is each one's own.
                 with machine.tf32(self.sllm):
@@ -340,4 +340,4 @@ class DynamicParameterMemory:
     @torch.no_grad()
     def _read(self, batch: Batch, streams: Sequence[int]) -> Tensor:
         with self.lora.active(self.lora.flat[list(streams)]):
-            return self.sllm.emotions_after(self.decoder.upper(batch), batch.rows, self.head)
+            return self.sllm.emotions_after(self.decoder.upper(batch), batch.rows)

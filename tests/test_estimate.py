@@ -1,15 +1,19 @@
-"""Estimates against what is counted: parameters, FLOPs, and the bytes that autograd keeps."""
+"""Estimates against what is counted: parameters, FLOPs, and the bytes that autograd keeps; the plan of a grid,
+whose FLOPs are those of the real model and whose hours those of its cells."""
 
 import dataclasses
+import json
 
 import psutil
 import pytest
 import torch
+from conftest import make_toy
+from test_backbones import made
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dpmkit import estimate, finetune
-from dpmkit.dialogues import Dialogues, collate_sequences
+from dpmkit import estimate, finetune, methods, report, tables
+from dpmkit.finetune import Dialogues, collate_sequences
 from dpmkit.settings import UserError
 from dpmkit.sllm import EmotionSLLM
 
@@ -39,7 +43,7 @@ def real(settings, corpus, codes):
 def test_parameters_and_flops_are_those_that_are_counted(asked, rank):
     settings, corpus, codes = asked
     settings = settings.replace("finetune.lora_rank", rank)
-    got, (model, batch) = estimate.training(settings, corpus, codes), real(settings, corpus, codes)
+    got, (model, batch) = finetune.estimated(settings, corpus, codes), real(settings, corpus, codes)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert got.trained == trained
     whole = {id(p): p.numel() for n, p in model.named_parameters() if "lora_" not in n and "trainable" not in n}
@@ -57,7 +61,7 @@ def test_activations_are_about_what_autograd_keeps(asked, checkpointing, dtype, 
     for name, value in (("finetune.checkpointing", checkpointing), ("backbone.dtype", dtype),
                         ("finetune.lora_dropout", dropout)):
         settings = settings.replace(name, value)
-    got, (model, batch) = estimate.training(settings, corpus, codes), real(settings, corpus, codes)
+    got, (model, batch) = finetune.estimated(settings, corpus, codes), real(settings, corpus, codes)
     kept = {}
 
     def keep(tensor):
@@ -78,9 +82,9 @@ def test_activations_are_about_what_autograd_keeps(asked, checkpointing, dtype, 
 
 def test_less_at_once_and_less_kept_is_less(asked):
     settings, corpus, codes = asked
-    whole = estimate.training(settings, corpus, codes)
-    small = estimate.training(settings.replace("finetune.forward_tokens", 64), corpus, codes)
-    again = estimate.training(settings.replace("finetune.checkpointing", True), corpus, codes)
+    whole = finetune.estimated(settings, corpus, codes)
+    small = finetune.estimated(settings.replace("finetune.forward_tokens", 64), corpus, codes)
+    again = finetune.estimated(settings.replace("finetune.checkpointing", True), corpus, codes)
     assert small.largest <= 64 < whole.largest and small.tokens == whole.tokens
     assert small.memory["activations"] < whole.memory["activations"] / 2
     assert again.memory["activations"] < whole.memory["activations"] and again.flops > whole.flops
@@ -112,3 +116,94 @@ def test_a_containers_limit_counts(files, own, free, tmp_path):
     (tmp_path / "own").write_text(own)
     assert estimate._free_memory(tmp_path, tmp_path / "own") == free
     assert estimate._free_memory(tmp_path, tmp_path / "absent") > 10**6  # no groups: the machine's
+
+
+# -- the plan of a grid -------------------------------------------------------------------------------------
+
+@pytest.fixture
+def planned(settings, tmp_path):
+    corpus, _ = make_toy(turns=(4, 5, 6), seed=3)
+    for name, value in {"backbone.source": made(tmp_path / "text"), "finetune.lora_rank": 4,
+                        "memory.prefix": 40, "ablation.lr": (0.0, 1e-3), "ablation.conversations": 1}.items():
+        settings = settings.replace(name, value)
+    return settings, corpus
+
+
+GIVEN = finetune.forwards, 8  # as `python -m dpmkit plan` gives them
+
+
+def cell(settings, corpus):
+    return estimate.cell(settings, corpus, *GIVEN)
+
+
+def plan(settings, corpus, *more, **given):
+    return estimate.plan(settings, corpus, *more, *GIVEN, **given)
+
+
+def counted(model, prefix, conversations):
+    """FLOPs of the decoder, a forward for every sentence behind its prefix."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        for sentences in conversations:
+            for i, now in enumerate(sentences):
+                before = torch.cat(sentences[:i])[-prefix:] if i and prefix else now[:0]
+                model._hidden([torch.cat([before, now])[-model.window:]])
+    return counter.get_total_flops()
+
+
+def test_reading_is_what_the_forwards_take(planned):
+    settings, corpus = planned
+    got, codes = cell(settings, corpus), estimate.silent(settings, corpus)
+    model = EmotionSLLM.create(settings.backbone, settings.finetune.__class__(), 16, corpus.emotions).eval()
+    model.causal_lm.set_attn_implementation("eager")  # the counter does not see into the fused one
+    fold = corpus.folds[0]
+    said = {split: [[model.sentence(codes.codes[u.id]) for u in c.utterances]
+                    for c in corpus.select(getattr(fold, split))] for split in ("train", "validation", "test")}
+    n_r = settings.memory.prefix
+    expected = (sum(counted(model, n_r, said[s]) for s in said) + counted(model, n_r, said["validation"])
+                + 2 * counted(model, n_r, said["test"]) + counted(model, 0, said["test"])
+                + counted(model, model.window, said["test"]))
+    assert got["reading"] == pytest.approx(expected, rel=0.03)
+    assert got["sentences"] == sum(map(len, said["test"]))
+    assert got["training"] == finetune.estimated(settings, corpus, codes).flops
+
+
+def test_writing_grows_with_the_steps_and_the_rates(planned):
+    settings, corpus = planned
+    one = cell(settings, corpus)
+    two = cell(settings.replace("memory.steps", 2), corpus)
+    assert two["reading"] == one["reading"]
+    assert len(methods.TUNED) + 2 == GIVEN[1]
+    # 8 methods, the bound and twice a rate on validation: each step as much again, and one that is the bound's own
+    three = cell(settings.replace("memory.steps", 3), corpus)
+    assert three["writing"] - two["writing"] == pytest.approx(two["writing"] - one["writing"])
+    steps = (two["writing"] - one["writing"]) / estimate.PASSES
+    assert 0 < one["writing"] - (estimate.PASSES + 1) * steps < estimate.PASSES * steps / 4
+    assert cell(settings.replace("ablation.lr", (1e-4, 1e-3)), corpus)["writing"] > one["writing"]
+
+
+def test_hours_are_shared_out_over_gpus():
+    assert estimate.makespan([3.0, 1.0, 2.0], 1) == 6.0
+    assert estimate.makespan([3.0, 1.0, 2.0], 2) == 3.0
+    assert estimate.makespan([3.0, 1.0], 15) == 3.0
+
+
+def test_the_record_keeps_other_corpora_and_no_path(planned, tmp_path):
+    settings, corpus = planned
+    plan(settings, corpus, (1, 2), 3, teraflops=2.0, price=1.5)
+    path = plan(settings.replace("corpus", "meld"), corpus, (1,), 3)
+    path = plan(settings, corpus, (1, 2), 3, teraflops=4.0, price=1.5)
+    assert str(tmp_path) not in path.read_text()
+    rows = {r["corpus"]: r for r in json.loads(path.read_text())["results"]["rows"]}
+    assert rows["meld"]["measured_here"] and rows["demo"]["teraflops"] == 4.0
+    hours = [c for c in rows["demo"]["cells"] for _ in range(3)]
+    assert rows["demo"]["gpu_hours"] == pytest.approx(sum(
+        (c["training"] + c["writing"] + c["reading"]) / (estimate.UTILISATION * 4e12) / 3600 for c in hours))
+    table = tables.plan(json.loads(path.read_text())["results"])
+    assert table["folds x seeds"].tolist() == ["2 x 3", "1 x 3"]  # demo, meld
+    readme = settings.home_path / "README.md"
+    readme.write_text("\n".join(("a", report.BEGIN, report.END, report.PLAN, "stale", report.END_PLAN, "z")))
+    report.publish(settings.own_path, readme)
+    text = readme.read_text()
+    assert f"| {rows['demo']['gpu_hours']:.1f} |" in text and "stale" not in text and text.endswith("\nz")
+    with pytest.raises(UserError, match="pretrained backbone"):
+        plan(settings.replace("backbone.source", ""), corpus, (1,), 1)

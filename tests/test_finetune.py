@@ -15,8 +15,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 
 from dpmkit import finetune, metrics, protocols, runs
-from dpmkit.dialogues import Dialogues, collate_sequences
-from dpmkit.finetune import train
+from dpmkit.finetune import Dialogues, collate_sequences, train
 from dpmkit.settings import Settings, UserError
 from dpmkit.sllm import EmotionSLLM
 

@@ -42,7 +42,7 @@ STAGES = {
     "codes (mimi)": ((codes.make, mimi.MimiTokenizer), f"{CODES} tokenizers.checkpoint tokenizers.kmeans "
                                                        "tokenizers.mimi"),
     "codes (s3)": ((codes.make, s3.S3Tokenizer), f"{CODES} tokenizers.checkpoint tokenizers.kmeans tokenizers.s3"),
-    "sllm": ((finetune._trained,), f"{SLLM} codes corpora.conversation dialogues"),
+    "sllm": ((finetune._trained,), f"{SLLM} codes corpora.conversation"),
     "classifier": ((baselines.classify,), "baselines codes corpora.conversation finetune"),
     "recurrent": ((baselines.recurrent,), "baselines codes corpora.conversation corpora.dynamics finetune"),
     "predictions": ((protocols.predict,), f"{LISTEN} codes corpora.conversation corpora.dynamics"),

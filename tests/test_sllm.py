@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from dpmkit.dialogues import collate_sequences, sequences
+from dpmkit.finetune import collate_sequences, sequences
 from dpmkit.memory import DynamicParameterMemory
 from dpmkit.settings import BackboneSettings, FinetuneSettings, MemorySettings, UserError
 from dpmkit.sllm import CARD, EmotionSLLM
@@ -185,7 +185,7 @@ def test_saved_and_loaded_is_the_same(sharp, tmp_path):
     folder = tmp_path / "runs" / "sllm"
     sharp.save(folder, FACTS)
     expected = bare_logits(sharp, PLAIN)
-    loaded = EmotionSLLM.load(folder, 16, EMOTIONS)
+    loaded = EmotionSLLM.load(folder)
     assert torch.equal(bare_logits(loaded, PLAIN), expected)
     assert (loaded.vocabulary, loaded.window, loaded.fingerprint()) == (
         sharp.vocabulary, sharp.window, sharp.fingerprint())
@@ -205,16 +205,6 @@ def test_saving_again_replaces(sharp, sllm, tmp_path):
         sharp.model.lm_head.weight += 1
     sharp.save(tmp_path / "sllm", FACTS)
     assert torch.equal(bare_logits(EmotionSLLM.load(tmp_path / "sllm"), PLAIN), bare_logits(sharp, PLAIN))
-
-
-def test_another_codebook_or_label_set(sllm, tmp_path):
-    sllm.save(tmp_path / "sllm", FACTS)
-    with pytest.raises(UserError, match=r"codebook of 16 codes, not 32.*codes.codebook_size=16"):
-        EmotionSLLM.load(tmp_path / "sllm", 32)
-    with pytest.raises(UserError, match=r"neu, hap, sad, ang, not with neu, hap"):
-        EmotionSLLM.load(tmp_path / "sllm", 16, ("neu", "hap"))
-    with pytest.raises(UserError, match="not with"):  # another order is another label set
-        EmotionSLLM.load(tmp_path / "sllm", 16, EMOTIONS[::-1])
 
 
 def test_a_missing_or_half_written_folder(sllm, tmp_path):
@@ -308,7 +298,7 @@ def test_a_pretrained_backbone_is_extended_trained_saved_and_loaded(pretrained, 
 
     expected = bare_logits(sllm, ids)
     sllm.save(tmp_path / "out" / "sllm", FACTS)
-    loaded = EmotionSLLM.load(tmp_path / "out" / "sllm", 16, EMOTIONS)
+    loaded = EmotionSLLM.load(tmp_path / "out" / "sllm")
     assert torch.equal(bare_logits(loaded, ids), expected)
     assert not any(p.requires_grad for p in loaded.parameters())
     files = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
