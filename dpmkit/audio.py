@@ -1,39 +1,19 @@
-"""The sound of a video (mp4, mkv, webm, …) and of all else that libsndfile does not know, by PyAV, in the shape of
-the `soundfile.SoundFile` that `speech` reads.
+"""Waveforms: any file with sound as float32 in [-1, 1], mono, shape (samples,), at `RATE`; speech found in one.
 
-A container's header only estimates how many samples decoding gives, and a decoder that starts in the middle gives
-others than one that comes from the start. So a file is decoded once to be counted (the count is kept while the
-process lives and the file stays as it is), and a read decodes from the start, or goes on where the last one ended.
-Neither keeps more than it was asked for. Where hours are to be heard in pieces, `speech.cuts` does so in one pass.
-
-Surround sound is mixed to stereo as ITU-R BS.775 has it, then averaged: speech stands in the centre channel, and
-MELD, for one, has clips of two and of six channels, which a plain mean would tell apart by their level.
-
-speech: Waveforms: float32 in [-1, 1], mono, shape (samples,), at `RATE` unless told otherwise.
-
-Whatever libsndfile decodes is heard (wav, flac, ogg, mp3; any rate, width and number of channels), and what else
-PyAV decodes (videos, m4a, amr, wma, …): by its content, whatever its name. A file that cannot be heard is named,
-with why: `fault` returns the reason, `read` raises it as a UserError. A recording of hours need not be held:
-`blocks` and `cuts` hear it in one pass, bit by bit as `read` does (one more before, for several channels:
-`inverted`).
-segments: Utterances of a recording that has no boundaries, found by voice activity: silero-vad, streamed.
-
-The network hears 32 ms at a time and remembers what came before. Its probabilities are all that is kept of the
-audio, 4 bytes a chunk, half a megabyte an hour; the boundaries are drawn from them by the library's own rule.
+libsndfile decodes what it knows (wav, flac, ogg, mp3; any rate, width and number of channels), PyAV all else
+(videos, m4a, amr, wma, …): by its content, whatever its name. A file is decoded to its end and its waveform held,
+230 MB per hour; damage anywhere makes it unreadable: `fault` gives the reason, all others raise it.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import os
 import re
-from array import array
-from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,251 +21,100 @@ import numpy as np
 import pandas as pd
 import soundfile
 from scipy import signal
-from soundfile import SoundFileError
 from tqdm.auto import tqdm
 
 from . import machine, runs
 from .settings import SegmentsSettings, UserError
 
-# -- video ---------------------------------------------------------------------
-
-VIDEO_SUFFIXES = (".mp4", ".m4a", ".m4b", ".m4v", ".mov", ".mkv", ".mka", ".webm", ".avi", ".aac", ".3gp", ".flv",
-            ".wmv",
-            ".wma", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".amr", ".ac3", ".wv", ".tta", ".g722", ".ape")
-SHORT = 0.1  # seconds that decoding may give less than the header says: a codec's delay and its last block
-COUNTED = ("mov,", "flac", "wv", "tta", "ape", "caf", "aiff")  # containers that say how long they are
-CANCELS = 0.1  # of the energy that a sum of unlike channels has: below it they are each other's opposite
-MIX = {"FL": 0.5, "FR": 0.5, "FC": 0.5**0.5, "LFE": 0.0,
-       "BL": 0.5**1.5, "BR": 0.5**1.5, "SL": 0.5**1.5, "SR": 0.5**1.5}  # the mean of BS.775's left and right
-
-
-class Undecodable(SoundFileError):
-    """Why the sound cannot be decoded, in words; a kind of what soundfile raises, so that one `except` has both."""
-
-
-class AudioTrack:
-    """The first audio stream of a file as one channel: as much of soundfile.SoundFile as `speech` uses.
-
-    `frames` is what decoding gives, at `samplerate` Hz; `louder` the channel that is heard alone as the others
-    cancel it (`louder`), else None. Raises Undecodable for a file without sound, and for one
-    that is damaged or cut off anywhere (an .aac, .ts, .mpg, .amr, .ac3, or mp3 without a head does not say how
-    long it should be: one that ends between two blocks is heard as far as it goes); UserError where PyAV is not
-    installed.
-    """
-
-    format, extra_info, channels = "PyAV", "", 1
-
-    def __init__(self, path: Path | str):
-        self._path = os.path.abspath(path)  # else ffmpeg takes what stands before a colon for a protocol
-        stat = os.stat(self._path)
-        self.frames, self.samplerate, self.louder = _measured_track(self._path, stat.st_size, stat.st_mtime_ns)
-        self._rewind()
-
-    def __enter__(self) -> AudioTrack:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._blocks.close()
-
-    def tell(self) -> int:
-        """The frame that the next read starts with."""
-        return self._at
-
-    def seek(self, frame: int) -> None:
-        """Decode up to `frame`, from the start where that lies behind."""
-        if frame < self._at:
-            self._blocks.close()
-            self._rewind()
-        for _ in self._next(frame - self._at):
-            pass
-
-    def read(self, frames: int, dtype: str = "float32", always_2d: bool = True) -> np.ndarray:
-        """The next `frames` frames, fewer at the end; always float32, shape (frames, 1)."""
-        return np.concatenate([self._rest[:0], *self._next(frames)])[:, None]
-
-    def _rewind(self) -> None:
-        self._blocks, self._rest, self._at = _decoded_track(self._path), np.zeros(0, np.float32), 0
-
-    def _next(self, count: int) -> Iterator[np.ndarray]:
-        """The next `count` frames in blocks as they are decoded, fewer at the end."""
-        while count > 0:
-            if not len(self._rest):
-                block, _ = next(self._blocks, (None, 0))
-                if block is None:
-                    return
-                self._rest = mixed(block, self.louder)
-            piece, self._rest = self._rest[:count], self._rest[count:]
-            self._at, count = self._at + len(piece), count - len(piece)
-            yield piece
-
-
-def mixed(block: np.ndarray, channel: int | None) -> np.ndarray:
-    """Channels, (frames, channels), as one, (frames,): their mean, or the one of that number (`louder`)."""
-    return block.mean(axis=1, dtype=np.float32) if channel is None or block.shape[1] == 1 else block[:, channel]
-
-
-def louder(blocks: Iterable[np.ndarray]) -> int | None:
-    """The channel of most energy where the mean of all would be next to silence, as one of two is inverted (a cable
-    wired the wrong way round); else None. `blocks` of a file: (frames, channels)."""
-    moments: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(1))
-    for block in blocks:
-        block = np.column_stack([block, np.ones(len(block), np.float32)])
-        with np.errstate(invalid="ignore", over="ignore"):  # samples that are none are another's to tell
-            moments[block.shape[1]] = moments[block.shape[1]] + (block.T @ block).astype(float)
-    if len(moments) != 1:  # none, or their number changes on the way
-        return None
-    (both,) = moments.values()
-    if not np.isfinite(both).all():
-        return None
-    sums = both[:-1, -1:]  # of a channel's samples: a constant is no sound
-    products = both[:-1, :-1] - sums @ sums.T / max(both[-1, -1], 1)
-    energies = products.diagonal()
-    return int((energies > 0.99 * energies.max()).argmax()) if products.sum() < CANCELS * energies.sum() else None
-
-
-@lru_cache(maxsize=1 << 16)
-def _measured_track(path: str, size: int, changed: int) -> tuple[int, int, int | None]:
-    """Frames that decoding gives, how many a second, and `louder`; `size` and `changed` are those of the file."""
-    counted = [0, 0]
-
-    def blocks() -> Iterator[np.ndarray]:
-        for block, hertz in _decoded_track(path):
-            counted[:] = counted[0] + len(block), hertz
-            yield block
-
-    channel = louder(blocks())
-    return *counted, channel
-
-
-def _decoded_track(path: str) -> Iterator[tuple[np.ndarray, int]]:
-    """Blocks, float32, (frames, channels), and their rate, from the start to the end; Undecodable where bad."""
-    try:
-        import av
-    except ImportError as error:
-        raise UserError(f"cannot hear {path}: libsndfile does not know it, and PyAV, which may, is not there "
-                        f"({error}); install it with "
-                        'pip install -e ".[meld]" (make setup has it), or give wav files') from None
-    heard = rate = 0
-    try:
-        with av.open(path, metadata_errors="replace") as container:
-            if container.format.long_name.startswith("PCM "):  # by the suffix, and the rate would be a guess
-                raise Undecodable("it has no header that tells its rate")
-            stream = next(iter(container.streams.audio), None)
-            if stream is None or stream.codec_context is None:
-                raise Undecodable("it has no sound" if stream is None else "its sound is of an unknown kind")
-            for packet in container.demux(stream):
-                for frame in packet.decode():
-                    if rate not in (0, frame.sample_rate):
-                        raise Undecodable(f"its rate changes from {rate} to {frame.sample_rate} Hz")
-                    heard, rate = heard + frame.samples, frame.sample_rate
-                    yield _samples(frame), rate
-                if packet.is_corrupt:
-                    raise Undecodable(f"it is cut off after {heard / max(rate, 1):.3f} s")
-            if not heard:
-                raise Undecodable("it has no sound")
-            promised = _promised(container.format.name, stream)
-            if heard < (promised - SHORT) * rate:
-                raise Undecodable(f"it is cut off: {heard / rate:.3f} of {promised:.3f} s are there")
-    except (av.FFmpegError, ValueError, IndexError) as error:
-        # PyAV's own: ValueError for samples of a kind that numpy has not, IndexError for a stream that begins late.
-        raise Undecodable(getattr(error, "strerror", None) or str(error)) from None
-
-
-def _promised(container: str, stream: Any) -> float:
-    """Seconds of sound that the file's header promises; 0 where it does not, or only by an estimate."""
-    if container.startswith(COUNTED):
-        return float((stream.duration or 0) * stream.time_base)
-    tag = re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", stream.metadata.get("DURATION", ""))  # Matroska: where it ends
-    ends = 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3]) if tag else 0.0
-    return ends - float((stream.start_time or 0) * stream.time_base)
-
-
-def _samples(frame: Any) -> np.ndarray:
-    """An av.AudioFrame's samples, full scale 1, float32, (samples, channels); surround as one channel."""
-    samples = frame.to_ndarray()
-    names = [channel.name for channel in frame.layout.channels]
-    samples = samples.T if frame.format.is_planar else samples.reshape(-1, len(names))
-    if samples.dtype.kind == "u":
-        samples = samples.astype(np.float32) - 128
-        samples /= 128
-    elif samples.dtype.kind == "i":
-        samples = samples / np.float32(2 ** (8 * samples.dtype.itemsize - 1))
-    samples = samples.astype(np.float32, copy=False)
-    if len(names) <= 2 or not set(names) <= set(MIX):
-        return samples
-    return samples @ np.array([[MIX[name]] for name in names], np.float32)
-
-
-# -- speech --------------------------------------------------------------------
-
+RATE = 16_000  # samples per second of every waveform in this kit
 # Lower case; for those who look for sound in a folder. What is opened is told by its content.
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff", ".aifc", ".au", ".caf",
-            ".w64", *VIDEO_SUFFIXES)
-RATE = 16_000  # samples a second of every waveform in this kit
-RATES = (1_000, 768_000)  # samples a second; a header outside is damaged
-ROUNDING = 1e-3  # seconds that `end` may pass the end of the file: annotations are printed in milliseconds
+            ".w64", ".mp4", ".m4a", ".m4b", ".m4v", ".mov", ".mkv", ".mka", ".webm", ".avi", ".aac", ".3gp", ".flv",
+            ".wmv", ".wma", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".amr", ".ac3", ".wv", ".tta", ".g722",
+            ".ape")
+BLOCK = 1 << 18  # frames decoded at a time
+RATES = (1_000, 768_000)  # frames per second; a header outside is damaged
 LOUDEST = 16.0  # full scale is 1; a float file beyond this holds integers' values and would only be clipped
+CANCELS = 0.1  # of the energy that a sum of unlike channels has: below it they are each other's opposite
 ZEROS = 16  # zero crossings of the resampling filter on either side
+ROUNDING = 1e-3  # seconds that `end` may pass the end of the file: annotations are printed in milliseconds
 # libsndfile's codes for damaged wav and flac, which PyAV must not make the best of; others may be its mistakes.
 DAMAGED = (61, 71, 161)
-BLOCK = 1 << 20  # frames decoded at a time where no sample is kept
+COUNTED = ("mov,", "flac", "wv", "tta", "ape", "caf", "aiff")  # PyAV's containers that say how long they are
+SHORT = 0.1  # seconds that decoding may give less than the header says: a codec's delay and its last block
+LONG = 600.0  # seconds of recording from which on a progress bar is shown
 
 
-class _Unheard(Exception):
-    """Why a file cannot be heard, in words that follow 'it'."""
+class Unreadable(UserError):
+    """A file without sound, damaged or cut off; `why` in words that follow 'it'."""
+
+    def __init__(self, path: Path, why: str):
+        super().__init__(f"cannot read {path}: it {why}; fetch the file again from its source, or take it out of "
+                         "the corpus")
+        self.why = why
 
 
-def read(path: Path | str, start: float = 0.0, end: float | None = None, rate: int = RATE) -> np.ndarray:
-    """The part from `start` to `end` seconds (None: to its end), channels averaged (but see `inverted`), at `rate`;
-    (samples,).
+@dataclass(frozen=True)
+class Sound:
+    """A whole file. Its channels are averaged; where they cancel each other, as one of two is `inverted` (a cable
+    wired the wrong way round), the loudest stands alone."""
 
-    It equals `read(path)[round(start * rate):round(end * rate)]`, but only that part is decoded. Raises
-    UserError for a file that cannot be heard and for a part that is not inside it.
+    waveform: np.ndarray  # (samples,)
+    seconds: float
+    inverted: bool
+
+
+def load(path: Path | str) -> Sound:
+    """The whole file; Unreadable where it is none, UserError where it takes PyAV, which is not installed.
+
+    A file that does not say how long it should be (.ogg, .aac, .ts, .mpg, .amr) and is cut off between two blocks
+    is read as far as it goes.
     """
-    with _heard(path) as file:
-        first, last = _span(path, file, start, end, rate)
-        begin, stop = _needed(file, first, last, rate)
-        return _sampled(_decoded(file, begin, stop), begin, file.samplerate, first, last, rate)
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise Unreadable(path, "is a folder" if path.is_dir() else "is no file" if path.exists() else
+                             "does not exist")
+        stat = path.stat()
+    except OSError as error:  # a folder that may not be entered, a name too long
+        raise Unreadable(path, f"cannot be read ({error.strerror})") from None
+    if not stat.st_size:
+        raise Unreadable(path, "is empty (0 bytes)")
+    return _loaded(path, stat.st_size, stat.st_mtime_ns)
 
 
-def blocks(path: Path | str, samples: int = 1 << 18, begin: int = 0) -> Iterator[np.ndarray]:
-    """The recording from sample `begin` on as successive waveforms of `samples` at `RATE` (the last one shorter).
+def fault(path: Path | str) -> str | None:
+    """Why the file cannot be read (missing, empty, not audio, cut off, no or non-finite samples), else None."""
+    try:
+        load(path)
+    except Unreadable as error:
+        return error.why
+    return None
 
-    Joined they equal `read(path)[begin:]`; it is decoded once, and no more than a block is held. Raises UserError
-    for a file that cannot be heard; for one that is cut off, after the blocks before that place.
-    """
-    with _heard(path) as file:
-        total = _total(file, RATE)
-        frames, at = np.zeros(0, np.float32), _needed(file, begin, begin, RATE)[0]
-        for first in range(begin, total, samples):
-            last = min(first + samples, total)
-            needed, stop = _needed(file, first, last, RATE)
-            frames = np.concatenate([frames[needed - at:], _decoded(file, at + len(frames), stop)])
-            at = needed
-            yield _sampled(frames, at, file.samplerate, first, last, RATE)
+
+def seconds(path: Path | str) -> float:
+    """How long the file lasts; errors as of `load`."""
+    return load(path).seconds
+
+
+def read(path: Path | str, start: float = 0.0, end: float | None = None) -> np.ndarray:
+    """The part from `start` to `end` seconds (None: to its end), (samples,): `load(path)`'s waveform from
+    round(start * RATE) to round(end * RATE). UserError also for a part that is not inside the file."""
+    return next(cuts(path, [(start, end)]))
 
 
 def cuts(path: Path | str, times: Iterable[tuple[float, float | None]]) -> Iterator[np.ndarray]:
-    """The waveforms of parts (start, end), ordered by start, each as `read(path, start, end)`; in one pass.
-
-    Parts may overlap; what is held are the blocks of the part at hand and of longer ones before it. Raises
-    UserError as `read` does, for the times before anything is decoded; ValueError for parts out of order.
-    """
-    with _heard(path) as file:
-        spans = [_span(path, file, start, end, RATE) for start, end in times]
-    if any(a[0] > b[0] for a, b in pairwise(spans)):
-        raise ValueError("parts must be ordered by their start")
-    position = spans[0][0] if spans else 0
-    held, coming = deque(), blocks(path, begin=position)
-    for first, last in spans:
-        while held and held[0][0] + len(held[0][1]) <= first:
-            held.popleft()
-        while position < last:
-            block = next(coming)
-            if position + len(block) > first:
-                held.append((position, block))
-            position += len(block)
-        yield np.concatenate([block[max(0, first - at):max(0, last - at)] for at, block in held])
+    """The parts (start, end) of a file, each as `read` gives it; times outside are refused before the first."""
+    sound, spans = load(path), []
+    for start, end in times:
+        if not 0 <= start < (sound.seconds if end is None else end) <= sound.seconds + ROUNDING:
+            raise UserError(f"cannot read {path} from {start} to {end} s: it lasts {sound.seconds:.3f} s; mend the "
+                            "times, or the file is not the one they were made for")
+        spans.append(slice(round(start * RATE), None if end is None else round(end * RATE)))
+        if not len(sound.waveform[spans[-1]]):
+            raise UserError(f"cannot read {path} from {start} to {end} s: that is less than one sample at {RATE} "
+                            "Hz; mend the times")
+    yield from (sound.waveform[span].copy() for span in spans)
 
 
 def write(path: Path | str, waveform: np.ndarray, rate: int = RATE) -> None:
@@ -305,44 +134,166 @@ def write(path: Path | str, waveform: np.ndarray, rate: int = RATE) -> None:
         temporary.write_bytes(encoded.getvalue())
 
 
-def seconds(path: Path | str) -> float:
-    """Duration by the header; UserError where the file cannot be opened as audio."""
-    with _heard(path) as file:
-        return file.frames / file.samplerate
+@lru_cache(maxsize=1)  # the parts of a recording are asked for one after the other
+def _loaded(path: Path, *_stamp: int) -> Sound:
+    """`load` of a file of this size and time of change."""
+    sound, loudest = _mixed(path)
+    return sound if loudest is None else _mixed(path, loudest)[0]
 
 
-def fault(path: Path | str) -> str | None:
-    """Why the file cannot be heard (missing, empty, not audio, cut off, no or non-finite samples), else None.
+def _mixed(path: Path, channel: int = -1) -> tuple[Sound, int | None]:
+    """The file's channels averaged, or the one of this number; and the loudest where they cancel each other."""
+    frames = rate = sums = squares = 0  # the last two of each channel and, behind them, of their mean
 
-    The whole file is decoded, a block at a time. Silence is heard. An ogg does not say how long it should be:
-    one that is cut off is heard as far as it goes.
-    """
+    def chosen() -> Iterator[tuple[np.ndarray, int]]:
+        nonlocal frames, rate, sums, squares
+        for block, rate in _decoded(path):
+            channels = np.column_stack([block, block.mean(axis=1, dtype=np.float32)])
+            frames, sums = frames + len(block), sums + channels.sum(axis=0, dtype=float)
+            squares = squares + np.square(channels, dtype=float).sum(axis=0)
+            yield channels[:, channel], rate
+
+    waveform = bytearray()
+    for samples in _resampled(chosen()):
+        waveform += np.clip(samples, -1.0, 1.0).tobytes()  # mp3, resampling and float files overshoot
+    *each, mean = squares / frames - (sums / frames) ** 2  # a constant is no sound
+    cancel = len(each) ** 2 * mean < CANCELS * sum(each) - 1e-12  # -120 dB, where nothing is left but rounding
+    loudest = next(i for i, energy in enumerate(each) if energy > 0.99 * max(each)) if cancel else None
+    return Sound(np.frombuffer(waveform, np.float32), frames / rate, channel >= 0), loudest
+
+
+def _decoded(path: Path) -> Iterator[tuple[np.ndarray, int]]:
+    """Blocks, float32, (frames, channels), and their rate, from the start to the end; Unreadable where bad."""
+    file, rate = _known(path), 0
+    for block, rate in _by_libsndfile(path, file) if file else _by_pyav(path):
+        if not RATES[0] <= rate <= RATES[1]:
+            raise Unreadable(path, f"claims {rate} samples a second")
+        peak = np.abs(block).max()
+        if not np.isfinite(peak):
+            raise Unreadable(path, "holds samples that are not finite numbers")
+        if peak > LOUDEST:
+            raise Unreadable(path, f"holds samples up to {peak:.0f} where full scale is 1")
+        yield block, rate
+    if not rate:
+        raise Unreadable(path, "holds no samples")
+
+
+def _undecodable(path: Path, why: object) -> Unreadable:
+    return Unreadable(path, f"is not audio that can be decoded ({str(why).strip().rstrip('.')})")
+
+
+def _known(path: Path) -> soundfile.SoundFile | None:
+    """The open file where libsndfile knows what it holds, and how much: of an mp3 it only estimates that, unless a
+    head counts the frames (recorders of streams and dictaphones write none)."""
     try:
-        with _opened(path) as file:
-            for start in range(0, file.frames, BLOCK):
-                _frames(file, start, min(start + BLOCK, file.frames))
-    except _Unheard as why:
-        return str(why)
-    return None
+        file = soundfile.SoundFile(path)
+    except (soundfile.SoundFileError, TypeError, UnicodeError) as error:  # a headerless .raw; a name not in UTF-8
+        if getattr(error, "code", 1) in DAMAGED:
+            raise _undecodable(path, error.error_string) from None
+        return None
+    if "MPEG" in file.subtype:
+        with open(path, "rb") as data:  # the head stands behind a tag, which may hold a picture
+            if not re.search(rb"(Xing|Info)\0\0\0[\1\3\5\7\x09\x0b\x0d\x0f]", data.read(1 << 22)):
+                file.close()
+                return None
+    return file
 
 
-def inverted(path: Path | str) -> bool:
-    """Whether its channels cancel each other, so that the loudest alone is heard; UserError as `read`."""
-    with _heard(path) as file:
-        return _louder(file) is not None
+def _by_libsndfile(path: Path, file: soundfile.SoundFile) -> Iterator[tuple[np.ndarray, int]]:
+    with file:
+        file.seekable = lambda: False  # else it seeks after every block, and in ogg and mp3 misses by some frames
+        # libsndfile reads what is left of a wav whose data were cut off, and tells only its log. A size from
+        # 2**31 - 64 KiB up is no claim: programs that write to a pipe put the largest number there.
+        cut = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+        if file.frames and cut and int(cut[2]) < int(cut[1]) < 2**31 - 2**16:
+            raise Unreadable(path, f"is cut off ({cut[2]} of {cut[1]} bytes of sound)")
+        frames, rate = 0, file.samplerate
+        while frames < file.frames:
+            try:
+                block = file.read(min(BLOCK, file.frames - frames), dtype="float32", always_2d=True)
+            except (soundfile.SoundFileError, MemoryError) as error:
+                raise Unreadable(path, f"cannot be decoded to its end ({str(error).strip().rstrip('.')})") from None
+            if not len(block):
+                raise Unreadable(path, f"is cut off ({frames / rate:.3f} of {file.frames / rate:.3f} s are there)")
+            frames += len(block)
+            yield block, rate
+
+
+def _by_pyav(path: Path) -> Iterator[tuple[np.ndarray, int]]:
+    """The first audio stream, surround mixed to stereo as ITU-R BS.775 has it: speech stands in the centre, and
+    MELD, for one, has clips of two and of six channels, which a plain mean would tell apart by their level."""
+    try:
+        import av
+    except ImportError as error:
+        raise UserError(f"cannot read {path}: libsndfile does not know it, and PyAV is not there ({error}); "
+                        'install it with pip install -e ".[meld]" (make setup has it), or give wav files') from None
+    seconds = 0.0
+    try:
+        # An absolute path: ffmpeg takes what stands before a colon for a protocol.
+        with av.open(os.path.abspath(path), metadata_errors="replace") as container:
+            stream = next(iter(container.streams.audio), None)
+            if container.format.long_name.startswith("PCM "):  # by the suffix, and the rate would be a guess
+                raise _undecodable(path, "it has no header that tells its rate")
+            if stream is None or stream.codec_context is None:
+                raise _undecodable(path, "it has no sound" if stream is None else "its sound is of an unknown kind")
+            surround = stream.layout.nb_channels > 2 and "channels" not in stream.layout.name
+            floats = av.AudioResampler("fltp", "stereo" if surround else None, frame_size=BLOCK)
+            for packet in container.demux(stream):
+                frames = packet.decode()
+                seconds += sum(frame.samples / frame.sample_rate for frame in frames)
+                if packet.is_corrupt:
+                    raise Unreadable(path, f"is cut off after {seconds:.3f} s")
+                for frame in [*frames, *[None] * (not packet.size)]:  # the last packet is empty
+                    for block in floats.resample(frame):
+                        yield block.to_ndarray().T, block.sample_rate
+            if not seconds:
+                raise _undecodable(path, "it has no sound")
+            promised = _promised(container.format.name, stream)
+            if seconds < promised - SHORT:
+                raise Unreadable(path, f"is cut off ({seconds:.3f} of {promised:.3f} s are there)")
+    except UserError:
+        raise
+    except (av.FFmpegError, IndexError) as error:  # the latter PyAV's own, for a stream that begins late
+        raise _undecodable(path, getattr(error, "strerror", error)) from None
+    except ValueError:  # of the resampler
+        raise _undecodable(path, "its rate or its channels change on the way") from None
+
+
+def _promised(container: str, stream: Any) -> float:
+    """Seconds of sound that the file's header promises; 0 where it does not, or only by an estimate."""
+    if container.startswith(COUNTED):
+        return float((stream.duration or 0) * stream.time_base)
+    tag = re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", stream.metadata.get("DURATION", ""))  # Matroska: where it ends
+    ends = 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3]) if tag else 0.0
+    return ends - float((stream.start_time or 0) * stream.time_base)
 
 
 def resample(waveform: np.ndarray, source: int, target: int = RATE) -> np.ndarray:
     """A waveform, shape (samples,), from `source` to `target` Hz; float32, ceil(samples * target / source).
 
-    scipy rather than torchaudio: its filter costs up + down in memory, not up * down, so that no odd rate in
-    a header (44,101 Hz) takes gigabytes, and a part comes out as it does in the whole, bit by bit.
+    scipy rather than PyAV or torchaudio: a part comes out as it does in the whole, bit by bit, and no odd rate in a
+    header (44,101 Hz) takes gigabytes, as the filter costs up + down in memory, not up * down.
     """
     waveform = np.asarray(waveform, dtype=np.float32)
     if source == target:
         return waveform
-    up, down = _ratio(source, target)
+    up, down = Fraction(target, source).as_integer_ratio()
     return signal.resample_poly(waveform, up, down, window=_lowpass(up, down)).astype(np.float32, copy=False)
+
+
+def _resampled(blocks: Iterable[tuple[np.ndarray, int]]) -> Iterator[np.ndarray]:
+    """`resample` of successive blocks and their rate, bit by bit that of all of them joined: cut at whole periods
+    of the ratio, with as many frames on either side as the filter reaches."""
+    held, lead = np.zeros(0, np.float32), 0  # frames that are needed still, of which the first only lead in
+    for block, rate in blocks:
+        up, down = Fraction(RATE, rate).as_integer_ratio()
+        margin = (ZEROS // min(up, down) + 1) * down
+        held = np.concatenate([held, block])
+        ready = max(lead, (len(held) - margin) // down * down)
+        yield resample(held, rate)[lead // down * up:ready // down * up]
+        first = max(0, ready - margin)
+        held, lead = held[first:], ready - first
+    yield resample(held, rate)[lead // down * up:]
 
 
 @lru_cache(maxsize=16)
@@ -352,240 +303,37 @@ def _lowpass(up: int, down: int) -> np.ndarray:
     return signal.firwin(2 * ZEROS * widest + 1, 1 / widest, window=("kaiser", 7.0)).astype(np.float32)
 
 
-def _ratio(source: int, target: int) -> tuple[int, int]:
-    """target / source as the smallest (up, down)."""
-    common = math.gcd(source, target)
-    return target // common, source // common
+def find_speech(path: Path | str, settings: SegmentsSettings) -> pd.DataFrame:
+    """A row per utterance of a recording without boundaries, found by silero-vad with these settings: start and end
+    in seconds, whole milliseconds, in order, never overlapping; none for silence.
 
-
-def _total(file: soundfile.SoundFile, rate: int) -> int:
-    """Samples of the whole file at `rate`."""
-    up, down = _ratio(file.samplerate, rate)
-    return -(-file.frames * up // down)
-
-
-def _span(path: Path | str, file: soundfile.SoundFile, start: float, end: float | None, rate: int
-          ) -> tuple[int, int]:
-    """The part's first sample and the one after its last, at `rate`; UserError where it is not in the file."""
-    lasts, total = file.frames / file.samplerate, _total(file, rate)
-    stop = lasts if end is None else end
-    if not (0 <= start < stop <= lasts + ROUNDING):
-        raise UserError(f"cannot hear {path} from {start} to {stop} s: it lasts {lasts:.3f} s; "
-                        "mend the times, or the file is not the one they were made for")
-    first, last = round(start * rate), total if end is None else min(round(end * rate), total)
-    if first >= last:
-        raise UserError(f"cannot hear {path} from {start} to {stop} s: that is less than one sample at "
-                        f"{rate} Hz; mend the times")
-    return first, last
-
-
-def _needed(file: soundfile.SoundFile, first: int, last: int, rate: int) -> tuple[int, int]:
-    """The frames, begin to stop, that samples `first` to `last` at `rate` are made of: cut at whole periods of
-    the ratio and wide enough for the filter, so that the sums are those of the whole."""
-    up, down = _ratio(file.samplerate, rate)
-    margin = ZEROS // min(up, down) + 1
-    return max(0, first // up - margin) * down, min(file.frames, (-(-last // up) + margin) * down)
-
-
-def _sampled(frames: np.ndarray, begin: int, source: int, first: int, last: int, rate: int) -> np.ndarray:
-    """Samples `first` to `last` at `rate` from the frames that they need, which start at frame `begin`."""
-    up, down = _ratio(source, rate)
-    shift = begin // down * up
-    out = resample(frames, source, rate)[first - shift:last - shift]
-    return np.clip(out, -1.0, 1.0)  # mp3, resampling and float files overshoot
-
-
-@contextmanager
-def _heard(path: Path | str) -> Iterator[soundfile.SoundFile]:
-    """`_opened`, its faults as UserError."""
-    try:
-        with _opened(path) as file:
-            yield file
-    except _Unheard as why:
-        raise UserError(f"cannot hear {path}: it {why}; fetch the file again from its source, or take it out "
-                        "of the corpus") from None
-
-
-@contextmanager
-def _opened(path: Path | str) -> Iterator[soundfile.SoundFile]:
-    """The open file; _Unheard where its header already tells that it cannot be heard."""
-    path = Path(path)
-    try:
-        if not path.is_file():
-            raise _Unheard("is a folder" if path.is_dir() else "is no file" if path.exists() else "does not exist")
-        if not path.stat().st_size:
-            raise _Unheard("is empty (0 bytes)")
-    except OSError as error:  # a folder that may not be entered, a name too long, a ring of links
-        raise _Unheard(f"cannot be read ({error.strerror})") from None
-    try:
-        file = _known(path) or AudioTrack(path)
-    except (soundfile.SoundFileError, OSError) as error:
-        said = str(getattr(error, "error_string", error)).strip().rstrip(".")
-        raise _Unheard(f"is not audio that can be decoded ({said})") from None
-    with file:
-        # soundfile seeks after every read of a file that it calls seekable, and seeks in ogg and mp3 miss by some
-        # frames: without them, one read after the other gives what one long read gives.
-        file.through = file.format in ("OGG", "MP3") or not getattr(file, "seekable", lambda: True)()  # GSM 6.10
-        file.at = 0
-        file.seekable = lambda: False
-        if file.frames <= 0:
-            raise _Unheard("holds no samples")
-        if not RATES[0] <= file.samplerate <= RATES[1]:
-            raise _Unheard(f"claims {file.samplerate} samples a second")
-        # libsndfile hears what is left of a wav whose data were cut off, and tells only its log. A size from
-        # 2**31 - 64 KiB up is no claim: programs that write to a pipe put the largest number there.
-        cut = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
-        if cut and int(cut[2]) < int(cut[1]) < 2**31 - 2**16:
-            raise _Unheard(f"is cut off ({cut[2]} of {cut[1]} bytes of sound)")
-        yield file
-
-
-def _known(path: Path) -> soundfile.SoundFile | None:
-    """The file where libsndfile knows what it holds, and how much: of an mp3 it only estimates that, unless the
-    first frame is a head that counts the others (recorders of streams and dictaphones write none). SoundFileError
-    for one that is damaged."""
-    try:
-        file = soundfile.SoundFile(path)
-    except (soundfile.SoundFileError, TypeError, UnicodeError) as error:  # a headerless .raw; a name not in UTF-8
-        if getattr(error, "code", 1) in DAMAGED:
-            raise
-        return None
-    if "MPEG" in file.subtype:
-        with open(path, "rb") as data:
-            at, head = 0, data.read(10)
-            while head[:3] == b"ID3":
-                at += 10 + sum(byte << 7 * place for place, byte in zip((3, 2, 1, 0), head[6:], strict=False))
-                data.seek(at)
-                head = data.read(10)
-            if not re.search(rb"(Xing|Info)\0\0\0[\1\3\5\7\x09\x0b\x0d\x0f]", head + data.read(1 << 12)):
-                file.close()
-                return None
-    return file
-
-
-def _louder(file: soundfile.SoundFile | AudioTrack) -> int | None:
-    """`video.louder` of the whole file."""
-    if isinstance(file, AudioTrack):
-        return file.louder
-    if file.channels == 1:
-        return None
-    stat = os.stat(file.name)
-    return _measured(os.path.abspath(file.name), stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=1 << 16)
-def _measured(path: str, size: int, changed: int) -> int | None:
-    """`video.louder` of a file that libsndfile decodes, as far as it can be; of the file's size and time."""
-    def blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-        with suppress(_Unheard):
-            for at in range(0, file.frames, BLOCK):
-                yield _frames(file, at, min(at + BLOCK, file.frames))
-
-    with _opened(path) as file:
-        return louder(blocks(file))
-
-
-def _decoded(file: soundfile.SoundFile | AudioTrack, start: int, stop: int) -> np.ndarray:
-    """Frames start to stop, channels averaged, float32, (stop - start,); _Unheard where they are bad."""
-    return mixed(_frames(file, start, stop), _louder(file) if file.channels > 1 else None)
-
-
-def _frames(file: soundfile.SoundFile | AudioTrack, start: int, stop: int) -> np.ndarray:
-    """Frames start to stop, float32, (stop - start, channels); _Unheard where they are bad."""
-    try:
-        if file.through:
-            for at in range(file.at, start, BLOCK):
-                file.read(min(BLOCK, start - at), dtype="float32")
-        elif start != file.at:
-            file.seek(start)
-        frames = file.read(stop - start, dtype="float32", always_2d=True)
-        file.at = start + len(frames)
-    except (soundfile.SoundFileError, MemoryError) as error:
-        raise _Unheard(f"cannot be decoded to its end ({str(error).strip().rstrip('.')})") from None
-    if len(frames) < stop - start:
-        raise _Unheard(f"is cut off ({(start + len(frames)) / file.samplerate:.3f} of "
-                       f"{file.frames / file.samplerate:.3f} s are there)")
-    peak = np.abs(frames).max(initial=0.0)  # no frames are left for a block that the filter's margin covered
-    if not np.isfinite(peak):
-        raise _Unheard("holds samples that are not finite numbers")
-    if peak > LOUDEST:
-        raise _Unheard(f"holds samples up to {peak:.0f} where full scale is 1")
-    return frames
-
-
-# -- segments ------------------------------------------------------------------
-
-CHUNK = 512  # samples at speech.RATE that the network hears at once
-STEP = 1000 * CHUNK // RATE  # the same in milliseconds, in which all that follows counts
-SHORTEST = 0.1  # seconds: a max_speech below it leaves no place to cut
-BAR = 600.0  # seconds of recording from which on a progress bar is shown
-
-
-def find_speech(path: Path | str, settings: SegmentsSettings, chunks: int = 512) -> pd.DataFrame:
-    """A row an utterance: start and end (seconds, whole milliseconds) and speech (its mean probability).
-
-    An utterance begins where the probability reaches `threshold` and ends where it falls below threshold - 0.15
-    for `min_silence`, or with the recording (silero's hysteresis); one of `min_speech` or less is none. Either side
-    keeps `pad`, where a pause is too short for two of them half of it. What then is longer than `max_speech` is cut
-    at its most silent place (`_pieces`). Rows are in order and never overlap. Silence gives no rows. `chunks` are
-    decoded at a time; the result does not depend on it.
-
-    Raises UserError for a file that cannot be heard, for settings that leave no place to cut, and where
-    silero-vad is not installed.
+    What is longer than `max_speech` is cut at its longest pause, or where it is too long if it has none. Raises
+    UserError for an unreadable file, for settings that leave no place to cut, and without silero-vad.
     """
-    if settings.max_speech < max(2 * settings.min_speech, SHORTEST):
-        raise UserError(f"setting segments.max_speech is {settings.max_speech:g} s; it must be {SHORTEST} s or "
-                        f"more, and at least twice segments.min_speech ({settings.min_speech:g} s)")
-    with machine.one_thread():  # 32 ms of audio keep no second one busy
+    if settings.max_speech < max(2 * settings.min_speech, 2 * settings.pad + 0.1):
+        raise UserError(f"setting segments.max_speech is {settings.max_speech:g} s; it must be at least twice "
+                        f"segments.min_speech ({settings.min_speech:g} s), and 0.1 s more than twice segments.pad "
+                        f"({settings.pad:g} s)")
+    import torch  # takes seconds, which a reader of a file need not wait
+
+    sound = load(path)
+    with machine.one_thread(), tqdm(total=100, desc=f"{Path(path).name}: find speech", unit="%",
+                                 disable=sound.seconds < LONG) as bar:  # 32 ms of audio keep no second thread busy
         network, timestamps = _silero()
-        probabilities, samples = _spoken(path, network, chunks)
-    spans = timestamps(
-        probabilities, RATE, settings.threshold, audio_length_samples=samples,
-        min_speech_duration_ms=1000 * settings.min_speech, min_silence_duration_ms=1000 * settings.min_silence,
-        speech_pad_ms=1000 * settings.pad)  # max_speech_duration_s stays infinite: its rule is another
-    likely, most, least = np.asarray(probabilities), round(1000 * settings.max_speech), 1000 * settings.min_speech
-    rows = [(start / 1000, end / 1000, float(likely[start // STEP:-(-end // STEP)].mean()))
-            for span in spans for start, end in _pieces(*(round(1000 * span[at] / RATE)
-                                                          for at in ("start", "end")), likely, least, most)]
-    table = pd.DataFrame(rows, columns=["start", "end", "speech"], dtype=float)
-    return table.assign(end=table["end"].clip(upper=samples * 1000 // RATE / 1000))
-
-
-def _pieces(start: int, end: int, likely: np.ndarray, least: float, most: int) -> Iterator[tuple[int, int]]:
-    """The utterance in pieces of at most `most` milliseconds, each cut in the middle of the chunk of the lowest
-    probability in the second half of what the piece may be (as WhisperX does, Bain et al. 2023, arXiv
-    2303.00747), so that no piece is a splinter; `least` is left after the last cut."""
-    while end - start > most:
-        first = -(-(start + most // 2 - STEP // 2) // STEP)  # chunks whose middle lies in that half
-        last = max(first, int(min(start + most, end - least) - STEP // 2) // STEP)
-        cut = (first + int(likely[first:last + 1].argmin())) * STEP + STEP // 2
-        yield start, cut
-        start = cut
-    yield start, end
-
-
-def _spoken(path: Path | str, network: Any, chunks: int) -> tuple[array, int]:
-    """The probability of speech in every chunk, the last one filled up with zeros; and the samples in all."""
-    import torch  # takes seconds, which a reader of this module's tables alone need not wait
-
-    found, samples, lasts = array("f"), 0, seconds(path)
-    network.reset_states()
-    with torch.inference_mode(), tqdm(total=round(lasts), desc=f"{Path(path).name}: find speech", unit="s",
-                                      disable=lasts < BAR) as bar:
-        for block in blocks(path, chunks * CHUNK):
-            samples += len(block)
-            whole = torch.from_numpy(np.pad(block, (0, -len(block) % CHUNK)))
-            found.extend(network(chunk, RATE).item() for chunk in whole.split(CHUNK))
-            bar.update(samples // RATE - bar.n)
-    return found, samples
+        spans = timestamps(
+            torch.from_numpy(sound.waveform), network, settings.threshold, RATE, 1000 * settings.min_speech,
+            settings.max_speech, 1000 * settings.min_silence, 1000 * settings.pad,
+            progress_tracking_callback=lambda percent: bar.update(percent - bar.n))
+    rows = [(span["start"] * 1000 // RATE / 1000, span["end"] * 1000 // RATE / 1000) for span in spans]
+    return pd.DataFrame(rows, columns=["start", "end"], dtype=float)
 
 
 @lru_cache(maxsize=1)
 def _silero() -> tuple[Any, Callable[..., list[dict[str, int]]]]:
-    """The library's network, its weights from the wheel, and its rule that makes time stamps of probabilities."""
+    """The library's network, its weights from the wheel, and what finds speech with it."""
     try:
-        from silero_vad import get_speech_timestamps_from_probs, load_silero_vad  # the former since 6.2.2
+        from silero_vad import get_speech_timestamps, load_silero_vad
     except (ImportError, OSError) as error:
-        raise UserError(f"speech is found by silero-vad 6.2.2 or newer, which cannot be loaded ({error}): "
+        raise UserError(f"speech is found by silero-vad, which cannot be loaded ({error}): "
                         'pip install -e ".[vad]"') from None
-    return load_silero_vad(), get_speech_timestamps_from_probs
+    return load_silero_vad(), get_speech_timestamps

@@ -132,7 +132,7 @@ AUDIO: dict[str, tuple[bytes, str | None]] = {
         wav(rate=2**32 - 1), NONE),
     "no channels": (wav(channels=0, align=2), NONE), "65535 channels": (wav(channels=65535), NONE),
     "2000 channels": (wav(channels=2000), NONE), "0 bits": (wav(bits=0), NONE), "7 bits": (wav(bits=7), None),
-    "64 bits of integers": (wav(bits=64), NONE), "format 0": (wav(tag=0), NONE), "format 0x9999": (
+    "64 bits of integers": (wav(bits=64), None), "format 0": (wav(tag=0), NONE), "format 0x9999": (
         wav(tag=0x9999), NONE),
     "block of 0 bytes": (wav(align=0), None), "block of 77 bytes": (wav(align=77), None), "no fmt chunk": (
         riff(b"WAVE" + PCM[AT[b"data"]:]), NONE), "no data chunk": (riff(PCM[8:AT[b"data"]]), NONE),

@@ -95,9 +95,9 @@ def test_comments_layout_and_docstrings_do_not_count_and_anything_else_does(tmp_
     text = real("dpmkit.audio").read_text(encoding="utf-8")
     tree = ast.parse(text)
     assert version(ast.unparse(tree)) == version(text)
-    assert version("# why\n\n" + text.replace('"""Utterances', '"""Other')) == version(text)
+    assert version("# why\n\n" + text.replace('"""Waveforms', '"""Other')) == version(text)
     head = text.index("def find")
-    assert version(text.replace("BAR = ", "BAR = 1 + ")) != version(text)
+    assert version(text.replace("LONG = ", "LONG = 1 + ")) != version(text)
     assert version(f"{text}\n\nprint(1)\n") != version(text)  # runs where the module is imported
     assert version(f"{text[:head]}def unused():\n    return 1\n\n\n{text[head:]}") == version(text)
 

@@ -17,16 +17,16 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from .. import audio, runs
-from ..settings import Settings, UserError
+from ..settings import Settings
 
 SEEN: dict[Path, tuple[int, int]] = {}  # size and time of change of every file that a load of this process heard
-INVERTED: set[Path] = set()  # those of them with `speech.inverted` channels
+INVERTED: set[Path] = set()  # those of them with `audio.Sound.inverted` channels
 KEPT_EVERY = 1000  # files, so that a kill loses at most these
 
 
 @dataclass(frozen=True)
 class File:
-    """`fault`: why it cannot be heard (then seconds is 0), or None; `inverted`: as `speech.inverted` says."""
+    """`fault`: why it cannot be heard (then seconds is 0), or None; `inverted`: as of `audio.Sound`."""
 
     seconds: float
     sha256: str
@@ -57,19 +57,18 @@ def survey(settings: Settings, root: Path, paths: Iterable[Path]) -> Mapping[Pat
 
 def _heard(path: Path) -> File:
     """One file, decoded to its end."""
-    fault = audio.fault(path)
+    try:
+        sound, fault = audio.load(path), None
+    except audio.Unreadable as error:
+        sound, fault = None, error.why
     try:
         if not path.is_file():  # a pipe or a device would be read without end
             return File(0.0, "", fault or "vanished while it was read")
         with open(path, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        if fault:
-            return File(0.0, sha256, fault)
-        return File(audio.seconds(path), sha256, None, audio.inverted(path))
     except OSError as error:  # it vanished, is a folder, or may not be read
         return File(0.0, "", fault or f"cannot be read ({error.strerror})")
-    except UserError:
-        return File(0.0, "", "vanished while it was read")
+    return File(0.0, sha256, fault) if fault else File(sound.seconds, sha256, None, sound.inverted)
 
 
 def _stamp(root: Path, path: Path) -> tuple[bytes, int, int]:
