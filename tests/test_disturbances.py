@@ -341,7 +341,7 @@ def test_where_nothing_is_found_the_prior_answers(tones):
 
 def test_segments_settings_matter_to_silero_alone(tones, monkeypatch):
     settings, corpus, spoken = tones
-    monkeypatch.setattr(audio, "find", lambda path, asked: pd.DataFrame({"start": [0.1], "end": [0.9]}))
+    monkeypatch.setattr(audio, "find_speech", lambda path, asked: pd.DataFrame({"start": [0.1], "end": [0.9]}))
     other = settings.replace("segments.pad", 0.2)
     for kind, same in (("silero", False), ("none", True)):
         a, b = (disturbed(s, corpus, spoken, corpus.conversations[:1], Disturbance(kind)).key

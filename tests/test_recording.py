@@ -58,7 +58,7 @@ def test_a_recording_is_a_conversation_of_one_unknown_speaker(tmp_path, settings
 
 def test_what_was_found_is_kept_until_the_settings_or_the_recording_change(tmp_path, settings, monkeypatch):
     path, find, calls = say(tmp_path / "talk.wav"), audio.find_speech, []
-    monkeypatch.setattr(audio, "find", lambda *a: calls.append(a) or find(*a))
+    monkeypatch.setattr(audio, "find_speech", lambda *a: calls.append(a) or find(*a))
     first = recording.conversation(path, settings)
     assert recording.conversation(path, settings) == first and len(calls) == 1
     recording.conversation(path, settings.replace("segments.pad", 0.0))
@@ -110,7 +110,7 @@ def test_a_table_that_is_there_is_never_touched(tmp_path, command, capsys, monke
     path, out = say(tmp_path / "talk.wav"), tmp_path / "out"
     assert command(path, "--out", out) == 0
     (out / "manifest.csv").write_text("my labels")
-    monkeypatch.setattr(audio, "find", lambda *_: pytest.fail("it asks before it works for hours"))
+    monkeypatch.setattr(audio, "find_speech", lambda *_: pytest.fail("it asks before it works for hours"))
     assert command(path, "--out", out, "--set", "segments.pad=0.2") == 2
     assert "manifest.csv is there already and may hold your labels" in capsys.readouterr().err
     assert (out / "manifest.csv").read_text() == "my labels" and os.listdir(out) == ["manifest.csv"]
@@ -118,7 +118,7 @@ def test_a_table_that_is_there_is_never_touched(tmp_path, command, capsys, monke
 
 def test_a_table_that_comes_meanwhile_is_not_touched_either(tmp_path, command, monkeypatch):
     path, table, find = say(tmp_path / "talk.wav"), tmp_path / "out" / "manifest.csv", audio.find_speech
-    monkeypatch.setattr(audio, "find", lambda *a: table.write_text("theirs") and find(*a))
+    monkeypatch.setattr(audio, "find_speech", lambda *a: table.write_text("theirs") and find(*a))
     assert command(path, "--out", table.parent) == 2
     assert table.read_text() == "theirs" and os.listdir(table.parent) == ["manifest.csv"]
 
