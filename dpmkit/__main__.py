@@ -109,13 +109,13 @@ def _reproduce(options: argparse.Namespace) -> int:
             reproduce.run(cell, notebooks, overrides)
     ran = [r for r in records.load_all(settings.own_path)[0]
            if (r["profile"], r["corpus"]) == (settings.profile, settings.corpus)
-           and records.run_of(r).endswith(f"seed{r['seed']}{settings.variant}")]
+           and r["run"].endswith(f"seed{r['seed']}{settings.variant}")]
     print(report.summary(ran))
     _report(options)
     names = {cell.run_name for cell in cells}
     for record in ran:
-        if record["kind"] == "methods" and records.run_of(record) in names:
-            print("\n".join(records.compared_lines(record)))
+        if record["kind"] == "methods" and record["run"] in names:
+            print(records.beside(record))
     for name, reason in failed.items():
         print(f"dpmkit: {name} failed: {reason}", file=sys.stderr)
     return 1 if failed else 0

@@ -1,9 +1,10 @@
-"""The pages of a folder of results, the README's tables, and the model card of a trained SLLM."""
+"""The page of a folder of results, the README's tables, and the model card, made of records and of nothing else."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,92 +16,10 @@ from .corpora import Corpus
 from .finetune import Finetuned
 from .reproduce import NOTEBOOKS
 from .settings import Settings, UserError
+from .tables import markdown
 from .tokenizers import FITTED
 
-LIMITS = """\
-- It was trained on the corpus above alone; on other speakers, languages, microphones or ways of labelling expect it
-  to be worse, and measure it before you rely on it.
-- It answers with one of its labels whatever it hears: silence, music and several voices, too.
-- Emotions as labelled by listeners are no measurement of what a person feels.
-"""
-USES = """\
-Research on speech emotion and on memory at inference (Dynamic Parameter Memory, arXiv 2507.09076): to reproduce
-this kit's tables, and to compare methods on the same SLLM. Not meant for decisions about people, at work, at
-school, in health or by the police; in some countries that is forbidden.
-"""
-
-
-def write_card(settings: Settings, tuned: Finetuned, corpus: Corpus, codes: CorpusCodes,
-          answers: dict[str, pd.DataFrame] | None = None, record: Path | None = None) -> Path:
-    """README.md (a model card), the record and the fitted speech tokenizer into the folder of a trained SLLM.
-
-    `answers`: split -> predictions of `window`, for the metrics with their intervals; without, the card says that
-    nothing was measured. Returns the card's path.
-    """
-    target = tuned.folder / "README.md"
-    fitted = settings.home_path / "runs" / "codes" / codes.key
-    for name in (FITTED, "facts.json"):
-        if (fitted / name).is_file():
-            with runs.atomic(tuned.folder / "speech_tokenizer" / name) as temporary:
-                shutil.copyfile(fitted / name, temporary)
-    if record is not None:
-        with runs.atomic(tuned.folder / "record.json") as temporary:
-            shutil.copyfile(record, temporary)
-    with runs.atomic(target) as temporary:
-        temporary.write_text(_text(settings, tuned, corpus, codes, answers), encoding="utf-8")
-    return target
-
-
-def _text(settings: Settings, tuned: Finetuned, corpus: Corpus, codes: CorpusCodes,
-          answers: dict[str, pd.DataFrame] | None) -> str:
-    vocabulary, fold = tuned.sllm.vocabulary, corpus.folds[settings.fold - 1]
-    source, kept = settings.shown("backbone.source", settings.backbone.source), settings.backbone.keep_layers
-    scratch = f"a Llama of {settings.backbone.layers} layers x {settings.backbone.hidden}, trained from scratch"
-    adapter = (tuned.folder / "adapter_config.json").is_file()
-    on_hub = [f"base_model: {source}"] if "/" in source else []
-    tune, facts = settings.finetune, codes.facts
-    heard = {split: corpus.select(getattr(fold, split)) for split in ("train", "validation", "test")}
-    lines = ["---", "library_name: transformers", "pipeline_tag: audio-classification",
-             "tags: [speech-emotion-recognition, conversation, dpmkit]",
-             *on_hub, "---", "",
-             f"# Emotion SLLM, {corpus.name}, fold {settings.fold}, seed {settings.seed}", "",
-             "A causal language model that hears speech codes and answers with an emotion token. Made by dpmkit "
-             f"(profile `{settings.profile}`, commit {machine.commit()}).", "",
-             "```python", "from dpmkit.sllm import EmotionSLLM",
-             'sllm = EmotionSLLM.load("this folder")',
-             "probabilities = sllm.emotion_logits([sllm.sentence(codes)]).softmax(-1)", "```", "",
-             "| | |", "|---|---|",
-             f"| answers | {', '.join(vocabulary.emotions)} |",
-             f"| speech tokenizer | {facts['tokenizer']}, {vocabulary.codebook_size} codes at "
-             f"{facts['frame_rate']:g} Hz; `speech_tokenizer/` where it was fitted on the training fold |",
-             f"| backbone | {source or scratch}{f', its first {kept} layers' if kept else ''}"
-             f"{'; not in here: `load` finds it where it came from, or give backbone=…' if adapter else ''} |",
-             f"| window | {tuned.sllm.window} tokens |",
-             f"| trained | {tuned.trained_parameters:,} parameters"
-             f"{f', LoRA of rank {tune.lora_rank} and the new rows' if tune.lora_rank else ''}; at most "
-             f"{tune.epochs} epochs, {tune.batch} dialogues a step, lr {tune.lr:g} |", "",
-             "## Data", "", "| split | conversations | utterances | hours |", "|---|---|---|---|"]
-    for split, conversations in heard.items():
-        utterances = [u for c in conversations for u in c.utterances]
-        lines.append(f"| {split} | {len(conversations)} | {len(utterances)} | "
-                     f"{sum(u.seconds for u in utterances) / 3600:.2f} |")
-    lines += ["", "Validation chose the epoch; the test split was not touched in training.", "", "## Metrics", ""]
-    if answers:
-        level = f"{settings.evaluation.confidence:.0%}"
-        lines += [f"Each labelled utterance with the {settings.memory.prefix} tokens before it, no memory; in %, "
-                  f"with {level} intervals by bootstrap over whole conversations.", "",
-                  "| split | targets | conversations | WA | UA | WF1 |", "|---|---|---|---|---|---|"]
-        for split, table in answers.items():
-            chosen = metrics.targets(table)
-            row, = metrics.compare({"window": table}, corpus.emotions, "window", settings.evaluation)
-            cells = (f"{row[m]:.1f} [{row[f'{m}_interval'][0]:.1f}, {row[f'{m}_interval'][1]:.1f}]"
-                     for m in metrics.MEASURES)
-            lines.append(f"| {split} | {len(chosen)} | {chosen['conversation'].nunique()} | {' | '.join(cells)} |")
-    else:
-        lines.append("Not measured: run notebook 02 with the same settings.")
-    return "\n".join([*lines, "", "## Intended use", "", USES, "## Limits", "", LIMITS])
-
-
+Record = dict[str, Any]
 # Of the filters and controls, those that the README shows; the page of results has all.
 SHOWN = ("window + filter", "dpm-tuned + filter", "dpm-swapped", "dpm-tuned-swapped", "speaker-memory-swapped",
          "speaker-memory-kept-swapped")
@@ -116,8 +35,8 @@ NOT_RUN = {("demo", "emodb"): "the earlier copy of EmoDB was damaged (all clips 
 def write(root: Path) -> Path:
     """Write README.md of a user's results at `root`, beside the reference's figures; returns its path."""
     made, copies = records.load_all(root)
-    beside = [line for r in made if r["kind"] == "methods" for line in records.compared_lines(r)]
-    return _written(root / "README.md", page(made, root, _copies(copies) + beside))
+    return _written(root / "README.md", page(made, root, [*_copies(copies), *(
+        records.beside(r) for r in made if r["kind"] == "methods")]))
 
 
 def publish(root: Path, readme: Path) -> list[Path]:
@@ -127,24 +46,29 @@ def publish(root: Path, readme: Path) -> list[Path]:
     for marker in (BEGIN, END, PLAN, END_PLAN):
         if marker not in text:
             raise UserError(f"{readme} lacks the marker {marker}: put it back where the table belongs")
-    made, lines = published(root)
+    made, first = published(root)
     text = _between(text, BEGIN, END, block(made))
     if plans := [r["results"] for r in records.benches(root).values() if r["kind"] == "bench plan"]:
-        table = tables.markdown(tables.plan({"rows": [row for plan in plans for row in plan["rows"]]}))
-        text = _between(text, PLAN, END_PLAN, f"\n{table}\n\n")
-    return [_written(root / "README.md", page(made, root, lines)), _written(readme, text)]
+        rows = [row for plan in plans for row in plan["rows"]]
+        text = _between(text, PLAN, END_PLAN, f"\n{markdown(tables.plan({'rows': rows}))}")
+    return [_written(root / "README.md", page(made, root, first)), _written(readme, text)]
 
 
-def block(made: Sequence[dict[str, Any]]) -> str:
-    """What stands between the README's markers: the summary, and what was not run."""
-    return summary(made) + "".join(f"{line}\n" for line in _not_run(made))
-
-
-def published(root: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def published(root: Path) -> tuple[list[Record], list[str]]:
     """The reference's records, but for those of the `smoke` profile, a test; and what its page says first."""
     made, copies = records.load_all(root)
     made = [r for r in made if r["profile"] != "smoke"]
     return made, _copies(copies) + _not_run(made)
+
+
+def block(made: Sequence[Record]) -> str:
+    """What stands between the README's markers: the summary, and what was not run."""
+    return "\n\n".join([summary(made), *_not_run(made)])
+
+
+def _between(text: str, begin: str, end: str, inside: str) -> str:
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n{inside}\n\n{end}{rest.partition(end)[2]}"
 
 
 def _written(path: Path, text: str) -> Path:
@@ -154,234 +78,183 @@ def _written(path: Path, text: str) -> Path:
 
 
 def _copies(copies: Sequence[str]) -> list[str]:
-    return [f"Not counted, as their names are not those of their runs (copies): {', '.join(copies)}.", ""
-            ] if copies else []
+    words = "Not counted, as their names are not those of their runs (copies): "
+    return [f"{words}{', '.join(copies)}."] if copies else []
 
 
-def _not_run(made: Sequence[dict[str, Any]]) -> list[str]:
+def _not_run(made: Sequence[Record]) -> list[str]:
     there = {(r["profile"], r["corpus"]) for r in made}
-    return [line for (profile, corpus), why in NOT_RUN.items() if (profile, corpus) not in there
-            for line in (f"**`{profile}` profile on `{corpus}`**: not run; {why}.", "")]
+    return [f"**`{profile}` profile on `{corpus}`**: not run; {why}." for (profile, corpus), why in NOT_RUN.items()
+            if (profile, corpus) not in there]
 
 
-def _between(text: str, begin: str, end: str, inside: str) -> str:
-    before, _, rest = text.partition(begin)
-    return before + begin + "\n" + inside + end + rest.partition(end)[2]
-
-
-def summary(made: Sequence[dict[str, Any]]) -> str:
+def summary(made: Sequence[Record]) -> str:
     """The method table of every profile, corpus and change of settings (lowest fold and seed), what it says, other
     seeds and folds; where notebook 03 was not run, what 01 and 02 found."""
-    lines, shown = [], set()
+    blocks, shown = [], set()
     for same in _alike(made, "seed"):
-        if (where := _where(same[0])) in shown:
+        first = same[0]
+        if _where(first) in shown:
             continue
-        shown.add(where)
-        limit = same[0]["settings"].get("evaluation.limit")
+        shown.add(_where(first))
+        limit = first["settings"]["evaluation.limit"]
         part = f" (its first {limit} conversations)" if limit else ""
-        lines += [f"**{_title(same[0])}**, every labelled utterance of the test fold{part}", "",
-                  tables.verdict(same[0]), "", *_tested(same[0]), _short(same[0]), ""]
-        lines += [line for r in made if r["kind"] == "data" and _title(r) == _title(same[0])
-                  for line in _reference(r, ("test",))]
+        blocks += [f"**{_title(first)}**, every labelled utterance of the test fold{part}", *_found(first)]
+        blocks += [text for r in made if r["kind"] == "data" and _title(r) == _title(first)
+                   for text in _reference(r, ("test",))]
         if len(same) > 1:
-            lines += [f"Trained anew with {len(same)} seeds:", "", _spread(same, "seeds"), ""]
-        lines += _folds([r for r in made if _where(r) == where])
+            blocks += [f"Trained anew with {len(same)} seeds:", _spread(same, "seeds")]
+        blocks += _folds([r for r in made if _where(r) == _where(first)])
     early = [r for r in made if _where(r) not in shown and r["kind"] in ABOUT]
     for title in dict.fromkeys(map(_title, early)):
-        lines += [f"**{title}**", ""]
-        lines += [line for r in early if _title(r) == title for line in ABOUT[r["kind"]](r)]
-    return "\n".join(lines) + "\n" if lines else "No record yet: `make reproduce` writes them.\n"
+        blocks += [f"**{title}**", *(text for r in early if _title(r) == title for text in ABOUT[r["kind"]](r))]
+    return "\n\n".join(blocks) or "No record yet: `make reproduce` writes them."
 
 
-def _tested(record: dict[str, Any]) -> list[str]:
-    """The declared contrasts, what the paper's is made of, and what the memory stores; nothing of older records."""
-    tested = (tables.contrasts(record, "all-lengths"), tables.attribution(record), tables.losses(record))
-    if tested[0].empty:
-        return []
-    return [line for table in tested if len(table) for line in (tables.markdown(table), "")]
-
-
-def _where(record: dict[str, Any]) -> tuple[str, str, str]:
-    """Profile, corpus and the digits of changed settings: all that a run's name holds but fold and seed."""
-    return (record["profile"], record["corpus"],
-            records.run_of(record).removeprefix(f"fold{record['fold']}-seed{record['seed']}"))
-
-
-def _short(record: dict[str, Any]) -> str:
-    """The method table, every labelled utterance, without the filters and controls that SHOWN leaves out."""
-    return tables.markdown(_kept(record, tables.methods(record, "all-lengths").drop(columns="hears")))
-
-
-def _spread(same: list[dict[str, Any]], what: str) -> str:
-    return tables.markdown(_kept(same[0], tables.spread(same, what)))
-
-
-def _kept(record: dict[str, Any], table: pd.DataFrame) -> pd.DataFrame:
-    groups = {row["method"]: row["group"] for row in record["results"].get("listed", [])}
-    return table[[m in SHOWN or groups.get(m) not in ("filter", "control") for m in table["method"]]]
-
-
-def _alike(made: list[dict[str, Any]], but: str) -> list[list[dict[str, Any]]]:
-    """`methods` records in groups that differ in `but`, seed or fold, alone; lowest first."""
-    groups: dict[tuple, list[dict[str, Any]]] = {}
-    for record in sorted((r for r in made if r["kind"] == "methods"), key=lambda r: r[but]):
-        same = (*_where(record), record["fold" if but == "seed" else "seed"])
-        groups.setdefault(same, []).append(record)
-    return [groups[name] for name in sorted(groups)]
-
-
-def _folds(made: list[dict[str, Any]]) -> list[str]:
-    """Means over folds, for each seed that has several."""
-    lines = []
-    for same in _alike(made, "fold"):
-        if len(same) > 1:
-            folds = ", ".join(str(r["fold"]) for r in same)
-            lines += [f"Folds {folds} (seed {same[0]['seed']}), each with test speakers of its own:", "",
-                      _spread(same, "folds"), ""]
-    return lines
-
-
-def page(made: Sequence[dict[str, Any]], root: Path, first: Sequence[str] = ()) -> str:
+def page(made: Sequence[Record], root: Path, first: Sequence[str] = ()) -> str:
     """README.md of a folder of results: what was run, `first`, then for each run its verdict, table, figures,
     notebooks and details."""
-    lines = ["# Results", "",
-             "Generated by dpmkit from the JSON records in `*/records/`; nothing here is typed by hand. "
-             "Intervals are 95 % paired-bootstrap intervals over conversations, or speakers where it says so; "
-             "gains are points against `window`, the same frozen SLLM with the same n_r tokens and no memory.", ""]
-    groups: dict[tuple[str, str], dict[str, dict]] = {}
+    by_run: dict[tuple[str, str], dict[str, Record]] = {}
     for record in made:
-        groups.setdefault((f"{record['profile']}-{record['corpus']}", records.run_of(record)),
-                          {})[record["kind"]] = record
-    lines += ["| run | records | machine | commits |", "|---|---|---|---|"]
-    for kinds in groups.values():
-        machine = next(iter(kinds.values()))["machine"]
-        lines.append(f"| {_title(next(iter(kinds.values())))} | {', '.join(kinds)} | {machine['processor']}, "
-                     f"threads: {machine['threads']}, {machine['gpu'] or 'no GPU'} | "
-                     f"{', '.join(dict.fromkeys(r['commit'] for r in kinds.values()))} |")
-    lines += ["", *first]
-    for (folder, run), kinds in groups.items():
-        lines += [f"## {_title(next(iter(kinds.values())))}", ""]
+        by_run.setdefault((f"{record['profile']}-{record['corpus']}", record["run"]), {})[record["kind"]] = record
+    listed = []
+    for kinds in by_run.values():
+        one = next(iter(kinds.values()))
+        listed.append({"run": _title(one), "records": ", ".join(kinds), "machine": _ran_on(one),
+                       "commits": ", ".join(dict.fromkeys(r["commit"] for r in kinds.values()))})
+    blocks = ["# Results",
+              "Generated by dpmkit from the JSON records in `*/records/`; nothing here is typed by hand. "
+              "Intervals are 95 % paired-bootstrap intervals over conversations, or speakers where it says so; "
+              "gains are points against `window`, the same frozen SLLM with the same n_r tokens and no memory.",
+              markdown(pd.DataFrame(listed, columns=["run", "records", "machine", "commits"])), *first]
+    for (folder, run), kinds in by_run.items():
+        blocks.append(f"## {_title(next(iter(kinds.values())))}")
         if "methods" in kinds:
-            lines += _methods(kinds["methods"]) + _processors(kinds["methods"], root)
-        figures = sorted((root / folder / "figures").glob(f"*-{run}.png"))
-        lines += [" ".join(f'<a href="{folder}/figures/{f.name}"><img src="{folder}/figures/{f.name}" '
-                           f'alt="{f.stem}" width="200"></a>' for f in figures), ""]
+            blocks += _methods(kinds["methods"], root)
+        figures = [f"{folder}/figures/{f.name}" for f in sorted((root / folder / "figures").glob(f"*-{run}.png"))]
         pages = [f"[{n}]({folder}/{run}/{n}.html)" for n in NOTEBOOKS
                  if (root / folder / run / f"{n}.html").is_file()]
-        lines += ["Rendered notebooks: " + " · ".join(pages), ""] if pages else []
-        lines += ["Records: " + " · ".join(f"[{k}]({folder}/records/{k}-{run}.json)" for k in kinds), ""]
-        lines += _details(kinds)
+        blocks += [" ".join(f'<a href="{f}"><img src="{f}" alt="{Path(f).stem}" width="200"></a>' for f in figures),
+                   "Rendered notebooks: " + " · ".join(pages) if pages else "",
+                   "Records: " + " · ".join(f"[{k}]({folder}/records/{k}-{run}.json)" for k in kinds),
+                   *_details(kinds)]
     for same in _alike(made, "seed"):
         if len(same) > 1:
-            lines += [f"## Seeds: {_title(same[0], 'seed')}", "",
-                      _spread(same, "seeds"), ""]
-    for where in sorted(set(map(_where, made))):
-        there = [r for r in made if _where(r) == where]
-        over = _folds(there)
-        lines += [f"## Folds: {_title(there[0], 'fold', 'seed')}", "", *over] if over else []
-    lines += ["## Others, as the paper quotes them", "", "Audio only, from its Table 2; none of them was run here.",
-              "", tables.markdown(tables.quoted()), ""]
-    return "\n".join(lines + _benches(root))
-
-
-def _benches(root: Path) -> list[str]:
-    """Tables of bench/*.json."""
-    lines = []
+            blocks += [f"## Seeds: {_title(same[0], 'seed')}", _spread(same, "seeds")]
+    for _, there in groupby(sorted(made, key=_where), key=_where):
+        there = list(there)
+        if over := _folds(there):
+            blocks += [f"## Folds: {_title(there[0], 'fold', 'seed')}", *over]
+    blocks += ["## Others, as the paper quotes them", "Audio only, from its Table 2; none of them was run here.",
+               markdown(tables.quoted())]
     for name, record in records.benches(root).items():
         kind = record["kind"].removeprefix("bench ")
-        machine, results = record["machine"], record["results"]
-        if kind == "memory":
-            words = ("Sentences a second, one write and one read each: medians of rounds in which the arms take "
-                     "turns, with the lowest and highest; the matmul peak is that of a large product in the same "
-                     "precision. The loop is Algorithm 1 written with PEFT, a fresh adapter and AdamW a "
-                     "conversation. WA and answers: the trained SLLM on validation conversations.")
-            if "sentences" not in results["rates"][0]:
-                words += (" Counted before a CPU's fused attention was: of the peak more is used than stands here; "
-                          "and its larger backbone had conversations of few sentences, which favours every rung.")
-            title, table = "the memory's rungs", tables.rungs(results)
-        elif kind == "context":
-            words = ("Until the last sentence of a recording has its label, after so many codes of history: "
-                     "seconds, and peak memory beyond the model.")
-            title, table = "cost against history", tables.context(results)
-        elif kind == "plan":
-            words = ("Counted from shapes and lengths, not run: FLOPs of notebooks 02 and 03 of every fold and "
-                     "seed, a cell on one GPU; cost is GPU hours at the price that was given.")
-            title, table = "plan of a whole reproduction", tables.plan(results)
-        elif kind == "threads":
-            words = ("How torch's threads wait, beside other work and not: sentences of the memory and steps of "
-                     "training a second, medians of rounds in which the arms take turns, lowest to highest.")
-            title, table = "how threads wait", tables.threads(results)
-        else:
-            words = (f"One stream that is never reset, lr {results['lr']:g}: validation conversations one after "
-                     "the other, over and over.")
-            title, table = kind, tables.stream(results)
-        lines += [f"## Bench: {title} ({_setting(record)})", "", words, "", tables.markdown(table), "",
-                  f"Run on {machine['processor']}, threads: {machine['threads']}, {machine['gpu'] or 'no GPU'}; "
-                  f"commit {record['commit']}; {record['made']}. [Record](bench/{name})", ""]
-    return lines
+        title, table, words = tables.BENCHES[kind if kind in tables.BENCHES else "stream"]
+        results = record["results"]
+        setting = ", ".join([f"`{record['profile']}` profile", *_changes(record)])
+        blocks += [f"## Bench: {title or kind} ({setting})",
+                   " ".join([words.format(**results), *results.get("notes", [])]), markdown(table(results)),
+                   f"Run on {_ran_on(record)}; commit {record['commit']}; {record['made']}. "
+                   f"[Record](bench/{name})"]
+    return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def _title(record: dict[str, Any], *without: str) -> str:
+def _ran_on(record: Record) -> str:
+    at = record["machine"]
+    return f"{at['processor']}, threads: {at['threads']}, {at['gpu'] or 'no GPU'}"
+
+
+def _title(record: Record, *without: str) -> str:
     parts = [f"{name} {record[name]}" for name in ("fold", "seed") if name not in without]
     return ", ".join([f"`{record['profile']}` profile on `{record['corpus']}`", *parts, *_changes(record)])
 
 
-def _setting(record: dict[str, Any]) -> str:
-    return ", ".join([f"`{record['profile']}` profile", *_changes(record)])
+def _changes(record: Record) -> list[str]:
+    return [f"`{name}` = {value}" for name, value in record["changed"].items()]
 
 
-def _changes(record: dict[str, Any]) -> list[str]:
-    return [f"`{name}` = {value}" for name, value in record.get("changed", {}).items()]
+def _where(record: Record) -> tuple[str, str, str]:
+    """Profile, corpus and the digits of changed settings: all that a run's name holds but fold and seed."""
+    return (record["profile"], record["corpus"],
+            record["run"].removeprefix(f"fold{record['fold']}-seed{record['seed']}"))
 
 
-def _methods(record: dict[str, Any]) -> list[str]:
-    """The verdict and Table 1, every labelled utterance."""
+def _alike(made: Sequence[Record], but: str) -> list[list[Record]]:
+    """`methods` records in groups that differ in `but`, seed or fold, alone; lowest first."""
+    def same(record: Record) -> tuple:
+        return (*_where(record), record["fold" if but == "seed" else "seed"])
+
+    ordered = sorted((r for r in made if r["kind"] == "methods"), key=lambda r: (*same(r), r[but]))
+    return [list(group) for _, group in groupby(ordered, key=same)]
+
+
+def _folds(made: Sequence[Record]) -> list[str]:
+    """Means over folds, for each seed that has several."""
+    return [text for same in _alike(made, "fold") if len(same) > 1 for text in (
+        f"Folds {', '.join(str(r['fold']) for r in same)} (seed {same[0]['seed']}), each with test speakers of its "
+        "own:", _spread(same, "folds"))]
+
+
+def _spread(same: Sequence[Record], what: str) -> str:
+    return markdown(_kept(same[0], tables.spread(same, what)))
+
+
+def _kept(record: Record, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a method table without the filters and controls that SHOWN leaves out."""
+    groups = {row["method"]: row["group"] for row in record["results"]["listed"]}
+    return table[[m in SHOWN or groups.get(m) not in ("filter", "control") for m in table["method"]]]
+
+
+def _found(record: Record, heading: str = "") -> list[str]:
+    """Verdict, declared contrasts, what the paper's is made of, what the memory stores, and the method table."""
+    tested = tables.contrasts(record, "all-lengths")
+    more = [tested, tables.attribution(record), tables.losses(record)] if len(tested) else []
+    short = _kept(record, tables.methods(record, "all-lengths").drop(columns="hears"))
+    return [tables.verdict(record), *(markdown(t) for t in more if len(t)), *filter(None, [heading]),
+            markdown(short)]
+
+
+def _methods(record: Record, root: Path) -> list[str]:
+    """The verdict and Table 1, every labelled utterance; the same run on other processors."""
     part, tuned = record["results"]["protocols"]["all-lengths"], record["results"]["tuned"]
-    return [tables.verdict(record), "", *_tested(record),
-            f"**Every labelled utterance, each with its own history** ({part['targets']} targets, "
-            f"{part['conversations']} conversations)", "",
-            _short(record), "",
-            f"`dpm` uses the paper's rule at lr {record['settings']['memory.lr']:g}; `dpm-tuned` takes lr "
-            f"{tuned['lr']:g}, the best of {tuned['tried']} on {tuned['conversations']} validation "
-            "conversations. " + "".join(f"{note} " for note in record["results"]["notes"]), ""]
+    blocks = _found(record, "**Every labelled utterance, each with its own history** "
+                            f"({part['targets']} targets, {part['conversations']} conversations)")
+    blocks.append(f"`dpm` uses the paper's rule at lr {record['settings']['memory.lr']:g}; `dpm-tuned` takes lr "
+                  f"{tuned['lr']:g}, the best of {tuned['tried']} on {tuned['conversations']} validation "
+                  "conversations. " + "".join(f"{note} " for note in record["results"]["notes"]))
+    same = [r for r in records.alike(record, root) if r["run"] == record["run"]]
+    if len(same) > 1:
+        blocks += ["The same run on other processors: training multiplies what rounding differs in. Compare how "
+                   "far the levels move, and how far the differences.", markdown(tables.processors(same))]
+    return blocks
 
 
-def _processors(record: dict[str, Any], root: Path) -> list[str]:
-    """The same run on other processors."""
-    same = [r for r in records.processors(root) if (*_where(r), r["fold"], r["seed"]) == (
-        *_where(record), record["fold"], record["seed"])]
-    return ["The same run on other processors: training multiplies what rounding differs in. Compare how far the "
-            "levels move, and how far the differences.", "",
-            tables.markdown(tables.processors([record, *same])), ""] if same else []
-
-
-def _details(kinds: dict[str, dict[str, Any]]) -> list[str]:
+def _details(kinds: dict[str, Record]) -> list[str]:
     """What stands folded below a run: the other protocol, the paper's Tables 3 and 4, corpus and backbone."""
-    lines = []
+    folded = {}
     if "methods" in kinds:
-        part = kinds["methods"]["results"]["protocols"]["complete"]
-        lines += _folded("Every method, filter, control and bound, and what each of them hears",
-                         [tables.markdown(tables.methods(kinds["methods"], "all-lengths"))])
-        lines += _folded(f"Complete dialogues: the last labelled utterance of each ({part['targets']} targets)",
-                         [tables.verdict(kinds["methods"], "complete"), "",
-                          *([tables.markdown(tested), ""] if len(tested := tables.contrasts(
-                              kinds["methods"], "complete")) else []),
-                          tables.markdown(tables.methods(kinds["methods"], "complete"))])
-    if "ablations" in kinds and "best" in kinds["ablations"]["results"]:
-        lines += _folded("Stepping (the paper's Table 3), validation conversations",
-                         [tables.markdown(tables.stepping(kinds["ablations"])), "", _best(kinds["ablations"])])
-    if "context" in kinds and "windows" in kinds["context"]["results"]:
-        lines += _folded("The SLLM at once, by its history (the paper's Table 4)",
-                         [tables.markdown(tables.windows(kinds["context"]))])
-    about = [line for kind, words in ABOUT.items() if kind in kinds for line in words(kinds[kind])]
-    return lines + _folded("Corpus, reference classifiers and backbone", about) if about else lines
+        record = kinds["methods"]
+        part, tested = record["results"]["protocols"]["complete"], tables.contrasts(record, "complete")
+        folded["Every method, filter, control and bound, and what each of them hears"] = [
+            markdown(tables.methods(record, "all-lengths"))]
+        folded[f"Complete dialogues: the last labelled utterance of each ({part['targets']} targets)"] = [
+            tables.verdict(record, "complete"), *([markdown(tested)] if len(tested) else []),
+            markdown(tables.methods(record, "complete"))]
+    if "ablations" in kinds:
+        folded["Stepping (the paper's Table 3), validation conversations"] = [
+            markdown(tables.stepping(kinds["ablations"])), _best(kinds["ablations"]["results"])]
+    if "context" in kinds:
+        folded["The SLLM at once, by its history (the paper's Table 4)"] = [
+            markdown(tables.windows(kinds["context"]))]
+    if about := [text for kind, words in ABOUT.items() if kind in kinds for text in words(kinds[kind])]:
+        folded["Corpus, reference classifiers and backbone"] = about
+    return [text for title, inside in folded.items()
+            for text in (f"<details><summary>{title}</summary>", *inside, "</details>")]
 
 
-def _best(record: dict[str, Any]) -> str:
-    """What came of the best ablated configuration on the test fold; nothing where it was not chosen by its WA."""
-    best, final = record["results"]["best"], {r["method"]: r for r in record["results"]["final"]}
-    if "validation_WA" not in best:
-        return ""
+def _best(results: dict[str, Any]) -> str:
+    """What came of the best ablated configuration on the test fold."""
+    best, final = results["best"], {r["method"]: r for r in results["final"]}
     low, high = final["dpm"]["WA_gain_interval"]
     chosen = ", ".join(f"{name} {value}" for name, value in best["memory"].items())
     return (f"Of {best['tried']} configurations, {chosen} had the highest WA on validation "
@@ -389,34 +262,124 @@ def _best(record: dict[str, Any]) -> str:
             f"{high:+.1f}] points over no memory, its swapped control {final['dpm-swapped']['WA_gain']:+.1f}.")
 
 
-def _folded(title: str, lines: list[str]) -> list[str]:
-    return [f"<details><summary>{title}</summary>", "", *lines, "", "</details>", ""]
-
-
-def _data(record: dict[str, Any]) -> list[str]:
+def _data(record: Record) -> list[str]:
     results = record["results"]
-    lines = [f"**Corpus**: {results['conversations']} conversations, {results['utterances']} utterances, "
-             f"{results['hours']:.2f} h, {results['speakers']} speakers; skipped: {results['skipped_count']}.", ""]
-    return lines + _reference(record, ("validation", "test"))
+    return [f"**Corpus**: {results['conversations']} conversations, {results['utterances']} utterances, "
+            f"{results['hours']:.2f} h, {results['speakers']} speakers; skipped: {results['skipped_count']}.",
+            *_reference(record, ("validation", "test"))]
 
 
-def _reference(record: dict[str, Any], splits: tuple[str, ...]) -> list[str]:
-    lines = []
-    for split in splits:
-        rows = [f"{row['method']} {100 * row['WA']:.1f} / {100 * row['UA']:.1f}"
-                for row in record["results"]["reference"][split]]
-        lines += ["Reference classifiers (logistic regression on an utterance's pooled acoustics; oracles are "
-                  f"given true labels), {split} fold, WA / UA in %: {'; '.join(rows)}.", ""]
-    return lines
+def _reference(record: Record, splits: tuple[str, ...]) -> list[str]:
+    return ["Reference classifiers (logistic regression on an utterance's pooled acoustics; oracles are given true "
+            f"labels), {split} fold, WA / UA in %: " + "; ".join(
+                f"{row['method']} {100 * row['WA']:.1f} / {100 * row['UA']:.1f}"
+                for row in record["results"]["reference"][split]) + "." for split in splits]
 
 
-def _backbone(record: dict[str, Any]) -> list[str]:
+def _backbone(record: Record) -> list[str]:
     results = record["results"]
     best = next(h for h in results["history"] if h["epoch"] == results["best_epoch"])
     return [f"**SLLM**: {results['parameters'] / 1e6:.2f} M parameters, "
             f"{results['trained_parameters'] / 1e6:.2f} M trained, best epoch {results['best_epoch']} of "
             f"{len(results['history'])}; validation there: L_a {best['eval_l_a']:.3f}, L_e {best['eval_l_e']:.3f}, "
-            f"WA {100 * best['eval_wa']:.1f}, UA {100 * best['eval_ua']:.1f}.", ""]
+            f"WA {100 * best['eval_wa']:.1f}, UA {100 * best['eval_ua']:.1f}."]
 
 
 ABOUT = {"data": _data, "backbone": _backbone}  # of notebooks 01 and 02
+
+
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: audio-classification
+tags: [speech-emotion-recognition, conversation, dpmkit]
+{base_model}---
+
+# Emotion SLLM, {corpus}, fold {fold}, seed {seed}
+
+A causal language model that hears speech codes and answers with an emotion token. Made by dpmkit (profile
+`{profile}`, commit {commit}).
+
+```python
+from dpmkit.sllm import EmotionSLLM
+sllm = EmotionSLLM.load("this folder")
+probabilities = sllm.emotion_logits([sllm.sentence(codes)]).softmax(-1)
+```
+
+{facts}
+
+## Data
+
+{data}
+
+Validation chose the epoch; the test split was not touched in training.
+
+## Metrics
+
+{measured}
+
+## Intended use
+
+Research on speech emotion and on memory at inference (Dynamic Parameter Memory, arXiv 2507.09076): to reproduce
+this kit's tables, and to compare methods on the same SLLM. Not meant for decisions about people, at work, at
+school, in health or by the police; in some countries that is forbidden.
+
+## Limits
+
+- It was trained on the corpus above alone; on other speakers, languages, microphones or ways of labelling expect it
+  to be worse, and measure it before you rely on it.
+- It answers with one of its labels whatever it hears: silence, music and several voices, too.
+- Emotions as labelled by listeners are no measurement of what a person feels.
+"""
+
+
+def write_card(settings: Settings, tuned: Finetuned, corpus: Corpus, codes: CorpusCodes,
+               answers: dict[str, pd.DataFrame] | None = None, record: Path | None = None) -> Path:
+    """README.md (a model card), the record and the fitted speech tokenizer into the folder of a trained SLLM; the
+    card's path. `answers`: split -> predictions of `window`, for the metrics; without, nothing was measured."""
+    fitted, target = settings.home_path / "runs" / "codes" / codes.key, tuned.folder / "speech_tokenizer"
+    copied = {target / name: fitted / name for name in (FITTED, "facts.json") if (fitted / name).is_file()}
+    if record is not None:
+        copied[tuned.folder / "record.json"] = record
+    for copy, source in copied.items():
+        with runs.atomic(copy) as temporary:
+            shutil.copyfile(source, temporary)
+    source, backbone = settings.shown("backbone.source", settings.backbone.source), settings.backbone
+    data = corpus.table(settings.fold).groupby("split", sort=False).agg(
+        conversations=("conversation", "nunique"), utterances=("utterance", "size"),
+        hours=("seconds", lambda seconds: f"{seconds.sum() / 3600:.2f}")).reset_index()
+    return _written(tuned.folder / "README.md", CARD.format(
+        base_model=f"base_model: {source}\n" if "/" in source else "", corpus=corpus.name, fold=settings.fold,
+        seed=settings.seed, profile=settings.profile, commit=machine.commit(), data=markdown(data),
+        facts=_facts(source or f"a Llama of {backbone.layers} layers x {backbone.hidden}, trained from scratch",
+                     settings, tuned, codes),
+        measured=_measured(settings, corpus.emotions, answers) if answers else
+        "Not measured: run notebook 02 with the same settings."))
+
+
+def _facts(backbone: str, settings: Settings, tuned: Finetuned, codes: CorpusCodes) -> str:
+    vocabulary, tune = tuned.sllm.vocabulary, settings.finetune
+    if settings.backbone.keep_layers:
+        backbone += f", its first {settings.backbone.keep_layers} layers"
+    if (tuned.folder / "adapter_config.json").is_file():
+        backbone += "; not in here: `load` finds it where it came from, or give backbone=…"
+    lora = f", LoRA of rank {tune.lora_rank} and the new rows" if tune.lora_rank else ""
+    return markdown(pd.DataFrame([
+        ("answers", ", ".join(vocabulary.emotions)),
+        ("speech tokenizer", f"{codes.facts['tokenizer']}, {vocabulary.codebook_size} codes at "
+                             f"{codes.facts['frame_rate']:g} Hz; `speech_tokenizer/` where it was fitted"),
+        ("backbone", backbone), ("window", f"{tuned.sllm.window} tokens"),
+        ("trained", f"{tuned.trained_parameters:,} parameters{lora}; at most {tune.epochs} epochs, {tune.batch} "
+                    f"dialogues per step, lr {tune.lr:g}")], columns=["", " "]))
+
+
+def _measured(settings: Settings, emotions: tuple[str, ...], answers: dict[str, pd.DataFrame]) -> str:
+    rows = []
+    for split, table in answers.items():
+        row, = metrics.compare({"window": table}, emotions, "window", settings.evaluation)
+        chosen = metrics.targets(table)
+        rows.append({"split": split, "targets": len(chosen), "conversations": chosen["conversation"].nunique(),
+                     **{m: tables.value(row, m) for m in metrics.MEASURES}})
+    return (f"Each labelled utterance with the {settings.memory.prefix} tokens before it, no memory; in %, with "
+            f"{settings.evaluation.confidence:.0%} intervals by bootstrap over whole conversations.\n\n"
+            f"{markdown(pd.DataFrame(rows))}")

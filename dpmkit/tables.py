@@ -24,46 +24,67 @@ PAPER_TABLE_1 = {
         "classifier": {"complete": (44.78,), "all-lengths": (46.84,)},
     },
 }
-
 # Paper, Table 2, its audio-only rows for others: WA, UA, WF1 on IEMOCAP (None: not given), WF1 on MELD.
 PAPER_TABLE_2 = {
     "ESA-CRF": (73.17, 74.47, None, None), "MER-HAN": (73.33, 74.20, 73.66, 40.50),
     "Mi-CGA": (None, None, 73.77, None), "MER-TL": (75.76, 76.07, None, None),
     "GatedxLSTM": (76.34, None, 75.97, None), "MERITS-L": (None, None, 77.95, 49.32),
 }
-# Paper, Table 3: stepping on MELD, WF1 and (where given) speed against a step a sentence.
+# Paper, Table 3: stepping on MELD, WF1 and (where given) speed against a step per sentence.
 PAPER_TABLE_3 = {"sentence": (51.22, 1.0), "stride-64": (49.61,), "stride-128": (49.64,), "stride-256": (47.63,),
                  "stride-512": (43.25, 6.26), "stride-1024": (37.87, 12.72)}
 # Paper, Table 4: the SLLM at once on IEMOCAP, by its window in tokens: WA, UA, WF1.
 PAPER_TABLE_4 = {4096: (69.59, 72.07, 69.57), 32768: (72.85, 73.34, 75.58)}
 
 
+def shown(table: pd.DataFrame) -> Styler:
+    """The table as a notebook shows it: no index, words from the left."""
+    return table.style.hide(axis="index").set_properties(**{"text-align": "left"})
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table as Markdown."""
+    head = [f"| {' | '.join(table.columns)} |", f"|{'---|' * len(table.columns)}"]
+    return "\n".join(head + [f"| {' | '.join(map(str, row))} |" for row in table.itertuples(index=False)])
+
+
+def _range(interval: Sequence[float | None] | None, form: str = "+.1f") -> str:
+    return f"[{interval[0]:{form}}, {interval[1]:{form}}]" if interval and None not in interval else "–"
+
+
+def value(row: dict[str, Any], key: str, form: str = ".1f") -> str:
+    """What stands under `key`, with its interval."""
+    return f"{row[key]:{form}} {_range(row[f'{key}_interval'], form)}"
+
+
+def _p(row: dict[str, Any]) -> str:
+    return f"{'< ' if row.get('floor') else ''}{row['p_holm']:.2g}"
+
+
+def _by(rows: Sequence[dict[str, Any]], key: str) -> dict[Any, dict[str, Any]]:
+    return {row[key]: row for row in rows}
+
+
 def methods(record: dict[str, Any], protocol: str) -> pd.DataFrame:
-    """The method table of a `methods` record as text: WA, UA, WF1 with intervals over conversations (over speakers
-    where conversations share a memory), the gain in WA against `window` with both intervals, and what each row
-    hears; rows that were not run say so."""
-    results = record["results"]
-    rows = {row["method"]: row for row in results["protocols"][protocol]["methods"]}
-    out = []
-    for listed in results.get("listed") or [{"method": m, "hears": results["hears"][m]} for m in rows]:
-        method = listed["method"]
-        line = {"method": method, **({"group": listed["group"]} if "group" in listed else {})}
-        line |= dict.fromkeys(MEASURES, "not run") | {"WA against window": "", "over speakers": ""}
-        if row := rows.get(method):
-            line |= {m: _interval(row[m], row[f"{m}_interval"]) for m in MEASURES}
-            if method != "window":
-                line["WA against window"] = _interval(row["WA_gain"], row["WA_gain_interval"], "+.1f")
-                line["over speakers"] = _range(row.get("WA_gain_speakers"))
-        out.append(line | {"hears": listed["hears"]})
+    """The method table of a `methods` record: WA, UA, WF1 with intervals over conversations (over speakers where
+    conversations share a memory), the gain in WA against `window` with both intervals, and what each row hears;
+    rows that were not run say so."""
+    rows, out = _by(record["results"]["protocols"][protocol]["methods"], "method"), []
+    for listed in record["results"]["listed"]:
+        row = rows.get(listed["method"])
+        gains = row is not None and listed["method"] != "window"
+        out.append({"method": listed["method"], "group": listed["group"],
+                    **{m: value(row, m) if row else "not run" for m in MEASURES},
+                    "WA against window": value(row, "WA_gain", "+.1f") if gains else "",
+                    "over speakers": _range(row["WA_gain_speakers"]) if gains else "", "hears": listed["hears"]})
     return pd.DataFrame(out)
 
 
 def contrasts(record: dict[str, Any], protocol: str) -> pd.DataFrame:
-    """The declared contrasts of a `methods` record as text: WA in points, both intervals, and p, adjusted by Holm
-    over the rows that have one; on single targets McNemar's, with the targets that one of the two alone answers
-    rightly."""
+    """The declared contrasts of a `methods` record: WA in points, both intervals, and p, adjusted by Holm over the
+    rows that have one; on single targets McNemar's, with the targets that one of the two alone answers rightly."""
     out = []
-    for row in record["results"]["protocols"][protocol].get("contrasts", []):
+    for row in record["results"]["protocols"][protocol]["contrasts"]:
         line = {"contrast": row["contrast"], "asks": row["asks"], "WA, points": f"{row['WA']:+.1f}",
                 "over conversations": _range(row["WA_interval"]), "over speakers": _range(row["WA_speakers"])}
         if protocol == "complete":
@@ -75,36 +96,104 @@ def contrasts(record: dict[str, Any], protocol: str) -> pd.DataFrame:
 
 def attribution(record: dict[str, Any]) -> pd.DataFrame:
     """The paper's contrast, dpm - at-once, the two that it is made of, and its other one, in points, beside the
-    differences of the paper's own figures (WF1 where the corpus is MELD, else WA): a row per contrast."""
-    corpus, m, published = (("MELD", "WF1", PAPER_TABLE_1["meld"]) if record["corpus"] == "meld" else
-                            ("IEMOCAP", "WA", PAPER_TABLE_1["iemocap"]))
-    parts = {protocol: {r["contrast"]: r for r in part.get("contrasts", [])}
-             for protocol, part in record["results"]["protocols"].items()}
+    differences of the paper's own figures (WF1 where the corpus is MELD, else WA)."""
+    corpus, m = ("MELD", "WF1") if record["corpus"] == "meld" else ("IEMOCAP", "WA")
     out = []
     for name, words in (("dpm - at-once", "the paper's contrast"), ("window - at-once", "= a short window"),
                         ("dpm - window", "+ the memory"), ("at-once - classifier", "the paper's other contrast")):
         line = {"contrast": name, "is": words}
         for protocol, title in (("all-lengths", "every utterance"), ("complete", "complete dialogues")):
-            row = parts[protocol].get(name)
-            line[f"{title}: {m}, points"] = _interval(row[m], row[f"{m}_interval"], "+.1f") if row else "not run"
-            of, than = (published.get(method, {}).get(protocol) for method in name.split(" - "))
+            row = _by(record["results"]["protocols"][protocol]["contrasts"], "contrast").get(name)
+            line[f"{title}: {m}, points"] = value(row, m, "+.1f") if row else "not run"
+            of, than = (PAPER_TABLE_1[corpus.lower()].get(method, {}).get(protocol) for method in name.split(" - "))
             line[f"paper, {corpus}, {title}"] = f"{of[0] - than[0]:+.2f}" if of and than else "not reported"
         out.append(line)
     return pd.DataFrame(out)
 
 
 def losses(record: dict[str, Any]) -> pd.DataFrame:
-    """Mean L_t of later sentences under their own, a swapped and no memory, nats per token, as text."""
+    """Mean L_t of later sentences under their own, a swapped and no memory, nats per token."""
     return pd.DataFrame([{"method": name, "L_t under": row["difference"], "sentences": row["n"],
-                          "difference, nats": _interval(row["mean"], row["interval"], "+.4f")}
-                         for name, rows in record["results"].get("losses", {}).items() for row in rows])
+                          "difference, nats": f"{row['mean']:+.4f} {_range(row['interval'], '+.4f')}"}
+                         for name, rows in record["results"]["losses"].items() for row in rows])
+
+
+# Contrast -> what is above, below or no different from what, in the verdict.
+COMPARED = {
+    "dpm - at-once": ("DPM", "the same SLLM given all at once, the paper's contrast"),
+    "dpm - window": ("DPM", "the same SLLM and window without a memory"),
+    "dpm - dpm-swapped": ("its own memory", "another conversation's"),
+    "dpm-tuned - window": ("DPM at the rate that validation chose", "the window"),
+    "dpm-tuned - dpm-tuned-swapped": ("its own memory", "another conversation's"),
+    "speaker-memory - speaker-head + filter": ("the memory of speakers (told who speaks)",
+                                               "its head under the filter without one"),
+    "speaker-memory - speaker-memory-swapped": ("its own offsets", "another's"),
+}
+
+
+def verdict(record: dict[str, Any], protocol: str = "all-lengths") -> str:
+    """What a `methods` record's declared contrasts, losses and rows say, in sentences made of them alone. `above`
+    and `below`: the contrast's p, adjusted by Holm, is under 1 - confidence; else `no measurable difference`."""
+    results, part = record["results"], record["results"]["protocols"][protocol]
+    rows, tested = _by(part["methods"], "method"), _by(part["contrasts"], "contrast")
+    if not tested:
+        return "This record has no declared contrasts: run notebook 03 again."
+    alpha = round(1 - record["settings"]["evaluation.confidence"], 9)
+    lines = {name: _sentence(tested[name], *words, alpha) for name, words in COMPARED.items() if name in tested}
+    if {"dpm - at-once", "window - at-once", "dpm - window"} <= {*tested}:
+        window, memory = (value(tested[of], "WA", "+.1f") for of in ("window - at-once", "dpm - window"))
+        lines["dpm - at-once"] += f" Of that, a short window makes {window}, the memory {memory}."
+    stored = results["losses"].items() if protocol == "all-lengths" else ()
+    said = [*(line for name, line in lines.items() if not name.startswith("speaker")),
+            *(_stored(name, _by(made, "difference")) for name, made in stored),
+            *(line for name, line in lines.items() if name.startswith("speaker"))]
+    groups = {r["method"]: r["group"] for r in results["listed"]}
+    better = [f"{m} {r['WA_gain']:+.1f}" for m, r in rows.items()
+              if groups.get(m) in ("method", "extension", "filter")
+              and min(i[0] or 0 for i in (r["WA_gain_interval"], r["WA_gain_speakers"]) if i) > 0]
+    if better:
+        said.append(f"Above the window by their intervals, untested: {', '.join(better)}.")
+    if bounds := [f"{m} {r['WA']:.1f}" for m, r in rows.items() if groups.get(m) == "bound"]:
+        said.append(f"WA of the bounds, given true labels: {', '.join(bounds)}; of the window "
+                    f"{rows['window']['WA']:.1f}.")
+    return " ".join(said)
+
+
+def _sentence(row: dict[str, Any], first: str, second: str, alpha: float) -> str:
+    words = (f"no measurable difference between {first} and {second}" if row["p_holm"] >= alpha else
+             f"{first} is {'above' if row['WA'] > 0 else 'below'} {second}")
+    return f"{words[0].upper()}{words[1:]} ({value(row, 'WA', '+.1f')} points WA, p {_p(row)})."
+
+
+def _stored(name: str, by: dict[str, dict[str, Any]]) -> str:
+    """What a memory has stored, by L_t of the conversation's later sentences."""
+    none, swapped = (by[f"own - {other}"] for other in ("none", "swapped"))
+    what = "nothing measurable"
+    if none["interval"][1] < 0:
+        what = ("something of this conversation" if swapped["interval"][1] < 0 else
+                "something of how such conversations sound, and nothing measurable of this one")
+    return (f"By L_t of later sentences `{name}` stores {what}: "
+            f"{none['mean']:+.4f} {_range(none['interval'], '+.4f')} nats under its own memory against none, "
+            f"{swapped['mean']:+.4f} {_range(swapped['interval'], '+.4f')} against another's.")
+
+
+def spread(made: Sequence[dict[str, Any]], what: str) -> pd.DataFrame:
+    """`methods` records that differ in `what` alone, seeds or folds: mean WA and mean gain over them, with the
+    lowest and the highest: the spread of training or of test speakers."""
+    rows = pd.concat([pd.DataFrame(r["results"]["protocols"]["all-lengths"]["methods"]) for r in made])
+    return pd.DataFrame([{
+        "method": method, f"WA, mean of {len(made)} {what}": f"{part['WA'].mean():.1f}",
+        "lowest to highest": f"{part['WA'].min():.1f} to {part['WA'].max():.1f}",
+        "WA against window, mean": f"{part['WA_gain'].mean():+.1f}",
+        "lowest to highest gain": f"{part['WA_gain'].min():+.1f} to {part['WA_gain'].max():+.1f}",
+    } for method, part in rows.groupby("method", sort=False) if len(part) == len(made)])
 
 
 def processors(made: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """`methods` records of one run from several processors, a row each: levels, and differences in points of WA."""
     out = []
     for record in made:
-        rows = {row["method"]: row for row in record["results"]["protocols"]["all-lengths"]["methods"]}
+        rows = _by(record["results"]["protocols"]["all-lengths"]["methods"], "method")
         out.append({"processor": record["machine"]["processor"],
                     **{f"{m}: WA": f"{rows[m]['WA']:.1f}" for m in ("window", "at-once", "dpm") if m in rows},
                     **{f"{m} - window": f"{rows[m]['WA_gain']:+.1f}" for m in ("at-once", "dpm") if m in rows}})
@@ -112,94 +201,55 @@ def processors(made: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def stepping(record: dict[str, Any]) -> pd.DataFrame:
-    """Table 3 of the paper from an `ablations` record: WF1 of each stepping and its speed against a step a
+    """Table 3 of the paper from an `ablations` record: WF1 of each stepping and its speed against a step per
     sentence, beside the paper's on MELD."""
-    rows = {r["value"]: r for r in record["results"]["rows"] if r["setting"] == "stepping"}
-    steppings = list(dict.fromkeys([*rows, *PAPER_TABLE_3]))
-    return pd.DataFrame([{
-        "stepping": name,
-        "WF1": _interval(rows[name]["WF1"], rows[name]["WF1_interval"]) if name in rows else "not run",
-        "speed": (f"{rows['sentence']['seconds_per_sentence'] / rows[name]['seconds_per_sentence']:.2f}"
-                  if name in rows else ""),
-        "paper, MELD: WF1": f"{PAPER_TABLE_3[name][0]:.2f}" if name in PAPER_TABLE_3 else "",
-        "paper: speed": f"{PAPER_TABLE_3[name][1]:.2f}" if len(PAPER_TABLE_3.get(name, ())) > 1 else "",
-    } for name in steppings])
+    rows, out = _by([r for r in record["results"]["rows"] if r["setting"] == "stepping"], "value"), []
+    for name in dict.fromkeys([*rows, *PAPER_TABLE_3]):
+        row, paper = rows.get(name), PAPER_TABLE_3.get(name, ())
+        speed = rows["sentence"]["seconds_per_sentence"] / row["seconds_per_sentence"] if row else 0
+        out.append({"stepping": name, "WF1": value(row, "WF1") if row else "not run",
+                    "speed": f"{speed:.2f}" if row else "", "paper, MELD: WF1": f"{paper[0]:.2f}" if paper else "",
+                    "paper: speed": f"{paper[1]:.2f}" if len(paper) > 1 else ""})
+    return pd.DataFrame(out)
 
 
 def windows(record: dict[str, Any]) -> pd.DataFrame:
     """Table 4 of the paper from a `context` record: the SLLM at once, with so many tokens of history."""
-    rows = [{"history, tokens": r["tokens"], **{m: _interval(r[m], r[f"{m}_interval"]) for m in MEASURES},
-             "paper, IEMOCAP (WA / UA / WF1)": ""} for r in record["results"]["windows"]]
-    rows += [{"history, tokens": tokens, **dict.fromkeys(MEASURES, "not run"),
-              "paper, IEMOCAP (WA / UA / WF1)": " / ".join(f"{v:.2f}" for v in paper)}
-             for tokens, paper in PAPER_TABLE_4.items()]
-    return pd.DataFrame(rows)
+    paper = "paper, IEMOCAP (WA / UA / WF1)"
+    rows = [{"history, tokens": r["tokens"], **{m: value(r, m) for m in MEASURES}, paper: ""}
+            for r in record["results"]["windows"]]
+    return pd.DataFrame(rows + [{"history, tokens": tokens, **dict.fromkeys(MEASURES, "not run"),
+                                 paper: " / ".join(f"{v:.2f}" for v in values)}
+                                for tokens, values in PAPER_TABLE_4.items()])
 
 
 def quoted() -> pd.DataFrame:
     """Table 2 of the paper: others' results, as it quotes them."""
-    return pd.DataFrame([{"method": name, "IEMOCAP: WA": wa, "UA": ua, "WF1": wf1, "MELD: WF1": meld}
-                         for name, (wa, ua, wf1, meld) in PAPER_TABLE_2.items()]).astype(object).fillna("–")
+    table = pd.DataFrame.from_dict(PAPER_TABLE_2, orient="index", columns=["IEMOCAP: WA", "UA", "WF1", "MELD: WF1"])
+    return table.astype(object).fillna("–").rename_axis("method").reset_index()
 
 
-def _interval(middle: float, interval: Sequence[float | None], form: str = ".1f") -> str:
-    return f"{middle:{form}} {_range(interval, form)}"
-
-
-def _range(interval: Sequence[float | None] | None, form: str = "+.1f") -> str:
-    return f"[{interval[0]:{form}}, {interval[1]:{form}}]" if interval and None not in interval else "–"
-
-
-def _p(row: dict[str, Any]) -> str:
-    return f"{'< ' if row.get('floor') else ''}{row['p_holm']:.2g}"
-
-
-def spread(made: list[dict[str, Any]], what: str, protocol: str = "all-lengths") -> pd.DataFrame:
-    """`methods` records that differ in `what` alone, seeds or folds: mean WA and mean gain over them, with the
-    lowest and the highest (the spread of training or of test speakers; one record's intervals are the spread of its
-    conversations)."""
-    out: dict[str, dict[str, list[float]]] = {}
-    for record in made:
-        for row in record["results"]["protocols"][protocol]["methods"]:
-            kept = out.setdefault(row["method"], {"WA": [], "WA_gain": []})
-            kept["WA"].append(row["WA"])
-            kept["WA_gain"].append(row["WA_gain"])
-    return pd.DataFrame([{
-        "method": method, f"WA, mean of {len(made)} {what}": f"{np.mean(v['WA']):.1f}",
-        "lowest to highest": f"{min(v['WA']):.1f} to {max(v['WA']):.1f}",
-        "WA against window, mean": f"{np.mean(v['WA_gain']):+.1f}",
-        "lowest to highest gain": f"{min(v['WA_gain']):+.1f} to {max(v['WA_gain']):+.1f}",
-    } for method, v in out.items() if len(v["WA"]) == len(made)])
-
-
-def rungs(results: dict) -> pd.DataFrame:
-    """A bench's rungs as text: sentences a second, ratio to the loop, change in the answers of the trained SLLM."""
-    rows, changes = [], {c["rung"]: c for c in results["changes"]}
+def rungs(results: dict[str, Any]) -> pd.DataFrame:
+    """A bench's rungs: sentences per second, ratio to the loop, change in the answers of the trained SLLM."""
+    rows, changes = [], _by(results["changes"], "rung")
     for row in results["rates"]:
         used = row["rate"] * row["flops_per_sentence"] / results["peak"][row["precision"]]
         line = {"backbone": row["shape"], "rung": row["rung"], "streams": row["streams"],
-                "sentences/s": _interval(row["rate"], row["rate_range"]),
-                "times the PEFT loop": _interval(row["ratio"], row["ratio_range"], ".2f"),
-                "of the matmul peak": f"{100 * used:.0f} %", **_conversation(row),
-                "WA against exact": "", "answers changed": ""}
-        change = changes.get(row["rung"])
-        if change and row["shape"] == results["rates"][0]["shape"]:  # the other's weights are random
-            line["WA against exact"] = _interval(change["WA_gain"], change["WA_gain_interval"], "+.1f")
-            line["answers changed"] = f"{100 * change['changed']:.1f} %"
-        rows.append(line)
+                "sentences/s": f"{row['rate']:.1f} {_range(row['rate_range'], '.1f')}",
+                "times the PEFT loop": f"{row['ratio']:.2f} {_range(row['ratio_range'], '.2f')}",
+                "of the matmul peak": f"{100 * used:.0f} %"}
+        if "sentences" in row:  # what was timed, where the record has it
+            line |= {"conversation": f"{row['sentences']} sentences of {row['codes']} codes",
+                     "threads": row["threads"], "rounds": row["n"]}
+        # The other backbone's weights are random.
+        change = changes.get(row["rung"]) if row["shape"] == results["rates"][0]["shape"] else None
+        rows.append(line | {"WA against exact": value(change, "WA_gain", "+.1f") if change else "",
+                            "answers changed": f"{100 * change['changed']:.1f} %" if change else ""})
     return pd.DataFrame(rows)
 
 
-def _conversation(row: dict) -> dict[str, Any]:
-    """What was timed, where the record has it."""
-    if "sentences" not in row:
-        return {}
-    return {"conversation": f"{row['sentences']} sentences of {row['codes']} codes", "threads": row["threads"],
-            "rounds": row["n"]}
-
-
 def stream(results: dict[str, Any]) -> pd.DataFrame:
-    """A bench's long stream as text, a row a part."""
+    """A bench's long stream, a row per part."""
     rows = pd.DataFrame(results["rows"])
     return pd.DataFrame({
         "hours": rows["hours"].map("{:.2f}".format), "codes": rows["codes"],
@@ -214,12 +264,12 @@ def plan(results: dict[str, Any]) -> pd.DataFrame:
     """GPU hours of each corpus' grid, from a `plan` record."""
     out = []
     for r in results["rows"]:
-        cells = r["cells"]
-        shares = {w: sum(c[w] for c in cells) for w in ("training", "writing", "reading")}
+        cells = pd.DataFrame(r["cells"])
+        shares = cells[["training", "writing", "reading"]].mean() / 1e15
         out.append({
             "corpus": r["corpus"], "profile": r["profile"], "folds x seeds": f"{len(cells)} x {r['seeds']}",
-            "PFLOP a cell: 02, writes, reads": ", ".join(f"{v / len(cells) / 1e15:,.0f}" for v in shares.values()),
-            "GB in training": f"{max(c['gigabytes'] for c in cells):.0f}",
+            "PFLOP a cell: 02, writes, reads": ", ".join(f"{v:,.0f}" for v in shares),
+            "GB in training": f"{cells['gigabytes'].max():.0f}",
             "rate": f"{r['teraflops']:.3g} TFLOP/s {'measured here' if r['measured_here'] else 'given'}, "
                     f"{r['utilisation']:.0%} of it reached",
             "GPU hours": f"{r['gpu_hours']:.1f}",
@@ -229,83 +279,37 @@ def plan(results: dict[str, Any]) -> pd.DataFrame:
 
 
 def threads(results: dict[str, Any]) -> pd.DataFrame:
-    """How threads wait: a bench's median rates as text, with the lowest and highest."""
+    """How threads wait: a bench's median rates, with the lowest and highest."""
     rates = {"sentences/s": "sentences_per_second", "steps/s": "steps_per_second"}
     return pd.DataFrame([{
         "machine": r["machine"], "waiting": r["waiting"], "n": r["n"], "chose": ", ".join(r["chose"]),
-        **{k: _interval(float(np.median(r[v])), (min(r[v]), max(r[v]))) for k, v in rates.items()}}
+        **{k: f"{np.median(r[v]):.1f} {_range((min(r[v]), max(r[v])), '.1f')}" for k, v in rates.items()}}
         for r in results["rows"]])
 
 
 def context(results: dict[str, Any]) -> pd.DataFrame:
-    """A bench's cost against history as text, a row a length: seconds / MB of each path."""
+    """A bench's cost against history, a row per length: seconds / MB of each path."""
     rows = pd.DataFrame(results["rows"])
-    rows["cost"] = (rows["seconds"].map("{:.2f} s / ".format) + (rows["peak_bytes"] / 1e6).map("{:.0f} MB".format))
-    return rows.pivot(index="codes", columns="path", values="cost")[list(dict.fromkeys(rows["path"]))].reset_index()
+    rows["cost"] = rows["seconds"].map("{:.2f} s / ".format) + (rows["peak_bytes"] / 1e6).map("{:.0f} MB".format)
+    return rows.pivot(index="codes", columns="path", values="cost")[rows["path"].unique()].reset_index()
 
 
-def verdict(record: dict[str, Any], protocol: str = "all-lengths") -> str:
-    """What a `methods` record's declared contrasts, losses and rows say, in sentences made of them alone. `above`
-    and `below`: the contrast's p, adjusted by Holm, is under 1 - confidence; else `no measurable difference`."""
-    part = record["results"]["protocols"][protocol]
-    rows, tests = ({r[key]: r for r in part.get(kind, [])} for kind, key in (("methods", "method"),
-                                                                            ("contrasts", "contrast")))
-    alpha = round(1 - record["settings"]["evaluation.confidence"], 9)
-
-    def figure(row: dict[str, Any]) -> str:
-        return _interval(row["WA"], row["WA_interval"], "+.1f")
-
-    def said(name: str, first: str, second: str) -> list[str]:
-        if name not in tests:
-            return []
-        row = tests[name]
-        words = ("no measurable difference between {} and {}" if row["p_holm"] >= alpha else
-                 "{} is above {}" if row["WA"] > 0 else "{} is below {}").format(first, second)
-        return [f"{words[0].upper()}{words[1:]} ({figure(row)} points WA, p {_p(row)})."]
-
-    lines = said("dpm - at-once", "DPM", "the same SLLM given all at once, the paper's contrast")
-    if {"window - at-once", "dpm - window"} <= {*tests}:
-        lines += [f"Of that, a short window makes {figure(tests['window - at-once'])}, the memory "
-                  f"{figure(tests['dpm - window'])}."]
-    lines += said("dpm - window", "DPM", "the same SLLM and window without a memory")
-    lines += said("dpm - dpm-swapped", "its own memory", "another conversation's")
-    lines += said("dpm-tuned - window", "DPM at the rate that validation chose", "the window")
-    lines += said("dpm-tuned - dpm-tuned-swapped", "its own memory", "another conversation's")
-    if protocol == "all-lengths":
-        lines += [_stored(name, made) for name, made in record["results"].get("losses", {}).items()]
-    lines += said("speaker-memory - speaker-head + filter", "the memory of speakers (told who speaks)",
-                  "its head under the filter without one")
-    lines += said("speaker-memory - speaker-memory-swapped", "its own offsets", "another's")
-    if not lines:
-        return "This record has no declared contrasts: run notebook 03 again."
-    groups = {r["method"]: r["group"] for r in record["results"].get("listed", [])}
-    better = [f"{m} {r['WA_gain']:+.1f}" for m, r in rows.items()
-              if groups.get(m) in ("method", "extension", "filter")
-              and min(i[0] or 0 for i in (r["WA_gain_interval"], r["WA_gain_speakers"]) if i) > 0]
-    lines += [f"Above the window by their intervals, untested: {', '.join(better)}."] if better else []
-    if bounds := [f"{m} {r['WA']:.1f}" for m, r in rows.items() if groups.get(m) == "bound"]:
-        lines += [f"WA of the bounds, given true labels: {', '.join(bounds)}; of the window "
-                  f"{rows['window']['WA']:.1f}."]
-    return " ".join(lines)
-
-
-def _stored(name: str, rows: Sequence[dict[str, Any]]) -> str:
-    """What a memory has stored, by L_t of the conversation's later sentences."""
-    by = {r["difference"]: r for r in rows}
-    none, swapped = (by[f"own - {other}"] for other in ("none", "swapped"))
-    what = ("of this conversation" if swapped["interval"][1] < 0 and none["interval"][1] < 0 else
-            "of how such conversations sound, and nothing measurable of this one" if none["interval"][1] < 0 else
-            "nothing measurable")
-    return (f"By L_t of later sentences `{name}` stores {'something ' if what[0] == 'o' else ''}{what}: "
-            f"{none['mean']:+.4f} {_range(none['interval'], '+.4f')} nats under its own memory against none, "
-            f"{swapped['mean']:+.4f} {_range(swapped['interval'], '+.4f')} against another's.")
-
-
-def shown(table: pd.DataFrame) -> Styler:
-    """The table as a notebook shows it: no index, words from the left."""
-    return table.style.hide(axis="index").set_properties(**{"text-align": "left"})
-
-
-def markdown(table: pd.DataFrame) -> str:
-    head = [f"| {' | '.join(table.columns)} |", f"|{'---|' * len(table.columns)}"]
-    return "\n".join(head + [f"| {' | '.join(str(v) for v in row)} |" for row in table.itertuples(index=False)])
+# Kind of bench -> its title, its table, and what is to be known of it.
+BENCHES = {
+    "memory": ("the memory's rungs", rungs,
+               "Sentences a second, one write and one read each: medians of rounds in which the arms take turns, "
+               "with the lowest and highest; the matmul peak is that of a large product in the same precision. The "
+               "loop is Algorithm 1 written with PEFT, a fresh adapter and AdamW a conversation. WA and answers: "
+               "the trained SLLM on validation conversations."),
+    "context": ("cost against history", context,
+                "Until the last sentence of a recording has its label, after so many codes of history: seconds, "
+                "and peak memory beyond the model."),
+    "plan": ("plan of a whole reproduction", plan,
+             "Counted from shapes and lengths, not run: FLOPs of notebooks 02 and 03 of every fold and seed, a "
+             "cell on one GPU; cost is GPU hours at the price that was given."),
+    "threads": ("how threads wait", threads,
+                "How torch's threads wait, beside other work and not: sentences of the memory and steps of "
+                "training a second, medians of rounds in which the arms take turns, lowest to highest."),
+    "stream": ("", stream, "One stream that is never reset, lr {lr:g}: validation conversations one after the "
+                           "other, over and over."),
+}

@@ -106,3 +106,15 @@ def import_silero():
         return pytest.importorskip("silero_vad", reason="SILERO-VAD ABSENT: pip install -e '.[vad]'")
     finally:
         torch.set_num_threads(threads)
+
+
+# What may differ between two equal runs: when, how fast, from which commit.
+TIMED = frozenset({"made", "seconds", "commit", "cost", "real_time_factor", "machine", "bench", "peak_bytes",
+                   "origins", "seconds_per_sentence", "seconds_per_hour", "protocol_seconds", "crossings"})
+
+
+def without_times(record):
+    """A record less what two equal runs may differ in."""
+    if isinstance(record, dict):
+        return {k: without_times(v) for k, v in record.items() if k not in TIMED}
+    return [without_times(v) for v in record] if isinstance(record, list) else record

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import without_times
 
 from dpmkit import __main__ as command
-from dpmkit import records, reproduce
+from dpmkit import reproduce
 from dpmkit.settings import Settings, UserError
 
 pytest.importorskip("ray", reason="RAY ABSENT: pip install -e '.[ray]'")
@@ -26,7 +27,7 @@ def cells(home, seeds=2):
 
 def untimed(home):
     """Every record below a home, without what may differ from run to run."""
-    return {path.name: records.without_times(json.loads(path.read_text()))
+    return {path.name: without_times(json.loads(path.read_text()))
             for path in sorted(Path(home).glob("results/*/records/*.json"))}
 
 

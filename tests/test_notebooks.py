@@ -13,6 +13,7 @@ import pytest
 import tree_iemocap
 import tree_manifest
 import tree_meld
+from conftest import without_times
 
 from dpmkit import records, report
 from dpmkit.metrics import DECLARED
@@ -118,7 +119,7 @@ def test_the_whole_run_twice_gives_the_same_records_but_for_times(smoke, tmp_pat
     again = reproduce(tmp_path, cwd=tmp_path)
     assert again.returncode == 0, again.stderr[-3000:]
     for kind in records.KINDS:
-        first, second = (records.without_times(records.load(Settings.of("smoke", home=str(h)), kind))
+        first, second = (without_times(records.load(Settings.of("smoke", home=str(h)), kind))
                          for h in (smoke[0], tmp_path))
         assert first == second, kind
 

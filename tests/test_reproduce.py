@@ -1,14 +1,17 @@
 """The command line: the user's mistakes end in one line and exit code 2, and the report is made of records."""
 
-import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from dpmkit import records, report, reproduce, tables
+from dpmkit import records, reproduce
 from dpmkit.__main__ import main
-from dpmkit.settings import Settings, UserError
+from dpmkit.settings import Settings
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -57,75 +60,57 @@ def test_a_failing_notebook_is_named_and_its_results_stay_absent(tmp_path, monke
     assert not list((tmp_path / "results").rglob("*.html"))
 
 
-def row(method: str, wa: float, gain: float, low: float, high: float) -> dict:
-    out = {"method": method}
-    for m in ("WA", "UA", "WF1"):
-        out |= {m: wa, f"{m}_interval": [wa - 2, wa + 2], f"{m}_gain": gain, f"{m}_gain_interval": [low, high]}
-    return out
+def test_pages_and_records_hold_no_path_of_this_machine(tmp_path, monkeypatch):
+    home = tmp_path / "Zoë's \"home\" back\\slash"
+    source, root = home / "secret" / "llama", home / "secret" / "recordings"
+    for folder in (source, root):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr(reproduce, "SOURCE", tmp_path / "notebooks")
+    reproduce.SOURCE.mkdir()
+    cells = [nbformat.v4.new_code_cell("home = ''", metadata={"tags": ["parameters"]}),
+             nbformat.v4.new_code_cell("from pathlib import Path\nPath(home, 'given').write_text(\n"
+                                       "    f\"{root} {overrides['backbone.source']}\")")]
+    nbformat.write(nbformat.v4.new_notebook(metadata={"language_info": {"name": "python"}}, cells=cells),
+                   reproduce.SOURCE / "01_data_prep.ipynb")
+    changes = {"backbone.source": str(source), "memory.lr": 1e-3}
+    settings = Settings.of("smoke", changes, home=str(home), root=str(root), corpus="manifest")
+    reproduce.run(settings, ["01_data_prep"], changes)
+    assert (home / "given").read_text() == f"{root} {source}", "the kernel has the real ones"
+    records.save(settings, "data", {}, {}, 1.0)
+    published = [p for p in settings.results_path.rglob("*") if p.is_file()]
+    assert len(published) == 3
+    for path in published:
+        text = path.read_text(encoding="utf-8")
+        assert not [w for w in ("Zoë", "Zo\\u00eb", "Zo\\xeb", "slash", "secret", tmp_path.name) if w in text], path
+        assert "llama" in text and "recordings" in text
+    hub = Settings.of("smoke", {"backbone.source": "org/name"}, home=str(home))
+    assert hub.shown("backbone.source", "org/name") == "org/name"
 
 
-def a_record(home: Path, low: float, high: float, seed: int = 0, fold: int = 1) -> dict:
-    rows = [row("window", 60, 0, 0, 0), row("dpm", 60 + (low + high) / 2, (low + high) / 2, low, high),
-            row("dpm-swapped", 60.5, 0.5, -1, 2)]
-    part = {"targets": 9, "conversations": 3, "methods": rows}
-    settings = Settings.of("demo", home=str(home), seed=seed, fold=fold, root=str(home / "secret" / "emodb"))
-    records.save(settings, "methods", {
-        "protocols": {"all-lengths": part, "complete": part}, "hears": {r["method"]: "x" for r in rows},
-        "notes": [], "tuned": {"lr": 1e-3, "tried": 2, "conversations": 4}, "nothing": float("nan"),
-    }, {"sllm": "k"}, 1.0)
-    return records.load(settings, "methods")
+@pytest.mark.parametrize(("was", "interpreter", "wanted"), [
+    ("here", True, ""), ("moved", True, "--clear"), ("here", False, "--clear")])
+def test_a_copied_or_moved_checkout_is_set_up_again(was, interpreter, wanted, tmp_path):
+    home = tmp_path / "a cop'y"
+    environment = home / ".venv"
+    (environment / "bin").mkdir(parents=True)
+    (environment / "bin" / "python").symlink_to("/bin/sh" if interpreter else tmp_path / "gone")
+    made_at = environment if was == "here" else tmp_path / "first" / ".venv"
+    (environment / "pyvenv.cfg").write_text(f"version = 3.11\ncommand = /usr/bin/python3 -m venv {made_at}\n")
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        (home / name).write_bytes((CHECKOUT / name).read_bytes())
+    (environment / ".complete").touch()
+    plain = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    shown = subprocess.run(["make", "-n", "report"], cwd=home, env=plain, capture_output=True, text=True,
+                           check=True).stdout  # `make test` runs this test: its own words are not wanted here
+    assert ("-m venv --clear .venv" in shown) == bool(wanted) == ("pip install" in shown)
+    assert shown.splitlines()[-1] == ".venv/bin/python -m dpmkit report"
 
 
-def test_records_hold_no_path_and_tables_hold_the_records_numbers(tmp_path):
-    record = a_record(tmp_path, 1.0, 3.0)
-    assert str(tmp_path) not in json.dumps(record) and record["settings"]["root"] == "emodb"
-    assert record["results"]["nothing"] is None
-    table = tables.methods(record, "complete").set_index("method")
-    assert table.loc["dpm", "WA"] == "62.0 [60.0, 64.0]"
-    assert table.loc["dpm", "WA against window"] == "+2.0 [+1.0, +3.0]"
-    with pytest.raises(UserError, match="run notebook 04"):
-        records.load(Settings.of("demo", home=str(tmp_path)), "ablations")
-
-
-def test_the_reports_are_made_of_records_alone(tmp_path):
-    a_record(tmp_path, 1.0, 3.0)
-    root, readme = tmp_path / "results", tmp_path / "README.md"
-    marked = f"# x\n\n{report.BEGIN}\nstale\n{report.END}\n\n{report.PLAN}\n{report.END_PLAN}\nrest\n"
-    readme.write_text(marked)
-    report.write(root)
-    assert "62.0 [60.0, 64.0]" in (root / "README.md").read_text() and readme.read_text() == marked
-    report.publish(root, readme)
-    first = (root / "README.md").read_text(), readme.read_text()
-    assert all("62.0 [60.0, 64.0]" in text for text in first)
-    assert "stale" not in first[1] and first[1].endswith("\nrest\n")
-    report.publish(root, readme)
-    assert first == ((root / "README.md").read_text(), readme.read_text())
-    readme.write_text("no markers")
-    with pytest.raises(UserError, match="lacks the marker"):
-        report.publish(root, readme)
-
-
-def test_seeds_share_one_table_of_means(tmp_path):
-    made = [a_record(tmp_path, 1.0, 3.0), a_record(tmp_path, 3.0, 5.0, seed=1)]
-    table = tables.spread(made, "seeds").set_index("method")
-    assert table.loc["dpm"].tolist() == ["63.0", "62.0 to 64.0", "+3.0", "+2.0 to +4.0"]
-    said = report.summary(made[::-1])
-    assert said.count("**`demo` profile") == 1 and "seed 0**" in said and "Trained anew with 2 seeds" in said
-    assert "| dpm | 63.0 |" in report.page(made, tmp_path)
-
-
-def test_folds_share_one_table_of_means_and_only_the_first_has_its_own(tmp_path):
-    made = [a_record(tmp_path, low, low + 2, fold=fold) for low, fold in ((1.0, 1), (3.0, 2), (5.0, 4))]
-    said = report.summary(made[::-1])
-    assert said.count("**`demo` profile") == 1 and "fold 1, seed 0**" in said and "Folds 1, 2, 4 (seed 0)" in said
-    assert "| dpm | 64.0 | 62.0 to 66.0 | +4.0 | +2.0 to +6.0 |" in said and "seeds:" not in said
-    assert report.page(made, tmp_path).count("## Folds: `demo` profile on `demo`\n") == 1
-
-
-def test_the_committed_pages_are_those_of_the_committed_records():
-    root = records.REFERENCE
-    made, first = report.published(root)
-    assert (root / "README.md").read_text(encoding="utf-8") == report.page(made, root, first)
-    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    block = readme.partition(report.BEGIN)[2].partition(report.END)[0].strip()
-    assert block == report.block(made).strip()
+def test_a_port_in_use_is_one_clear_line(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        environment = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                       "MASTER_PORT": str(held.getsockname()[1])}
+        line = [sys.executable, "-m", "dpmkit", "train", "--profile", "smoke", "--home", str(tmp_path)]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "the processes cannot meet at 127.0.0.1" in done.stderr and "--master-port" in done.stderr

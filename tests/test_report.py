@@ -1,0 +1,191 @@
+"""Pages and tables say what their records say; the folder of a trained SLLM says what was measured."""
+
+import shutil
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from test_backbones import made as made_backbone
+from test_records import CHECKOUT, WA, save
+from transformers import AutoTokenizer
+
+from dpmkit import backbones, finetune, metrics, protocols, records, report, tables
+from dpmkit.settings import Settings, UserError
+from dpmkit.sllm import EmotionSLLM
+
+MARKED = f"# x\n\n{report.BEGIN}\nstale\n{report.END}\n\n{report.PLAN}\n{report.END_PLAN}\nrest\n"
+
+
+def saved(home, wa, **named):
+    return records.load(save(home, {"window": 60.0, "dpm": wa, "majority": 30.0}, **named), "methods")
+
+
+def test_records_hold_no_path_and_tables_hold_the_records_numbers(tmp_path):
+    record = saved(tmp_path, 62.0, root=str(tmp_path / "secret" / "emodb"))
+    assert str(tmp_path) not in str(record) and record["settings"]["root"] == "emodb"
+    assert record["results"]["nothing"] is None
+    table = tables.methods(record, "complete").set_index("method")
+    assert table.loc["dpm", "WA"] == "62.0 [61.0, 63.0]"
+    assert table.loc["dpm", "WA against window"] == "+2.0 [+1.0, +3.0]"
+    with pytest.raises(UserError, match="run notebook 04"):
+        records.load(Settings.of("demo", home=str(tmp_path)), "ablations")
+
+
+def test_the_reports_are_made_of_records_alone(tmp_path):
+    saved(tmp_path, 62.0)
+    root, readme = tmp_path / "results", tmp_path / "README.md"
+    readme.write_text(MARKED)
+    report.write(root)
+    assert "62.0 [61.0, 63.0]" in (root / "README.md").read_text() and readme.read_text() == MARKED
+    report.publish(root, readme)
+    first = (root / "README.md").read_text(), readme.read_text()
+    assert all("62.0 [61.0, 63.0]" in text for text in first)
+    assert "stale" not in first[1] and first[1].endswith("\nrest\n")
+    report.publish(root, readme)
+    assert first == ((root / "README.md").read_text(), readme.read_text())
+    readme.write_text("no markers")
+    with pytest.raises(UserError, match="lacks the marker"):
+        report.publish(root, readme)
+
+
+def test_seeds_share_one_table_of_means(tmp_path):
+    made = [saved(tmp_path, 62.0), saved(tmp_path, 64.0, seed=1)]
+    table = tables.spread(made, "seeds").set_index("method")
+    assert table.loc["dpm"].tolist() == ["63.0", "62.0 to 64.0", "+3.0", "+2.0 to +4.0"]
+    summary = report.summary(made[::-1])
+    assert summary.count("**`demo` profile") == 1 and "seed 0**" in summary
+    assert "Trained anew with 2 seeds" in summary and "| dpm | 63.0 |" in report.page(made, tmp_path)
+
+
+def test_folds_share_one_table_of_means_and_only_the_first_has_its_own(tmp_path):
+    made = [saved(tmp_path, wa, fold=fold) for wa, fold in ((62.0, 1), (64.0, 2), (66.0, 4))]
+    summary = report.summary(made[::-1])
+    assert summary.count("**`demo` profile") == 1 and "fold 1, seed 0**" in summary
+    assert "Folds 1, 2, 4 (seed 0)" in summary and "seeds:" not in summary
+    assert "| dpm | 64.0 | 62.0 to 66.0 | +4.0 | +2.0 to +6.0 |" in summary
+    assert report.page(made, tmp_path).count("## Folds: `demo` profile on `demo`\n") == 1
+
+
+def test_the_committed_pages_are_those_of_the_committed_records():
+    root = records.REFERENCE
+    made, first = report.published(root)
+    assert (root / "README.md").read_text(encoding="utf-8") == report.page(made, root, first)
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    block = readme.partition(report.BEGIN)[2].partition(report.END)[0].strip()
+    assert block == report.block(made).strip()
+
+
+def test_what_is_not_run_is_said_until_it_is(tmp_path):
+    root = tmp_path / "results"
+    save(tmp_path, WA[0])
+    made, first = report.published(root)
+    assert "`demo` profile on `emodb`**: not run" in first[0] and "not run" in report.block(made)
+    assert "`smollm2` profile on `demo`**: not run" in first[1]
+    save(tmp_path, WA[0], corpus="emodb")
+    made, first = report.published(root)
+    assert len(first) == 1 and "emodb" not in first[0]
+    save(tmp_path, WA[0], profile="smollm2")
+    made, first = report.published(root)
+    assert not first and "not run" not in report.block(made).replace("run notebook", "")
+
+
+def test_after_notebooks_01_and_02_the_summary_says_what_they_found(tmp_path):
+    settings = Settings.of("smoke", home=str(tmp_path))
+    rows = [{"method": "single utterance", "WA": 0.681, "UA": 0.689}]
+    records.save(settings, "data", {"conversations": 20, "utterances": 123, "hours": 0.5, "speakers": 4,
+                                    "skipped_count": 0, "reference": {"validation": rows, "test": rows}}, {}, 1.0)
+    made = records.load_all(tmp_path / "results")[0]
+    said = report.summary(made)
+    assert "123 utterances" in said and "test fold, WA / UA in %: single utterance 68.1 / 68.9." in said
+    records.save(settings, "backbone", {
+        "parameters": 870784, "trained_parameters": 870784, "best_epoch": 2, "history": [
+            {"epoch": e, "eval_l_a": 4.0 + e, "eval_l_e": 0.8, "eval_wa": 0.65 + e / 100, "eval_ua": 0.66}
+            for e in (1, 2, 3)]}, {}, 1.0)
+    said = report.summary(records.load_all(tmp_path / "results")[0])
+    assert "best epoch 2 of 3; validation there: L_a 6.000, L_e 0.800, WA 67.0, UA 66.0." in said
+    assert said.count("**`smoke` profile on `demo`, fold 1, seed 0**") == 1 and "No record yet" not in said
+    assert "No record yet" in report.summary([])
+
+
+PRETRAINED = {"backbone.keep_layers": 2, "backbone.window": 64, "finetune.lora_rank": 4, "finetune.epochs": 1,
+              "finetune.n_o": 16, "finetune.n_p": 48, "finetune.n_q": 64}
+
+
+def trained(settings, toy, source=""):
+    for name, value in ({**PRETRAINED, "backbone.source": source} if source else {"finetune.epochs": 1}).items():
+        settings = settings.replace(name, value)
+    return settings, finetune.train(settings, *toy)
+
+
+@pytest.mark.parametrize("pretrained", [False, True], ids=["scratch", "pretrained"])
+def test_the_folder_says_what_was_measured_and_works_elsewhere(pretrained, settings, toy, tmp_path):
+    settings, tuned = trained(settings, toy, made_backbone(tmp_path / "text") if pretrained else "")
+    answers = {"test": protocols.predict(settings, *toy, tuned, "window")}
+    record = records.save(settings, "backbone", {"history": tuned.history}, {}, 1.0)
+    text = report.write_card(settings, tuned, *toy, answers, record).read_text()
+    assert (tuned.folder / "record.json").read_bytes() == record.read_bytes()
+    wa = metrics.wa(answers["test"], toy[0].emotions)
+    row, = metrics.compare({"w": answers["test"]}, toy[0].emotions, "w", settings.evaluation)
+    low, high = row["WA_interval"]
+    assert f"| {wa:.1f} [{low:.1f}, {high:.1f}] |" in text and "Not measured" not in text
+    for heading in ("## Data", "## Metrics", "## Intended use", "## Limits"):
+        assert heading in text
+    assert f"{tuned.trained_parameters:,} parameters" in text and str(tmp_path) not in text
+    away = tmp_path / "away" / "sllm"
+    shutil.copytree(tuned.folder, away)
+    shutil.rmtree(tmp_path / "text", ignore_errors=True)
+    shutil.rmtree(settings.home_path / "runs")
+    named = {p.name for p in away.rglob("*") if p.is_file() and str(tmp_path).encode() in p.read_bytes()}
+    assert named == ({"adapter_config.json", "dpmkit.json"} if pretrained else set())  # where the backbone was
+    elsewhere = str(made_backbone(tmp_path / "elsewhere")) if pretrained else ""  # the same files
+    loaded = EmotionSLLM.load(away, backbone=elsewhere)
+    sentence = [loaded.sentence(np.array([1, 5, 3]))]
+    torch.testing.assert_close(loaded.emotion_logits(sentence), tuned.sllm.emotion_logits(sentence))
+    ids = AutoTokenizer.from_pretrained(away)("<audio_1><audio_5><audio_3><audio_end>", add_special_tokens=False)
+    assert ids["input_ids"] == sentence[0].tolist()
+    assert AutoTokenizer.from_pretrained(away).convert_tokens_to_ids("<ang>") == loaded.answer(3).item()
+    if pretrained:
+        assert loaded.texts("happy", add_special_tokens=False)["input_ids"][0] < loaded.vocabulary.base
+
+
+def test_without_answers_the_card_says_that_nothing_was_measured(settings, toy):
+    settings, tuned = trained(settings, toy)
+    assert "Not measured: run notebook 02" in report.write_card(settings, tuned, *toy).read_text()
+
+
+def test_a_tokenizer_with_more_tokens_than_the_backbone_has_rows_is_left_out(settings, toy, tmp_path):
+    source = made_backbone(tmp_path / "text")
+    text = AutoTokenizer.from_pretrained(source)
+    text.add_tokens([f"word{i}" for i in range(60)])
+    text.save_pretrained(source)
+    settings, tuned = trained(settings, toy, source)
+    assert tuned.sllm.texts is None and not (tuned.folder / "tokenizer.json").exists()
+
+
+def test_a_hub_id_is_loaded_where_a_hub_answers_and_refused_where_none_does(settings, toy, monkeypatch):
+    _, tuned = trained(settings, toy)
+    asked = []
+
+    def snapshot(repository, allow_patterns):
+        asked.append(repository)
+        assert not any("bin" in p or "pt" in p for p in allow_patterns)  # pickles stay there
+        if repository != "someone/emotion-sllm":
+            raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
+        return str(tuned.folder)
+
+    monkeypatch.setattr(backbones, "snapshot_download", snapshot)
+    assert EmotionSLLM.load("someone/emotion-sllm").fingerprint() == tuned.sllm.fingerprint()
+    with pytest.raises(UserError, match=r"someone/else.*no hub gives.*no network"):
+        EmotionSLLM.load("someone/else")
+    EmotionSLLM.load(str(tuned.folder))
+    assert asked == ["someone/emotion-sllm", "someone/else"]
+
+
+def test_training_that_the_gpu_cannot_hold_names_the_cure(settings, toy, monkeypatch):
+    def step(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(finetune._Trainer, "training_step", step)
+    with pytest.raises(UserError, match=r"finetune.forward_tokens"):
+        finetune.train(settings, *toy)
