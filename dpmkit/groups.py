@@ -96,10 +96,10 @@ class ConversationSettings(Group):
 
 class SourceSettings(Group):
     """How a corpus on disk is read; a parser takes what concerns it."""
-    classes: Literal[4, 6] = 4  # iemocap: 4 (exc merged into hap: the paper's) or 6 (ang, exc, fru, hap, neu, sad)
-    allow_partial: StrictBool = False  # iemocap: read a tree whose counts are not the published ones
+    classes: Literal[4, 6] = 4  # iemocap: 4 (exc merged into hap: the paper's) or 6; emodb, cremad, ravdess, nemo
+    allow_partial: StrictBool = False  # the same corpora: read a tree whose counts are not the published ones
     validation: Fraction = 0.1  # share of the training dialogues that is held out, where no split is given
-    speaker: Text = ""  # folders: a pattern (regular expression) whose group is the speaker in a file's name
+    pattern: Text = ""  # folders: a regular expression; its groups speaker, emotion are found in a file's name
 
 
 class SegmentsSettings(Group):

@@ -20,7 +20,7 @@ from scipy import signal
 from tree_meld import write_clip
 
 from dpmkit import audio
-from dpmkit.corpora import espeak, texts
+from dpmkit.corpora import demo, espeak
 from dpmkit.settings import SegmentsSettings, UserError
 
 silero = import_silero()
@@ -517,7 +517,7 @@ def synthetic(tmp_path_factory):
     """12 utterances of ten voices: (path, waveform, spans)."""
     said = []
     for i in range(12):
-        text = f"{texts.TEXTS[i]}, {texts.TEXTS[i + 30]}"
+        text = f"{demo.TEXTS[i]}, {demo.TEXTS[i + 30]}"
         waveform, rate = espeak.speak(text, f"en-us+{VOICES[i % 10]}", pitch=50, pitch_range=50, rate=170)
         said.append(trimmed(audio.resample(waveform, rate), -35))
     waveform, spans = spoken(said)

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from dpmkit import audio, corpora
-from dpmkit.corpora import demo, dynamics, espeak, texts
+from dpmkit.corpora import demo, dynamics, espeak
 from dpmkit.settings import ConversationSettings, Settings, UserError
 
 TINY = {"conversation.conversations": 2, "conversation.min_turns": 3, "conversation.max_turns": 4}
@@ -26,7 +26,7 @@ def corpus(tiny):
 
 def digests(folder):
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()
-            if p.suffix != ".json" and p.name != ".lock"}
+            if p.name not in ("made.json", ".lock")}
 
 
 def folder_of(corpus):
@@ -66,7 +66,6 @@ def test_unknown_voice_is_named():
 def test_same_bytes_whatever_the_workers(tiny, corpus, tmp_path):
     plans = demo.plan(tiny.conversation)
     demo.synthesise(tmp_path, plans[::-1], workers=1)
-    demo._write_manifest(tmp_path / "manifest.csv", plans)
     assert digests(tmp_path) == digests(folder_of(corpus))
 
 
@@ -74,8 +73,8 @@ def test_killed_synthesis_goes_on(tiny, corpus):
     folder = folder_of(corpus)
     before, kept = digests(folder), folder / "s1c01.wav"
     stamp = kept.stat().st_mtime_ns
-    # As a kill leaves it: no manifest, one conversation without its times, one without anything.
-    for name in ("manifest.csv", "s2c01.json", "s3c02.json", "s3c02.wav"):
+    # As a kill leaves it: one conversation without its times, one without anything.
+    for name in ("s2c01.json", "s3c02.json", "s3c02.wav"):
         (folder / name).unlink()
     assert corpora.load(tiny) == corpus
     assert digests(folder) == before and kept.stat().st_mtime_ns == stamp
@@ -91,7 +90,7 @@ def test_another_seed_is_another_corpus(tiny):
     assert demo.plan(tiny.conversation) == demo.plan(tiny.conversation) != demo.plan(other)
 
 
-def test_clips_lie_where_the_manifest_says(corpus):
+def test_clips_lie_where_the_corpus_says(corpus):
     for conversation in corpus.conversations:
         info = soundfile.info(conversation.utterances[0].audio.path)
         assert (info.samplerate, info.subtype, info.channels) == (16_000, "PCM_16", 1)
@@ -157,14 +156,9 @@ def test_emotions_follow_the_stated_chain():
 
 
 def test_texts_are_independent_of_emotion():
-    assert len(set(texts.TEXTS)) == len(texts.TEXTS) == 80
+    assert len(set(demo.TEXTS)) == len(demo.TEXTS) == 80
     used = {e: set() for e in dynamics.EMOTIONS}
     for p in demo.plan(ConversationSettings()):
         for t in p.turns:
             used[t.emotion].add(t.text)
-    assert all(u == set(texts.TEXTS) for u in used.values())
-
-
-def test_a_lone_speaker_is_refused():
-    with pytest.raises(UserError, match=r"conversation\.speakers"):
-        demo.plan(ConversationSettings(speakers=1))
+    assert all(u == set(demo.TEXTS) for u in used.values())

@@ -36,10 +36,11 @@ BASE = Path(SCRATCH.name)
 BASE.chmod(0o755)  # a test is another user's
 SMALL = {"conversation.conversations": 4, "conversation.min_turns": 4, "conversation.max_turns": 6,
          "codes.codebook_size": 8}
-ASKED = {"iemocap": {"source.allow_partial": True}, "folders": {"source.speaker": "^([^_]+)_"}}
+ASKED = {"iemocap": {"source.allow_partial": True}, "emodb": {"source.allow_partial": True},
+         "folders": {"source.pattern": "^(?P<speaker>[^_]+)_"}}
 VICTIM = {"emodb": "wav/03a01Na", "iemocap": "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000",
           "meld": "train/train_splits/dia0_utt1", "manifest": "clips/c0u1", "folders": "neu/spk1_1"}
-SUFFIXES = {"emodb": {".wav"}, "iemocap": {".wav"}, "meld": {*audio.SUFFIXES}, "folders": {*audio.SUFFIXES}}
+SUFFIXES = {"iemocap": {".wav"}, **{reader: {*audio.SUFFIXES} for reader in ("emodb", "meld", "folders")}}
 LOST = {"iemocap": "Ses01F_impro01_F000", "meld": "train_dia0_utt1", "manifest": "c0u1"}  # the victim's utterance
 
 
@@ -200,10 +201,10 @@ def sounds():
 ELSEWHERE = {
     **{("manifest", name): ("is no file",) for name in ("folder", "full folder", "link to a folder")},
     **{("manifest", name): ("cannot be reached",) for name in ("link to itself", "links in a ring")},
-    ("meld", "folder"): ("no clip",), ("meld", "full folder"): ("a.wav: is not named", "no clip"),
-    ("meld", "link to a folder"): ("no clip",), ("folders", "full folder"): ("a.wav: source.speaker",),
-    ("folders", "folder"): ("is an empty folder",),
-    ("folders", "link to a folder"): ("is a link to a folder",)}
+    ("emodb", "full folder"): ("is a folder", "a.wav: is not named like"),
+    ("iemocap", "full folder"): ("is a folder", "a.wav: belongs to no annotated turn"),
+    ("meld", "full folder"): ("is a folder", "a.wav: is not named"),
+    ("folders", "full folder"): ("is a folder", "a.wav: source.pattern")}
 CASES = [*sounds(), *(Case(reader, group, name, act, want) for reader, group, name, act, want in TEXTS)]
 
 
@@ -323,7 +324,7 @@ def test_audio_that_changes_between_load_and_codes_is_named(fault, tmp_path):
 
 SETTINGS = {"conversation.min_turns": 0, "source.validation": -1, "source.classes": 5, "codes.frame_rate": -1,
             "codes.codebook_size": "many", "conversation.turns": 3, "codes": 1, "segments.threshold": "nan",
-            "source.speaker": 3, "fold": 2.5}
+            "source.pattern": 3, "fold": 2.5}
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dpmkit import audio, baselines, codes, finetune, protocols, robustness, runs, speakers
-from dpmkit.corpora import demo, emodb, files, folders, iemocap, manifest, meld
+from dpmkit.corpora import demo, files, iemocap, labelled, manifest, meld
 from dpmkit.tokenizers import hubert, kmeans, mimi, s3
 
 # What each stage runs through: a change in one of these modules moves its key, a change in any other does not. Only
@@ -22,19 +22,16 @@ from dpmkit.tokenizers import hubert, kmeans, mimi, s3
 SOUND = "audio"
 SLLM = "backbones finetune sllm tokenizers.checkpoint"
 LISTEN = f"{SLLM} cheaper history lora memory optimizer prefix protocols"
-CODES = f"tokenizers.acoustics codes corpora.conversation corpora.files tokenizers tokenizers.protocol {SOUND}"
+CODES = f"tokenizers.acoustics codes corpora.base corpora.files tokenizers tokenizers.protocol {SOUND}"
 STAGES = {
-    "demo": ((demo.load,), "corpora.demo corpora.composed corpora.conversation corpora.dynamics corpora.espeak "
-                           "corpora.texts audio"),
-    "emodb": ((emodb.load,), f"corpora.emodb corpora.composed corpora.conversation corpora.dynamics corpora.files "
-                             f"{SOUND}"),
-    "folders": ((folders.load,), f"corpora.folders corpora.composed corpora.conversation corpora.dynamics "
-                                 f"corpora.files {SOUND}"),
-    "iemocap": ((iemocap.load,), f"corpora.iemocap corpora.conversation corpora.dynamics corpora.files {SOUND}"),
-    "meld": ((meld.load,), f"corpora.meld corpora.conversation corpora.files {SOUND}"),
-    "manifest": ((manifest.load,), f"corpora.manifest corpora.conversation corpora.dynamics corpora.files "
+    "demo": ((demo.load,), "corpora.demo corpora.composed corpora.base corpora.dynamics corpora.espeak audio"),
+    "labelled": ((labelled.load,), f"corpora.labelled corpora.composed corpora.base corpora.dynamics corpora.files "
+                                   f"{SOUND}"),
+    "iemocap": ((iemocap.load,), f"corpora.iemocap corpora.base corpora.dynamics corpora.files {SOUND}"),
+    "meld": ((meld.load,), f"corpora.meld corpora.base corpora.files corpora.table {SOUND}"),
+    "manifest": ((manifest.load,), f"corpora.manifest corpora.base corpora.dynamics corpora.files "
                                    f"corpora.grouping corpora.table {SOUND}"),
-    "files": ((files._heard,), f"corpora.files {SOUND}"),
+    "files": ((files._decoded,), f"corpora.files {SOUND}"),
     "segments": ((audio.find_speech,), SOUND),
     "codes (kmeans)": ((codes.make, kmeans.KMeansTokenizer), f"{CODES} tokenizers.checkpoint tokenizers.kmeans"),
     "codes (hubert)": ((codes.make, hubert.HubertKMeans),
@@ -42,14 +39,14 @@ STAGES = {
     "codes (mimi)": ((codes.make, mimi.MimiTokenizer), f"{CODES} tokenizers.checkpoint tokenizers.kmeans "
                                                        "tokenizers.mimi"),
     "codes (s3)": ((codes.make, s3.S3Tokenizer), f"{CODES} tokenizers.checkpoint tokenizers.kmeans tokenizers.s3"),
-    "sllm": ((finetune._trained,), f"{SLLM} codes corpora.conversation"),
-    "classifier": ((baselines.classify,), "baselines codes corpora.conversation finetune"),
-    "recurrent": ((baselines.recurrent,), "baselines codes corpora.conversation corpora.dynamics finetune"),
-    "predictions": ((protocols.predict,), f"{LISTEN} codes corpora.conversation corpora.dynamics"),
+    "sllm": ((finetune._trained,), f"{SLLM} codes corpora.base"),
+    "classifier": ((baselines.classify,), "baselines codes corpora.base finetune"),
+    "recurrent": ((baselines.recurrent,), "baselines codes corpora.base corpora.dynamics finetune"),
+    "predictions": ((protocols.predict,), f"{LISTEN} codes corpora.base corpora.dynamics"),
     "states": ((speakers._states,), f"{SLLM} speakers".replace("finetune ", "")),
-    "disturbed": ((robustness.disturbed,), f"tokenizers.acoustics codes corpora.conversation robustness {SOUND} "
+    "disturbed": ((robustness.disturbed,), f"tokenizers.acoustics codes corpora.base robustness {SOUND} "
                                              "tokenizers tokenizers.protocol"),
-    "robustness": ((robustness._heard,), f"{LISTEN} corpora.conversation robustness "
+    "robustness": ((robustness._heard,), f"{LISTEN} corpora.base robustness "
                                          "speakers"),
 }
 FOLDER = Path(runs.__file__).parent

@@ -266,26 +266,25 @@ def _raw(old, new):
 
 
 CSV_FAULTS = {
-    "nothing": (lambda data: b"", "has no column Speaker, Emotion, Dialogue_ID, Utterance_ID, StartTime, EndTime"),
-    "no rows": (lambda data: data.splitlines(True)[0], "has 1 fault(s): it holds no row"),
+    "nothing": (lambda data: b"", "is empty"),
+    "no rows": (lambda data: data.splitlines(True)[0], "row 1, the header: no row stands below it"),
     "a column is missing": (_raw(b"Emotion", b"Feeling"), "has no column Emotion, only Sr No., Utterance"),
-    "semicolons": (_raw(b",", b";"), "has no column Speaker"),
-    "another encoding": (_raw(b"Gunther", "Günther".encode("cp1252")), "line 3, is not UTF-8"),
-    "utf-16": (lambda data: data.decode().encode("utf-16"), "line 1, is not UTF-8"),
-    "unknown emotion": (_raw(b"joy", b"happy"), "has 1 fault(s): line 2: Emotion 'happy' is none of neutral, joy"),
-    "no emotion": (_raw(b"joy", b" "), "line 2: Emotion '' is none of"),
-    "no speaker": (_raw(b"Gunther", b""), "line 3: Speaker '' is no name"),
-    "a letter for a number": (_raw(b"neutral,0,1", b"neutral,0,l"), "line 3: Utterance_ID 'l' is no number"),
-    "a negative number": (_raw(b"neutral,0,1", b"neutral,-1,1"), "line 3: Dialogue_ID '-1' is no number"),
-    "a number of a spreadsheet": (_raw(b"neutral,0,1", b"neutral,0.0,1"), "line 3: Dialogue_ID '0.0' is no number"),
-    "an endless number": (_raw(b"neutral,0,1", b"neutral,0," + b"9" * 9000), "line 3: Utterance_ID '99999999"),
-    "no time": (_raw(b"00:00:02,000", b"2 s"), "line 2: EndTime '2 s' is no time like 00:16:16,059"),
-    "twice the same": (_raw(b"neutral,0,1", b"neutral,0,0"), "line 3: dialogue 0, utterance 0 stands there a sec"),
-    "a field too many": (_raw(b"neutral,0,1", b"neutral,0,1,7,7"), "2 field(s) more than columns"),
-    "fields too few": (lambda data: data + b"9,Hi,Ross\r\n", "line 4: Emotion '' is none"),
-    "a quotation without end": (lambda data: data + b'9,"Hi,Ross\r\n', "line 4, is no row of a CSV (unexpected"),
-    "a quotation in the middle": (lambda data: data + b'9,"Hi"x,Ross\r\n', "line 4, is no row of a CSV"),
-    "a huge line": (_raw(b"Gunther", b"G" * 200_000), "line 3, is no row of a CSV (field larger than field limit"),
+    "semicolons": (_raw(b",", b";"), "row 2, StartTime '00:00:01;000' is no time"),
+    "another encoding": (_raw(b"Gunther", "Günther".encode("cp1252")), "row 3, is not UTF-8"),
+    "unknown emotion": (_raw(b"joy", b"happy"), "has 1 fault(s); mend them, or fetch it again from github"),
+    "no emotion": (_raw(b"joy", b" "), "row 2, Emotion '' is none of"),
+    "no speaker": (_raw(b"Gunther", b""), "row 3, Speaker '' is no name"),
+    "a letter for a number": (_raw(b"neutral,0,1", b"neutral,0,l"), "row 3, Utterance_ID 'l' is no number"),
+    "a negative number": (_raw(b"neutral,0,1", b"neutral,-1,1"), "row 3, Dialogue_ID '-1' is no number"),
+    "a number of a spreadsheet": (_raw(b"neutral,0,1", b"neutral,0.0,1"), "row 3, Dialogue_ID '0.0' is no number"),
+    "an endless number": (_raw(b"neutral,0,1", b"neutral,0," + b"9" * 9000), "row 3, Utterance_ID '99999999"),
+    "no time": (_raw(b"00:00:02,000", b"2 s"), "row 2, EndTime '2 s' is no time like 00:16:16,059"),
+    "twice the same": (_raw(b"neutral,0,1", b"neutral,0,0"), "row 3, dialogue 0, utterance 0 stands there a sec"),
+    "a field too many": (_raw(b"neutral,0,1", b"neutral,0,1,7,7"), "row 3, 13 cells, where the header has 11"),
+    "fields too few": (lambda data: data + b"9,Hi,Ross\r\n", "row 4, 3 cells, where the header has 11"),
+    "a quotation without end": (lambda data: data + b'9,"Hi,Ross\r\n', "row 4, is no row of a table (unexpected"),
+    "a quotation in the middle": (lambda data: data + b'9,"Hi"x,Ross\r\n', "row 4, is no row of a table"),
+    "a huge line": (_raw(b"Gunther", b"G" * 200_000), "row 3, is no row of a table (field larger than field limit"),
 }
 
 
@@ -299,15 +298,14 @@ def test_a_csv_that_is_not_meant_is_refused_with_its_line(tmp_path, name):
     with pytest.raises(UserError) as error:
         meld.read_rows(path, "dev")
     message = str(error.value)
-    assert str(path) in message and words in message and "github.com/declare-lab/MELD" in message
-    assert "\n" not in message and len(message) < 1000
+    assert str(path) in message and words in message and len(message.splitlines()) <= 6 and len(message) < 1000
 
 
 def test_all_faults_of_a_csv_are_counted_and_the_first_are_named(tmp_path):
     path = tmp_path / "dev_sent_emo.csv"
-    write_table(path, [row(number=i, emotion="happy", start="soon") for i in range(9)])
-    with pytest.raises(UserError, match=r"has 18 fault\(s\): line 2: Emotion .*; line 2: StartTime 'soon' .*; "
-                                        r"line 3: Emotion .*; …; mend them"):
+    write_table(path, [row(number=i, emotion="happy", start="soon") for i in range(19)])
+    with pytest.raises(UserError, match=r"has 38 fault\(s\); mend them.*\n  row 2, Emotion .*\n  row 2, StartTime "
+                                        r"'soon' .*\n  row 3, Emotion [\s\S]*and 18 more"):
         meld.read_rows(path, "dev")
 
 
@@ -344,13 +342,14 @@ def test_odd_things_in_the_tree_are_no_traceback(wavs, load):
     clip = wavs / TRAIN / "dia0_utt0.wav"
     (wavs / TRAIN / "dia0_utt1.wav").unlink()
     (wavs / TRAIN / "dia0_utt1.wav").symlink_to("nowhere.wav")
-    (wavs / TRAIN / "dia900_utt0.mp4").mkdir()  # a folder is no clip
+    (wavs / TRAIN / "dia900_utt0.mp4").mkdir()
     shutil.copy(clip, os.fsencode(wavs / TRAIN) + b"/dia\xff_utt0.wav")
     (wavs / "__MACOSX" / "train").mkdir(parents=True)
     shutil.copy(clip, wavs / "__MACOSX" / "train" / "dia901_utt0.wav")
     corpus = load(wavs)
     assert {s.item: s.reason for s in corpus.skipped} == {
-        f"{TRAIN}/dia0_utt1.wav": "does not exist", f"{TRAIN}/dia\ufffd_utt0.wav": "is not named like dia0_utt0"}
+        f"{TRAIN}/dia0_utt1.wav": "does not exist", f"{TRAIN}/dia\ufffd_utt0.wav": "is not named like dia0_utt0",
+        f"{TRAIN}/dia900_utt0.mp4": "has no row in train_sent_emo.csv"}
     assert sum(len(c.utterances) for c in corpus.conversations) == \
         sum(len(c.utterances) for c in first.conversations) - 1
     (wavs / "test_sent_emo.csv").unlink()
@@ -390,7 +389,7 @@ def test_the_real_csvs_with_all_clips_make_the_whole_corpus(load, monkeypatch):
              for r in meld.read_rows(REAL / f"{split}_sent_emo.csv", split)]
     clips.remove(REAL / DEV / "dia110_utt7.mp4")
     corrupt = REAL / TRAIN / "dia125_utt3.mp4"
-    monkeypatch.setattr(meld, "_walk", lambda root: [*REAL.iterdir(), *clips])
+    monkeypatch.setattr(files, "walk", lambda root: [(p, files.name(root, p)) for p in (*REAL.iterdir(), *clips)])
     monkeypatch.setattr(files, "survey", lambda settings, root, paths: {
         p: files.File(0.0, p.name, "is bad") if p == corrupt else files.File(0.5, p.name, None) for p in paths})
     corpus = load(REAL)

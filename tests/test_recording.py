@@ -10,7 +10,7 @@ from conftest import import_silero
 
 from dpmkit import audio, corpora, protocols, tokenizers
 from dpmkit.__main__ import main
-from dpmkit.corpora import espeak, recording, table, texts
+from dpmkit.corpora import demo, espeak, manifest, recording
 from dpmkit.corpora.dynamics import EMOTIONS
 from dpmkit.settings import MemorySettings, Settings, UserError, on_disk
 
@@ -21,7 +21,7 @@ import_silero()
 def say(path, count=3, voice="m1"):
     """A recording of `count` utterances, a second of silence around each; its path."""
     pieces = [np.zeros(audio.RATE, np.float32)]
-    for text in texts.TEXTS[:count]:
+    for text in demo.TEXTS[:count]:
         waveform, rate = espeak.speak(text, f"en-us+{voice}", pitch=50, pitch_range=50, rate=170)
         pieces += [audio.resample(waveform, rate), pieces[0]]
     audio.write(path, np.concatenate(pieces))
@@ -202,7 +202,7 @@ def test_a_table_that_is_written_is_read(tmp_path, settings, name):
     path, out = say(tmp_path / "first.wav", 2).rename(tmp_path / name), tmp_path
     made, skipped = recording.prepare(settings, [path], out)
     assert not skipped
-    rows, unread = table.read(out / "manifest.csv", faults := [])
+    rows, unread, faults = manifest.read_rows(out / "manifest.csv")
     assert not faults and not unread and len(rows) == len(made[0].utterances) == 2
     assert [(r.conversation, r.utterance) for r in rows] == [(made[0].id, u.id) for u in made[0].utterances]
     assert all(os.path.samefile(on_disk(out / r.path), path) for r in rows)

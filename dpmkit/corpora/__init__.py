@@ -1,15 +1,15 @@
 """Corpora: `load(settings)` gives Conversations of Utterances, their folds, and what was skipped."""
 
 from dataclasses import replace
-from importlib import import_module
 
 from ..settings import Settings, UserError
-from . import notes
-from .conversation import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance
+from . import demo, iemocap, labelled, manifest, meld
+from .base import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance, damage
 
-CORPORA = ("demo", "emodb", "iemocap", "meld", "manifest", "folders")
+READERS = {"demo": demo, "iemocap": iemocap, "meld": meld, **dict.fromkeys(labelled.LAYOUTS, labelled),
+           "folders": labelled, "manifest": manifest}
 
-__all__ = ["CORPORA", "Clip", "Conversation", "Corpus", "Count", "Fold", "Skipped", "Utterance", "load"]
+__all__ = ["READERS", "Clip", "Conversation", "Corpus", "Count", "Fold", "Skipped", "Utterance", "load"]
 
 
 def load(settings: Settings) -> Corpus:
@@ -19,10 +19,10 @@ def load(settings: Settings) -> Corpus:
     Raises UserError for an unknown corpus, a missing root, a root of another shape, a fold it lacks, or a fold
     that nothing can be learned from or scored on.
     """
-    if settings.corpus not in CORPORA:
-        raise UserError(f"corpus {settings.corpus!r} is not known; choose one of {', '.join(CORPORA)}")
-    corpus = import_module(f".{settings.corpus}", __name__).load(settings)
-    corpus = replace(corpus, notes=(*corpus.notes, *notes.common(corpus.conversations)))
+    if settings.corpus not in READERS:
+        raise UserError(f"corpus {settings.corpus!r} is not known; choose one of {', '.join(READERS)}")
+    corpus = READERS[settings.corpus].load(settings)
+    corpus = replace(corpus, notes=(*corpus.notes, *damage(corpus.conversations)))
     if not 1 <= settings.fold <= len(corpus.folds):
         raise UserError(f"fold {settings.fold} does not exist: corpus {corpus.name!r} has folds 1 to "
                         f"{len(corpus.folds)}")

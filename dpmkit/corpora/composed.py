@@ -11,87 +11,80 @@ the turn that ends one stays in its emotion somewhat more often than others do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from ..settings import ConversationSettings, UserError, plain
+from ..settings import ConversationSettings
 from . import dynamics
-from .conversation import Conversation, Fold, Utterance
+from .base import Conversation, Fold, Utterance
 
+SESSIONS = 5  # where speakers are enough for it
 KEEP_TURN = 0.22  # chance that the speaker of the last turn speaks again: 2,009 of 8,951 in MELD's training
 PAUSE = (0.1, 1.3)  # seconds between two turns, uniform: the middle half of MELD's
 
 
-def compose(sessions: Mapping[str, Sequence[Utterance]], wanted: ConversationSettings,
-            emotions: Sequence[str] = dynamics.EMOTIONS,
-            matrix: np.ndarray = dynamics.IEMOCAP_INERTIA) -> list[Conversation]:
-    """`wanted.conversations` conversations of every session, from its utterances (id: the source's own).
+def sessions(speakers: Iterable[str], seed: int) -> dict[str, str]:
+    """Speaker -> session: five sessions of about as many speakers each, fewer where one would have less than three
+    (of nine speakers three; of less than nine three, too, as folds need them). Speakers are drawn by the seed."""
+    names = sorted(set(speakers))
+    number = max(3, min(SESSIONS, len(names) // 3))
+    drawn = np.random.default_rng(seed).permutation(len(names))
+    return {names[i]: f"s{place % number + 1}" for place, i in enumerate(drawn)}
 
-    `matrix`: the chain that each speaker's emotions follow, rows from, columns to, (emotions, emotions). Turns
-    are uniform in [min_turns, max_turns], fewer where the recordings end (see above). The same utterances and
-    settings give the same conversations, in whatever order either is listed. Raises UserError for a session of
-    fewer than two speakers.
+
+def compose(utterances: Iterable[Utterance], session: Mapping[str, str], wanted: ConversationSettings,
+            emotions: Sequence[str], matrix: np.ndarray) -> list[Conversation]:
+    """`wanted.conversations` conversations of every session, from the utterances (id: the source's own) of its
+    speakers, two or more.
+
+    `session`: of every speaker. `matrix`: the chain that each speaker's emotions follow, rows from, columns to,
+    (emotions, emotions). Turns are uniform in [min_turns, max_turns], fewer where the recordings end (see above).
+    The same utterances and settings give the same conversations, in whatever order they are listed.
     """
-    conversations = []
-    for index, (session, utterances) in enumerate(sorted(sessions.items())):
-        speakers = sorted({u.speaker for u in utterances})
-        if len(speakers) < 2:
-            raise UserError(f"session {session!r} has {len(speakers)} speaker(s); a conversation takes two")
-        ordered = sorted(utterances, key=lambda u: u.id)
+    by_session, conversations = defaultdict(list), []
+    for utterance in sorted(utterances, key=lambda u: u.id):
+        by_session[session[utterance.speaker]].append(utterance)
+    for index, (own_session, own) in enumerate(sorted(by_session.items())):
+        speakers = sorted({u.speaker for u in own})
         for number in range(wanted.conversations):
             rng = np.random.default_rng([wanted.seed, index, number])
             pair = tuple(speakers[i] for i in rng.choice(len(speakers), size=2, replace=False))
-            name = f"{session}_{number:03d}"
+            name = f"{own_session}_{number:03d}"
             most = int(rng.integers(wanted.min_turns, wanted.max_turns + 1))
-            turns = _turns(rng, pair, ordered, most, emotions, matrix)
-            conversations.append(Conversation(name, session, _timeline(rng, name, turns)))
+            turns = _turns(rng, pair, own, most, emotions, matrix)
+            conversations.append(Conversation(name, own_session, _timeline(rng, name, turns)))
     return conversations
-
-
-def pairs(speakers: Sequence[str]) -> list[tuple[str, ...]]:
-    """Speakers two by two, as they are listed; an odd one joins the last pair."""
-    row = [tuple(speakers[i:i + 2]) for i in range(0, len(speakers), 2)]
-    return row if len(row) < 2 or len(row[-1]) == 2 else [*row[:-2], row[-2] + row[-1]]
 
 
 def leave_one_session_out(conversations: Sequence[Conversation]) -> tuple[Fold, ...]:
     """A fold a session, in the order of their names: it is the test, the next one (cyclic) the validation,
-    the others the training. UserError for fewer than three sessions."""
-    sessions = sorted({c.session for c in conversations})
-    if len(sessions) < 3:
-        raise UserError(f"{len(sessions)} session(s) of two speakers; training, validation and test take one "
-                        "each: give a corpus of six speakers or more")
-    ids = {s: tuple(c.id for c in conversations if c.session == s) for s in sessions}
+    the others the training. There must be three sessions or more."""
+    names = sorted({c.session for c in conversations})
+    ids = {s: tuple(c.id for c in conversations if c.session == s) for s in names}
     folds = []
-    for i, test in enumerate(sessions):
-        validation = sessions[(i + 1) % len(sessions)]
-        train = tuple(c for s in sessions if s not in (test, validation) for c in ids[s])
+    for i, test in enumerate(names):
+        validation = names[(i + 1) % len(names)]
+        train = tuple(c for s in names if s not in (test, validation) for c in ids[s])
         folds.append(Fold(train, ids[validation], ids[test]))
     return tuple(folds)
 
 
-def note(conversations: Sequence[Conversation], recordings: int, kind: str) -> str:
-    """What a reader of results on composed conversations must know."""
+def notes(conversations: Sequence[Conversation], recordings: int, session: Mapping[str, str],
+          seed: int) -> tuple[str, ...]:
+    """What a reader of results on composed conversations must know. `session`: of every speaker."""
     heard = sum(len(c.utterances) for c in conversations) / recordings
-    return (f"Conversations are composed of {recordings} {kind}, each heard about {heard:.1f} times in the corpus, "
-            "and a test session has two speakers: the true intervals are wider than those over conversations.")
-
-
-def listed(folder: Path) -> list[Path]:
-    """What lies in a folder, by name, without the file system's own (.DS_Store, ._a.wav); UserError where that
-    may not be read."""
-    try:
-        return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: plain(p.name))
-    except OSError as error:
-        raise UserError(f"cannot list {printable(str(folder))}: {error.strerror}; make it readable") from error
-
-
-def printable(name: str) -> str:
-    """A file's name as `plain` text, with what is not UTF-8 in it as '?': fit for an id and a record."""
-    return plain(name.encode("utf-8", "replace").decode())
+    sizes = Counter(session.values()).values()
+    out = [f"Conversations are composed of {recordings} recordings, each heard about {heard:.1f} times in the "
+           f"corpus: intervals over conversations are narrower than the truth. {len(session)} speakers were drawn "
+           f"into {len(sizes)} sessions of {min(sizes)} to {max(sizes)} (conversation.seed {seed}); folds leave "
+           "one session out."]
+    if min(sizes) < 4:
+        out.append("With fewer than four speakers a session, the swapped control's other conversation may be of "
+                   "the same speakers.")
+    return tuple(out)
 
 
 def _turns(rng: np.random.Generator, pair: tuple[str, str], utterances: Sequence[Utterance], most: int,

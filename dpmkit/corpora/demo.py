@@ -9,7 +9,6 @@ five dimensions, and every utterance adds noise to them. Texts say nothing of th
 
 from __future__ import annotations
 
-import csv
 import json
 import multiprocessing
 from collections.abc import Sequence
@@ -22,15 +21,15 @@ from scipy.signal import lfilter
 from tqdm.auto import tqdm
 
 from .. import audio, machine, runs
-from ..settings import ConversationSettings, Settings, UserError
-from . import composed, dynamics, espeak, texts
-from .conversation import Clip, Conversation, Corpus, Utterance
+from ..settings import ConversationSettings, Settings
+from . import composed, dynamics, espeak
+from .base import Clip, Conversation, Corpus, Utterance
 
 SESSIONS = 5
 WORKERS = 2  # processes; the corpus does not depend on it
 SWITCH = 0.8  # probability that the partner speaks next
 PAUSE = (0.1, 0.3)  # seconds between turns
-WORDS_A_MINUTE, LOUDNESS = 190, -31.0  # of a neutral utterance of the mean speaker; dB of full scale, RMS
+WORDS_PER_MINUTE, LOUDNESS = 190, -31.0  # of a neutral utterance of the mean speaker; dB of full scale, RMS
 
 VOICES = ("f1", "f2", "f3", "f4", "f5", "Andrea", "Annie", "linda", "steph", "belinda", "aunty", "anika",
           "m1", "m2", "m3", "m4", "m5", "m7", "m8", "Lee", "Michael", "Gene", "Denis", "john")
@@ -52,6 +51,28 @@ EFFECT = {
 }
 SPEAKER_SPREAD = np.array([1.3, 0.28, 0.08, 2.0, 0.16])  # standard deviations of speakers
 UTTERANCE_NOISE = np.array([1.5, 0.33, 0.09, 2.3, 0.18])  # and of utterances around theirs
+
+# Plain sentences written for this project, neutral in their wording.
+TEXTS = tuple("""
+the bus leaves at six; it is on the table; we have two of them; the door is open; he works on the third
+floor; she lives near the station; put it in the box; I will call at noon; there are seven chairs; the list
+is on the desk; we meet on Tuesday; the shop is next door; it takes ten minutes; that is the second one; the
+keys are in the bag; I read it this morning; they moved in May; the paper is in the tray; you can take the
+stairs; it is made of wood; the lamp is by the window; we need more paper; the train stops here; I wrote it
+down; the road goes to the river; that was last week; the cup is on the shelf; he has a blue coat; it opens
+at eight; the meeting is upstairs; I heard it on the radio; take the other one; she sent me the address;
+there is a map inside; we go on Thursday; the box is half full; the number is on the card; he is in the
+garden; I left it in the car; the water is in the jug; it starts in an hour; you asked about it; they came
+by train; the book has two parts; the plates are in the kitchen; I saw it on the way; we talked on Monday;
+the bill is in the mail; the clock is in the hall; she has the other half; it is the same colour; the letter
+came today; look at the next page; the boat is at the pier; I know the street; he parked by the wall; the
+class is at four; we ordered the soup; it rained in the night; the form has three pages; the office is
+across the road; I will bring the folder; the cat is on the roof; you said it before; that is my seat; the
+screen is on the left; we took the early bus; there is one in each room; she will be here at five; it fits
+in there; the bread is in the oven; I spoke to the driver; the gate is around the corner; he told me on
+Friday; turn it the other way; the phone is in my pocket; they are on the second page; we came in through
+the back; it is down the hall; I have the ticket
+""".replace("\n", " ").strip().split("; "))
 
 
 @dataclass(frozen=True)
@@ -76,9 +97,7 @@ class Plan:
 
 
 def plan(settings: ConversationSettings) -> list[Plan]:
-    """Every conversation of every session, drawn from `settings.seed`; UserError for a lone speaker."""
-    if settings.speakers < 2:
-        raise UserError(f"setting conversation.speakers must be at least 2, not {settings.speakers}: two speak")
+    """Every conversation of every session, drawn from `settings.seed`."""
     return [p for session in range(SESSIONS) for p in _plan_session(settings, session)]
 
 
@@ -113,7 +132,7 @@ def _plan_turns(rng: np.random.Generator, speakers: list[str], voices: list[str]
         last[who] = int(rng.choice(len(chances), p=chances))
         emotion = dynamics.EMOTIONS[last[who]]
         manner = baselines[who] + EFFECT[emotion] + rng.normal(size=len(UTTERANCE_NOISE)) * UTTERANCE_NOISE
-        text = texts.TEXTS[rng.integers(len(texts.TEXTS))]
+        text = TEXTS[rng.integers(len(TEXTS))]
         turns.append(Turn(speakers[who], voices[who], emotion, text, tuple(float(m) for m in manner),
                           float(rng.uniform(*PAUSE))))
         who = 1 - who if rng.random() < SWITCH else who
@@ -121,14 +140,14 @@ def _plan_turns(rng: np.random.Generator, speakers: list[str], voices: list[str]
 
 
 def utter(turn: Turn) -> np.ndarray:
-    """The turn's waveform at speech.RATE, shape (samples,), silences at its ends cut off."""
+    """The turn's waveform at `audio.RATE`, shape (samples,), silences at its ends cut off."""
     pitch, pitch_range, rate, loudness, effort = turn.manner
     samples, hertz = espeak.speak(turn.text, f"en-us+{turn.voice}",
                                   pitch=round(np.clip(50 + 50 * pitch / 12, 0, 99)),
                                   pitch_range=round(np.clip(50 * 2 ** pitch_range, 0, 99)),
-                                  rate=round(np.clip(WORDS_A_MINUTE * 2 ** rate, 80, 450)))
-    heard = np.flatnonzero(np.abs(samples) > 0.02 * np.abs(samples).max())
-    waveform = audio.resample(samples[heard[0]:heard[-1] + 1], hertz)
+                                  rate=round(np.clip(WORDS_PER_MINUTE * 2 ** rate, 80, 450)))
+    loud = np.flatnonzero(np.abs(samples) > 0.02 * np.abs(samples).max())
+    waveform = audio.resample(samples[loud[0]:loud[-1] + 1], hertz)
     waveform = filtered(waveform.astype(np.float64), effort)
     level = 10 ** ((LOUDNESS + loudness) / 20) / np.sqrt(np.mean(waveform ** 2))
     return (waveform * min(level, 0.99 / np.abs(waveform).max())).astype(np.float32)
@@ -161,14 +180,21 @@ def load(settings: Settings) -> Corpus:
     speaker stands in two splits."""
     plans, made = plan(settings.conversation), runs.artefact(
         settings, "corpus", load, conversation=settings.conversation, espeak=machine.version("espeakng-loader"))
-    manifest = made.folder / "manifest.csv"
-    with made.making(manifest, *(made.folder / f"{p.id}.wav" for p in plans)) as absent:
+    with made.making(*(made.folder / f"{p.id}{suffix}" for p in plans for suffix in (".wav", ".json"))) as absent:
         if absent:
             synthesise(made.folder, plans)
-            _write_manifest(manifest, plans)
-    conversations = _read_manifest(manifest)
+    conversations = tuple(_conversation(made.folder, p) for p in plans)
     folds = composed.leave_one_session_out(conversations)
     return Corpus("demo", conversations, dynamics.EMOTIONS, folds, (), made.key)
+
+
+def _conversation(folder: Path, made: Plan) -> Conversation:
+    """A conversation as it was rendered."""
+    sound = folder / f"{made.id}.wav"
+    spans = json.loads(sound.with_suffix(".json").read_text(encoding="utf-8"))
+    return Conversation(made.id, made.session, tuple(
+        Utterance(f"{made.id}u{number:02d}", turn.speaker, start, end, turn.emotion, Clip(sound, start, end))
+        for number, (turn, (start, end)) in enumerate(zip(made.turns, spans, strict=True))))
 
 
 def synthesise(folder: Path, plans: Sequence[Plan], workers: int = WORKERS) -> None:
@@ -178,27 +204,3 @@ def synthesise(folder: Path, plans: Sequence[Plan], workers: int = WORKERS) -> N
           tqdm(total=len(plans), initial=len(plans) - len(todo), desc="synthesis", unit="conversation") as bar):
         for _ in pool.imap_unordered(partial(render, folder), todo, chunksize=1):
             bar.update()
-
-
-def _write_manifest(path: Path, plans: Sequence[Plan]) -> None:
-    """One row an utterance; written last: where it is, every conversation is."""
-    with runs.atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(("conversation", "session", "utterance", "speaker", "start", "end", "emotion", "text"))
-        for p in plans:
-            spans = json.loads((path.parent / f"{p.id}.json").read_text(encoding="utf-8"))
-            for number, (turn, (start, end)) in enumerate(zip(p.turns, spans, strict=True)):
-                rows.writerow((p.id, p.session, f"{p.id}u{number:02d}", turn.speaker, start, end, turn.emotion,
-                               turn.text))
-
-
-def _read_manifest(path: Path) -> tuple[Conversation, ...]:
-    """The conversations that a manifest lists; audio lies beside it."""
-    grouped: dict[tuple[str, str], list[Utterance]] = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            start, end = float(row["start"]), float(row["end"])
-            clip = Clip(path.with_name(f"{row['conversation']}.wav"), start, end)
-            grouped.setdefault((row["conversation"], row["session"]), []).append(
-                Utterance(row["utterance"], row["speaker"], start, end, row["emotion"], clip))
-    return tuple(Conversation(i, session, tuple(u)) for (i, session), u in grouped.items())

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from .conversation import Conversation
+from .base import Conversation
 
 EMOTIONS = ("neu", "hap", "sad", "ang")
 

@@ -1,6 +1,6 @@
-"""Audio files as a corpus' parser finds them: how long, what hash, and whether they can be heard.
+"""Files as a corpus' reader finds them: what lies below a root, how long each sound lasts, what hash, what fault.
 
-Every file is decoded once to its end; what came of it is kept in `runs/files/` and asked again only where size or
+Every sound is decoded once to its end; what came of it is kept in `runs/files/` and asked again only where size or
 time of change differ, so that a second load of 10,000 files takes a second, and a killed one goes on.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -17,11 +17,12 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from .. import audio, runs
-from ..settings import Settings
+from ..settings import Settings, UserError, plain
 
-SEEN: dict[Path, tuple[int, int]] = {}  # size and time of change of every file that a load of this process heard
+SEEN: dict[Path, tuple[int, int]] = {}  # size and time of change of every file that a load of this process decoded
 INVERTED: set[Path] = set()  # those of them with `audio.Sound.inverted` channels
 KEPT_EVERY = 1000  # files, so that a kill loses at most these
+POINTER = b"version https://git-lfs"  # how a file begins that Git LFS left in the place of another
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,57 @@ class File:
     inverted: bool = False
 
 
+def walk(root: Path) -> Iterator[tuple[Path, str]]:
+    """Every file below the root and its name (`name`), in a fixed order, less the file systems' own (.DS_Store,
+    ._a.wav); a folder that is named as sound is, too. Links to folders are followed unless they lead back.
+
+    Raises UserError for a folder that may not be listed.
+    """
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot list {name(root, Path(error.filename))} in {root}: {error.strerror}; make it "
+                        "readable")
+
+    def leads_back(path: Path) -> bool:
+        there = Path(os.path.realpath(path))
+        return path.is_symlink() and (there.is_relative_to(os.path.realpath(root))
+                                      or there in {Path(os.path.realpath(above)) for above in path.parents})
+
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
+        names += [f for f in folders if Path(f).suffix.lower() in audio.SUFFIXES]
+        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX"))
+                            and not leads_back(Path(folder, f)))
+        for path in (Path(folder, n) for n in sorted(names) if not n.startswith(".")):
+            yield path, name(root, path)
+
+
+def name(root: Path, path: Path) -> str:
+    """A path below the root as text, whatever bytes it has: fit for an id and a record."""
+    return plain(os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "replace"))
+
+
+def some(items: Sequence[str], mark: str = ", ") -> str:
+    """The first five items, for a message."""
+    return mark.join([*items[:5], *["…"][:len(items) > 5]]) or "nothing"
+
+
+def listing(root: Path) -> str:
+    """The first of what stands in the root, for a message that it is of another shape."""
+    return some(sorted(name(root, p) for p in root.iterdir() if not p.name.startswith(".")))
+
+
 def survey(settings: Settings, root: Path, paths: Iterable[Path]) -> Mapping[Path, File]:
     """What became of each of `paths`, which lie below `root`; one that is missing has a fault, too."""
     paths = list(dict.fromkeys(paths))
-    kept = runs.artefact(settings, "files", _heard, root=os.fsencode(root).hex())
+    kept = runs.artefact(settings, "files", _decoded, root=os.fsencode(root).hex())
     table = kept.folder / "files.parquet"
     known = _kept(table)
     stamps = {p: _stamp(root, p) for p in paths}
     SEEN.update({p: stamps[p][1:] for p in paths})
     todo = [p for p in paths if stamps[p] not in known]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # decoding and hashing release the lock
-        for number, (path, file) in enumerate(zip(todo, tqdm(
-                pool.map(_heard, todo), total=len(todo), desc="files: hear", unit="file", disable=len(todo) < 50),
-                strict=True), 1):
+        decoded = tqdm(pool.map(_decoded, todo), total=len(todo), desc="files: decode", unit="file",
+                       disable=len(todo) < 50)
+        for number, (path, file) in enumerate(zip(todo, decoded, strict=True), 1):
             known[stamps[path]] = file
             if number % KEPT_EVERY == 0 or number == len(todo):
                 _keep(table, known)
@@ -55,7 +94,7 @@ def survey(settings: Settings, root: Path, paths: Iterable[Path]) -> Mapping[Pat
     return {p: known[stamps[p]] for p in paths}
 
 
-def _heard(path: Path) -> File:
+def _decoded(path: Path) -> File:
     """One file, decoded to its end."""
     try:
         sound, fault = audio.load(path), None
@@ -65,6 +104,9 @@ def _heard(path: Path) -> File:
         if not path.is_file():  # a pipe or a device would be read without end
             return File(0.0, "", fault or "vanished while it was read")
         with open(path, "rb") as file:
+            if fault and file.read(len(POINTER)) == POINTER:
+                fault += "; it is a pointer of Git LFS: fetch the sound itself with git lfs pull"
+            file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:  # it vanished, is a folder, or may not be read
         return File(0.0, "", fault or f"cannot be read ({error.strerror})")
@@ -73,12 +115,12 @@ def _heard(path: Path) -> File:
 
 def _stamp(root: Path, path: Path) -> tuple[bytes, int, int]:
     """Name below the root (bytes: a name need not be UTF-8), size and time of change; -1 for a missing file."""
-    name = os.fsencode(path.relative_to(root).as_posix())
+    below = os.fsencode(path.relative_to(root).as_posix())
     try:
         stat = path.stat()
-        return name, stat.st_size, stat.st_mtime_ns
+        return below, stat.st_size, stat.st_mtime_ns
     except OSError:
-        return name, -1, -1
+        return below, -1, -1
 
 
 def _kept(table: Path) -> dict[tuple[bytes, int, int], File]:
@@ -87,8 +129,8 @@ def _kept(table: Path) -> dict[tuple[bytes, int, int], File]:
         rows = pd.read_parquet(table)
     except (OSError, ValueError):  # pyarrow's errors are ValueErrors
         return {}
-    return {(name, size, changed): File(seconds, sha256, None if pd.isna(fault) else fault, inverted)
-            for name, size, changed, seconds, sha256, fault, inverted in rows.itertuples(index=False, name=None)}
+    return {(below, size, changed): File(seconds, sha256, None if pd.isna(fault) else fault, inverted)
+            for below, size, changed, seconds, sha256, fault, inverted in rows.itertuples(index=False, name=None)}
 
 
 def _keep(table: Path, known: Mapping[tuple[bytes, int, int], File]) -> None:

@@ -10,7 +10,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ..settings import UserError
-from .conversation import Conversation, Fold
+from .base import Conversation, Fold
+from .files import some
 
 MOST = 5  # folds
 
@@ -57,9 +58,8 @@ def folds(source: object, conversations: Sequence[Conversation], splits: Mapping
         notes.append(f"Only {len(sessions)} session(s) (groups without a common speaker) have a label: folds "
                      "leave out conversations, not speakers, and test speakers may have been trained on.")
     elif shared:
-        shown = ", ".join(sorted(shared)[:5]) + (", …" if len(shared) > 5 else "")
-        notes.append(f"Not speaker-independent: {len(shared)} speaker(s) of a fold's test ({shown}) stand in its "
-                     "training or validation, too.")
+        notes.append(f"Not speaker-independent: {len(shared)} speaker(s) of a fold's test ({some(sorted(shared))}) "
+                     "stand in its training or validation, too.")
     if unknown:
         notes.append(f"{unknown} of {len(conversations)} conversations have unknown speakers, who count as new "
                      "ones in each: whether test voices were trained on cannot be known.")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import codecs
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,9 +23,9 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from .. import runs
-from ..settings import Settings, UserError, plain
+from ..settings import Settings, UserError
 from . import dynamics, files
-from .conversation import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance
+from .base import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance
 
 PUBLISHED = {  # utterances a session and label
     "Ses01": {"ang": 229, "hap": 135, "exc": 143, "neu": 384, "sad": 194, "fru": 280},
@@ -41,7 +40,8 @@ LABELS = (*PUBLISHED["Ses01"], "sur", "fea", "dis", "oth", "xxx")  # xxx: the an
 CLASSES = {4: (dynamics.EMOTIONS, {"exc": "hap"}), 6: (("ang", "exc", "fru", "hap", "neu", "sad"), {})}
 SLACK = 0.04  # seconds that a wav may be longer or shorter than its turn's times: a frame at 25 Hz
 
-SESSION = re.compile(r"Session[1-5]", re.IGNORECASE)
+PLACE = re.compile(r"(?P<release>(.*/)?)session[1-5]/(dialog/emoevaluation/(?P<text>[^/]+)|"
+                   r"sentences/wav/(.*/)?[^/]+(?P<wav>\.wav))", re.IGNORECASE)
 DIALOGUE = re.compile(r"(Ses0[1-5])[FM]_(impro|script)\w+")
 LINE = re.compile(r"\[\s*(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?)\s*\]\s+(\S+)\s+(\S+)\s+\[[^\]]*\]")
 
@@ -64,11 +64,12 @@ def load(settings: Settings) -> Corpus:
     UserError for a root of another shape, for counts that are not the published ones (with a table, unless
     `source.allow_partial`), and for a tree too small for its folds.
     """
-    release, sessions = _release(settings.root_path)
-    dialogues, skipped = _dialogues(release, sessions)
+    root = settings.root_path
+    texts, sounds = _places(root)
+    dialogues, skipped = _dialogues(texts)
     turns = [t for of in dialogues.values() for t in of]
-    wavs, strays = _wavs(release, sessions, {t.id for t in turns} | {s.item for s in skipped})
-    audio = files.survey(settings, release, [wavs[t.id] for t in turns if t.id in wavs])
+    wavs, strays = _wavs(sounds, {t.id for t in turns} | {s.item for s in skipped})
+    audio = files.survey(settings, root, [wavs[t.id] for t in turns if t.id in wavs])
     skipped += _unheard(dialogues, wavs, audio) + strays
 
     emotions, merged = CLASSES[settings.source.classes]
@@ -82,9 +83,9 @@ def load(settings: Settings) -> Corpus:
 
     counts = _counts(conversations, emotions, merged)
     if any(c.published != c.found for c in counts) and not settings.source.allow_partial:
-        raise UserError(_refusal(release, counts, skipped))
+        raise UserError(_refusal(root, counts, skipped))
     share, seed = settings.source.validation, settings.conversation.seed % 2**32  # scikit-learn takes no more
-    folds = _folds(release, conversations, share, seed)
+    folds = _folds(root, conversations, share, seed)
     lengths = {t.id: (audio[wavs[t.id]].seconds, t.end - t.start) for t in heard}
     content = sorted([t.id, t.speaker, t.start, t.end, t.label, audio[wavs[t.id]].sha256] for t in heard)
     key = runs.key("iemocap", settings.source.classes, share, seed, content,
@@ -93,70 +94,40 @@ def load(settings: Settings) -> Corpus:
     return Corpus("iemocap", conversations, emotions, folds, tuple(skipped), key, notes, counts)
 
 
-def _release(root: Path) -> tuple[Path, list[Path]]:
-    """The folder of the sessions, `root` or up to two below it (archives nest), and the sessions in it."""
-    level = [root]
-    for _ in range(3):
-        found = {f: inside for f in level
-                 if (inside := [p for p in _listed(f) if SESSION.fullmatch(p.name) and os.path.isdir(p)])}
-        if len(found) > 1:
-            raise UserError(f"root {root} holds {len(found)} folders of sessions "
-                            f"({', '.join(_name(root, f) for f in found)}): give one of them as root")
-        if found:
-            return found.popitem()
-        level = [p for f in level for p in _listed(f) if os.path.isdir(p) and p.name != "__MACOSX"]
-    names = [_name(root, p) for p in _listed(root)]
-    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else "nothing"
-    raise UserError(f"root {root} is not IEMOCAP: expected Session1 to Session5 in it, or in IEMOCAP_full_release "
-                    f"below it, found {shown}; give the folder that holds the SessionN folders")
+def _places(root: Path) -> tuple[dict[Path, str], dict[Path, str]]:
+    """Annotations and sentence wavs, with their names below the release, which is the root or a folder below it
+    (archives nest); any case that an unpacker left."""
+    found = [(path, name, place) for path, name in files.walk(root) if (place := PLACE.fullmatch(name))]
+    releases = sorted({place["release"] for _, _, place in found})
+    if len(releases) > 1:
+        raise UserError(f"root {root} holds {len(releases)} folders of sessions ({', '.join(releases)}): give one "
+                        "of them as root")
+    if not releases:
+        raise UserError(f"root {root} is not IEMOCAP: expected Session1/dialog/EmoEvaluation/Ses01F_impro01.txt, "
+                        f"Session1/sentences/wav and their like in it or below it, found {files.listing(root)}; "
+                        "give the folder that holds the SessionN folders")
+    names = {path: name.removeprefix(releases[0]) for path, name, _ in found}
+    return ({path: names[path] for path, _, place in found if place["text"]},
+            {path: names[path] for path, _, place in found if place["wav"]})
 
 
-def _listed(folder: Path) -> list[Path]:
-    """What is in a folder, by name, less the file systems' own (._Ses01F_impro01.txt, .DS_Store); nothing where
-    it may not be read."""
-    try:
-        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    except OSError:
-        return []
-
-
-def _inside(folder: Path, *names: str) -> Path | None:
-    """The folder below `folder` of these names, in whatever case an unpacker left them."""
-    for name in names:
-        folder = next((p for p in _listed(folder) if p.name.lower() == name.lower() and os.path.isdir(p)), None)
-        if folder is None:
-            return None
-    return folder
-
-
-def _name(root: Path, path: Path) -> str:
-    """A path below `root` as text; a name need not be UTF-8, but a record is."""
-    return plain(os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "replace"))
-
-
-def _dialogues(release: Path, sessions: Sequence[Path]) -> tuple[dict[str, list[Turn]], list[Skipped]]:
+def _dialogues(texts: Mapping[Path, str]) -> tuple[dict[str, list[Turn]], list[Skipped]]:
     """Turns by dialogue, as annotated, and what cannot be used of the annotation."""
     dialogues, skipped = {}, []
-    for session in sessions:
-        folder = _inside(session, "dialog", "EmoEvaluation")
-        texts = [p for p in _listed(folder) if p.suffix.lower() == ".txt" or not os.path.isdir(p)] if folder else []
-        if not texts:
-            skipped.append(Skipped(f"{_name(release, session)}/dialog/EmoEvaluation",
-                                   "is missing, empty, or may not be read"))
-        for path in texts:
-            if path.suffix.lower() != ".txt" or not DIALOGUE.fullmatch(path.stem):
-                reason = "not named as a dialogue is (Ses01F_impro01.txt)"
-            elif path.stem in dialogues:
-                reason = f"a second file of dialogue {path.stem}; the first one counts"
-            else:
-                try:
-                    dialogues[path.stem], more = _turns(path.stem, path.read_bytes())
-                    skipped += more
-                    reason = "" if dialogues[path.stem] else "has no turn that can be used"
-                except OSError as error:
-                    reason = f"cannot be read ({error.strerror})"
-            if reason:
-                skipped.append(Skipped(_name(release, path), reason))
+    for path, name in texts.items():
+        if path.suffix.lower() != ".txt" or not DIALOGUE.fullmatch(path.stem):
+            reason = "not named as a dialogue is (Ses01F_impro01.txt)"
+        elif path.stem in dialogues:
+            reason = f"a second file of dialogue {path.stem}; the first one counts"
+        else:
+            try:
+                dialogues[path.stem], more = _turns(path.stem, path.read_bytes())
+                skipped += more
+                reason = "" if dialogues[path.stem] else "has no turn that can be used"
+            except OSError as error:
+                reason = f"cannot be read ({error.strerror})"
+        if reason:
+            skipped.append(Skipped(name, reason))
     return dialogues, skipped
 
 
@@ -194,22 +165,20 @@ def _turns(dialogue: str, data: bytes) -> tuple[list[Turn], list[Skipped]]:
     return list(turns.values()), skipped
 
 
-def _wavs(release: Path, sessions: Sequence[Path], named: set[str]) -> tuple[dict[str, Path], list[Skipped]]:
+def _wavs(sounds: Mapping[Path, str], named: set[str]) -> tuple[dict[str, Path], list[Skipped]]:
     """The sentence wavs by turn, and those that belong to no annotated turn: one line for a folder of such."""
-    tops = [top for session in sessions if (top := _inside(session, "sentences", "wav"))]
-    paths = [p for top in tops for folder in (top, *_listed(top)) for p in _listed(folder)
-             if p.suffix.lower() == ".wav"]
-    sizes = Counter(p.parent for p in paths)
-    stray = Counter(p.parent for p in paths if p.stem not in named)
+    sizes = Counter(p.parent for p in sounds)
+    stray = Counter(p.parent for p in sounds if p.stem not in named)
     whole = [folder for folder, number in stray.items() if number == sizes[folder] > 1]
-    skipped = [Skipped(_name(release, f), f"{stray[f]} wavs, none of an annotated turn") for f in whole]
+    skipped = [Skipped(name.rpartition("/")[0], f"{stray[folder]} wavs, none of an annotated turn")
+               for folder, name in {p.parent: name for p, name in sounds.items()}.items() if folder in whole]
     wavs: dict[str, Path] = {}
     # A wav in its dialogue's own folder comes before a copy elsewhere.
-    for path in sorted(paths, key=lambda p: not p.stem.startswith(f"{p.parent.name}_")):
+    for path in sorted(sounds, key=lambda p: not p.stem.startswith(f"{p.parent.name}_")):
         if path.stem not in named and path.parent not in whole:
-            skipped.append(Skipped(_name(release, path), "belongs to no annotated turn"))
+            skipped.append(Skipped(sounds[path], "belongs to no annotated turn"))
         elif path.stem in named and wavs.setdefault(path.stem, path) != path:
-            skipped.append(Skipped(_name(release, path), f"a second wav of turn {path.stem}"))
+            skipped.append(Skipped(sounds[path], f"a second wav of turn {path.stem}"))
     return wavs, skipped
 
 
@@ -237,11 +206,11 @@ def _counts(conversations: Sequence[Conversation], emotions: Sequence[str],
     return tuple(Count(s, e, published[s, e], found[s, e]) for s in PUBLISHED for e in emotions)
 
 
-def _refusal(release: Path, counts: Sequence[Count], skipped: Sequence[Skipped]) -> str:
+def _refusal(root: Path, counts: Sequence[Count], skipped: Sequence[Skipped]) -> str:
     """Why a tree is refused: a line, a table of what differs, the first reasons, and the cure."""
     rows = [(c.group, c.emotion, c.published, c.found) for c in counts if c.published != c.found]
     table = pd.DataFrame(rows, columns=["session", "emotion", "published", "found"]).to_string(index=False)
-    lines = [f"{release} is not the published IEMOCAP; labelled utterances that can be heard:", table]
+    lines = [f"{root} is not the published IEMOCAP; labelled utterances that can be heard:", table]
     if skipped:
         lines += [f"{len(skipped)} item(s) cannot be used:", *(f"  {s.item}: {s.reason}" for s in skipped[:10]),
                   *["  …"][:len(skipped) > 10]]
@@ -249,7 +218,7 @@ def _refusal(release: Path, counts: Sequence[Count], skipped: Sequence[Skipped])
                       "setting source.allow_partial=true"])
 
 
-def _folds(release: Path, conversations: Sequence[Conversation], share: float, seed: int) -> tuple[Fold, ...]:
+def _folds(root: Path, conversations: Sequence[Conversation], share: float, seed: int) -> tuple[Fold, ...]:
     """A fold a session; of the others' dialogues this share, rounded up, validates, drawn from each session and
     kind (improvised, scripted) alike; from each session, or from all, where a tree is too small for that."""
     sessions = sorted({c.session for c in conversations})
@@ -269,7 +238,7 @@ def _folds(release: Path, conversations: Sequence[Conversation], share: float, s
         folds.append(Fold(tuple(sorted(train)), tuple(sorted(validation)),
                           tuple(c.id for c in conversations if c.session == test)))
     if len(folds) < max(2, len(sessions)):
-        raise UserError(f"{release} has {len(conversations)} dialogue(s) of {len(sessions)} session(s) that can "
+        raise UserError(f"{root} has {len(conversations)} dialogue(s) of {len(sessions)} session(s) that can "
                         "be heard; a fold tests one session and needs two dialogues of others: fetch more sessions")
     return tuple(folds)
 

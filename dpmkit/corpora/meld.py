@@ -16,30 +16,26 @@ Layout, as MELD.Raw.tar.gz and the archives in it unpack: `train/train_splits/di
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import groupby
 from pathlib import Path
 
 from .. import audio, runs
-from ..settings import Settings, UserError, plain
-from . import files
-from .conversation import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance
-from .files import File
+from ..settings import Settings, UserError
+from . import files, table
+from .base import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance
 
 SPLITS = ("train", "dev", "test")
 PUBLISHED = {  # the README of declare-lab/MELD; train, dev, test
     "neutral": (4710, 470, 1256), "joy": (1743, 163, 402), "sadness": (683, 111, 208), "anger": (1109, 153, 345),
     "surprise": (1205, 150, 281), "fear": (268, 40, 50), "disgust": (271, 22, 68)}
 EMOTIONS = tuple(PUBLISHED)
-SUFFIXES = audio.SUFFIXES  # the first is preferred: wav, then flac
 NAME = re.compile(r"dia([0-9]{1,6})_utt([0-9]{1,6})")
 SECOND_CUT = "final_videos_test"
+SOURCE = "fetch it again from github.com/declare-lab/MELD"
 TIME = re.compile(r"([0-9]{1,2}):([0-9]{2}):([0-9]{2})[,.]([0-9]{1,3})")  # the last group counts milliseconds
 COLUMNS = {  # what a row must hold, and in words what is wrong with another value
     "Speaker": (re.compile(r".+"), "no name"),
@@ -74,15 +70,28 @@ def load(settings: Settings) -> Corpus:
     no clip can be heard. Single clips that are missing are skipped: `counts` and a note say how many.
     """
     root = settings.root_path
-    found = list(_walk(root))
-    clips, skipped = _clips(root, found)
-    tables = _tables(root, found, {split for split, _, _ in clips})
+    names = dict(files.walk(root))
+    clips, skipped = _clips(names)
+    tables = _tables(root, names, {split for split, _, _ in clips})
     rows = [row for split in SPLITS for row in read_rows(tables[split], split)]
     paths = {row: clips.pop((row.split, row.dialogue, row.number), None) for row in rows}
-    skipped += [Skipped(_name(root, path), f"has no row in {tables[split].name}")
+    skipped += [Skipped(names[path], f"has no row in {tables[split].name}")
                 for (split, _, _), path in clips.items()]
-    heard, unheard = _heard(settings, root, paths)
-    skipped += unheard
+    surveyed = files.survey(settings, root, [path for path in paths.values() if path])
+    heard = {}
+    for row, path in paths.items():
+        if path is None:
+            skipped.append(Skipped(row.id, f"has a row in {row.split}_sent_emo.csv, but no clip"))
+        elif surveyed[path].fault:
+            skipped.append(Skipped(names[path], surveyed[path].fault))
+        else:
+            heard[row] = surveyed[path]
+    for split in SPLITS:
+        if split not in {row.split for row in heard}:
+            faults = [f"{names[path]} {surveyed[path].fault}" for row, path in paths.items()
+                      if path and row.split == split]
+            raise UserError(f"no {split} clip below {root} has a row and can be heard "
+                            f"({faults[0] if faults else 'none has a row'}); unpack MELD.Raw.tar.gz there again")
     dialogues = [_conversation(list(turns), paths, heard)
                  for _, turns in groupby(heard, lambda row: (row.split, row.dialogue))]
     fold = Fold(*(tuple(d.id for d in dialogues if d.session == split) for split in SPLITS))
@@ -98,146 +107,83 @@ def load(settings: Settings) -> Corpus:
 def read_rows(path: Path, split: str) -> list[Row]:
     """The rows of a CSV, ordered by dialogue and utterance.
 
-    Raises UserError that names every kind of fault with its line and column: bytes that are not UTF-8, a broken
-    quotation, a column that is missing, values that are none, an utterance that stands twice.
+    Raises UserError for a table that cannot be read or lacks a column, and one that names every value that is none
+    and every utterance that stands twice by its row.
     """
-    data = _bytes(path)
-    try:
-        table = csv.DictReader(io.StringIO(plain(data.decode("utf-8-sig")), newline=""), strict=True)
-        lacking = [column for column in COLUMNS if column not in (table.fieldnames or ())]
-        if lacking:
-            raise UserError(f"{path} has no column {', '.join(lacking)}, only {', '.join(table.fieldnames or ())}; "
-                            "fetch it again from github.com/declare-lab/MELD")
-        records = [(table.line_num, record) for record in table]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line {1 + data[:error.start].count(10)}, is not UTF-8; save it so, or fetch it "
-                        "again from github.com/declare-lab/MELD") from None
-    except csv.Error as error:
-        raise UserError(f"{path}, line {table.reader.line_num}, is no row of a CSV ({error}); fetch the file again "
-                        "from github.com/declare-lab/MELD") from None
-    rows, faults = {}, [] if records else ["it holds no row"]
-    for line, record in records:
-        values = {column: (record[column] or "").strip() for column in COLUMNS}
+    read = table.read(path)
+    if lacking := [column for column in COLUMNS if column not in read.header]:
+        raise UserError(f"{path} has no column {', '.join(lacking)}, only {', '.join(read.header)[:200]}; {SOURCE}")
+    rows, faults = {}, list(read.faults)
+    for number, values in read.rows.items():
         wrong = [f"{column} {values[column][:40]!r} is {words}" for column, (pattern, words) in COLUMNS.items()
                  if not pattern.fullmatch(values[column])]
-        if None in record:
-            wrong.append(f"{len(record[None])} field(s) more than columns")
         if not wrong:
-            row = _row(split, **values)
+            row = _row(split, values)
             if (row.dialogue, row.number) in rows:
                 wrong.append(f"dialogue {row.dialogue}, utterance {row.number} stands there a second time")
             rows[row.dialogue, row.number] = row
-        faults += [f"line {line}: {words}" for words in wrong]
+        faults += [(number, words) for words in wrong]
+    if not read.rows and not faults:
+        faults.append((read.top, "the header: no row stands below it"))
     if faults:
-        raise UserError(f"{path} has {len(faults)} fault(s): {'; '.join(faults[:5])}{'; …' if faults[5:] else ''}; "
-                        "mend them, or fetch the file again from github.com/declare-lab/MELD")
+        raise table.refusal(path, faults, f"mend them, or {SOURCE}")
     return [rows[place] for place in sorted(rows)]
 
 
-def _bytes(path: Path) -> bytes:
-    """A file's content, or a UserError."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; make it readable or take it away") from None
-
-
-def _row(split: str, Speaker: str, Emotion: str, Dialogue_ID: str, Utterance_ID: str, StartTime: str, EndTime: str
-         ) -> Row:
+def _row(split: str, values: Mapping[str, str]) -> Row:
     """Values of the right form as a Row."""
     start, end = (3600 * int(h) + 60 * int(m) + int(s) + int(ms) / 1000
-                  for h, m, s, ms in (TIME.fullmatch(t).groups() for t in (StartTime, EndTime)))
+                  for h, m, s, ms in (TIME.fullmatch(values[c]).groups() for c in ("StartTime", "EndTime")))
     # U+0092 is what Windows' apostrophe becomes in copies that were read as Latin-1.
-    speaker = " ".join(Speaker.split()).translate({0x2019: "'", 0x92: "'"})
-    return Row(split, int(Dialogue_ID), int(Utterance_ID), speaker, Emotion.lower(), start, end)
+    speaker = " ".join(values["Speaker"].split()).translate({0x2019: "'", 0x92: "'"})
+    return Row(split, int(values["Dialogue_ID"]), int(values["Utterance_ID"]), speaker, values["Emotion"].lower(),
+               start, end)
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Every file below the root but the file system's own (._dia0_utt0.mp4, .DS_Store), in a fixed order."""
-    def refuse(error: OSError) -> None:
-        raise UserError(f"cannot list {error.filename}: {error.strerror}; make it readable")
-
-    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX"))
-                            and not _ring(Path(folder, name)))
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-
-
-def _ring(path: Path) -> bool:
-    """Whether a folder is a link back to one that it lies in: followed, two of them would never end."""
-    return path.is_symlink() and os.path.realpath(path) in {os.path.realpath(above) for above in path.parents}
-
-
-def _clips(root: Path, paths: Sequence[Path]) -> tuple[dict[tuple[str, int, int], Path], list[Skipped]]:
+def _clips(names: Mapping[Path, str]) -> tuple[dict[tuple[str, int, int], Path], list[Skipped]]:
     """(split, dialogue, utterance) -> the file to hear, and the files that are none."""
     clips, skipped, others = {}, [], {}
-    sound = [path for path in paths if path.suffix.lower() in SUFFIXES]
-    for path in sorted(sound, key=lambda p: SUFFIXES.index(p.suffix.lower())):  # stable: then by path
-        item, numbers = _name(root, path), NAME.fullmatch(path.stem)
+    order = {suffix: i for i, suffix in enumerate(audio.SUFFIXES)}  # wav first, then flac
+    sounds = [path for path in names if path.suffix.lower() in order]
+    for path in sorted(sounds, key=lambda p: order[p.suffix.lower()]):  # stable: then by path
+        item, numbers = names[path], NAME.fullmatch(path.stem)
         splits = set(re.findall("[a-z]+", item.rpartition("/")[0].lower())) & set(SPLITS)
-        if numbers is None:
-            skipped.append(Skipped(item, "is a second cut, which MELD's authors say to ignore" if
-                                   path.stem.startswith(SECOND_CUT) else "is not named like dia0_utt0"))
+        if path.stem.startswith(SECOND_CUT):
+            skipped.append(Skipped(item, "is a second cut, which MELD's authors say to ignore"))
+        elif numbers is None:
+            skipped.append(Skipped(item, "is not named like dia0_utt0"))
         elif len(splits) != 1:
             skipped.append(Skipped(item, "is in no folder named train, dev or test, or in several"))
         else:
             place = (*splits, int(numbers[1]), int(numbers[2]))
             if clips.setdefault(place, path) != path:
-                others.setdefault(place[0], []).append((item, _name(root, clips[place])))
-    for split, pairs in others.items():
-        skipped.append(Skipped(f"{len(pairs)} file(s) of {split}", "another file of the same clip is heard, a wav "
-                               f"first: {pairs[0][1]} rather than {pairs[0][0]}"))
+                others.setdefault(place[0], []).append(f"{names[clips[place]]} rather than {item}")
+    skipped += [Skipped(f"{len(pairs)} file(s) of {split}", "another file of the same clip is heard, a wav first: "
+                        + pairs[0]) for split, pairs in others.items()]
     return clips, skipped
 
 
-def _tables(root: Path, paths: Sequence[Path], splits: set[str]) -> dict[str, Path]:
+def _tables(root: Path, paths: Mapping[Path, str], splits: set[str]) -> dict[str, Path]:
     """split -> its CSV; UserError where one is missing, or the clips of a split are."""
     tables, lacking = {}, [f"clips of {split}" for split in SPLITS if split not in splits]
     for split in SPLITS:
-        found = [path for path in paths if path.name == f"{split}_sent_emo.csv"]
+        found = sorted((path for path in paths if path.name == f"{split}_sent_emo.csv"), key=lambda p: len(p.parts))
         if not found:
             lacking.append(f"{split}_sent_emo.csv")
             continue
-        tables[split] = min(found, key=lambda path: len(path.parts))
-        for path in found:
-            if _bytes(path) != _bytes(tables[split]):
-                raise UserError(f"{tables[split]} and {path} differ: leave one of them below the root")
+        tables[split] = found[0]
+        for other in found[1:]:
+            if table.data(other) != table.data(found[0]):
+                raise UserError(f"{found[0]} and {other} differ: leave one of them below the root")
     if lacking:
-        shown = sorted(path.name for path in root.iterdir())
         raise UserError(f"root {root} is not MELD: it has no {', no '.join(lacking)}; expected train/train_splits/"
                         "dia0_utt0.mp4, train_sent_emo.csv and their like of dev and test, found "
-                        f"{', '.join(shown[:6]) or 'nothing'}{', …' if shown[6:] else ''}; unpack MELD.Raw.tar.gz "
-                        "and the archives in it there")
+                        f"{files.listing(root)}; unpack MELD.Raw.tar.gz and the archives in it there")
     return tables
 
 
-def _heard(settings: Settings, root: Path, paths: Mapping[Row, Path | None]
-           ) -> tuple[dict[Row, File], list[Skipped]]:
-    """The rows whose clips can be heard, in their order, and the others; UserError where a split has none."""
-    surveyed = files.survey(settings, root, [path for path in paths.values() if path])
-    heard, skipped = {}, []
-    for row, path in paths.items():
-        if path is None:
-            skipped.append(Skipped(row.id, f"has a row in {row.split}_sent_emo.csv, but no clip"))
-        elif fault := surveyed[path].fault:
-            skipped.append(Skipped(_name(root, path), fault))
-        else:
-            heard[row] = surveyed[path]
-    for split in SPLITS:
-        if split not in {row.split for row in heard}:
-            faults = [f"{_name(root, path)} {surveyed[path].fault}" for row, path in paths.items()
-                      if path and row.split == split]
-            raise UserError(f"no {split} clip below {root} has a row and can be heard "
-                            f"({faults[0] if faults else 'none has a row'}); unpack MELD.Raw.tar.gz there again")
-    return heard, skipped
-
-
-def _name(root: Path, path: Path) -> str:
-    """A path below the root as text, whatever bytes it has."""
-    return plain(os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "replace"))
-
-
-def _conversation(rows: Sequence[Row], paths: Mapping[Row, Path | None], heard: Mapping[Row, File]) -> Conversation:
+def _conversation(rows: Sequence[Row], paths: Mapping[Row, Path | None],
+                  heard: Mapping[Row, files.File]) -> Conversation:
     """One dialogue's turns after each other, each as long as its clip, with the pauses that the CSV has."""
     utterances, clock, ended = [], 0.0, rows[0].start
     for row in rows:
@@ -247,7 +193,7 @@ def _conversation(rows: Sequence[Row], paths: Mapping[Row, Path | None], heard: 
     return Conversation(f"{rows[0].split}_dia{rows[0].dialogue}", rows[0].split, tuple(utterances))
 
 
-def _notes(heard: Mapping[Row, File], counts: Sequence[Count], skipped: Sequence[Skipped]) -> tuple[str, ...]:
+def _notes(heard: Mapping[Row, files.File], counts: Sequence[Count], skipped: Sequence[Skipped]) -> tuple[str, ...]:
     """What a reader of results must know."""
     trained = {row.speaker for row in heard if row.split == "train"}
     known = [row.speaker in trained for row in heard if row.split == "test"]

@@ -1,4 +1,4 @@
-"""A recording without boundaries as a conversation: its utterances are found by voice activity (`segments`).
+"""A recording without boundaries as a conversation: its utterances are found by voice activity.
 
 `conversation` gives one to be heard, of one unknown speaker and without labels. `prepare` writes a table of the
 `manifest` corpus for several, to be labelled in a spreadsheet: emotion and speaker are left empty.
@@ -15,9 +15,8 @@ import pandas as pd
 
 from .. import audio, machine, runs
 from ..settings import Settings, UserError, on_disk
-from . import files
-from . import table as tables
-from .conversation import Clip, Conversation, Skipped, Utterance
+from . import files, table
+from .base import Clip, Conversation, Skipped, Utterance
 
 COLUMNS = ("conversation", "utterance", "speaker", "start", "end", "emotion", "path")
 
@@ -43,8 +42,8 @@ def prepare(settings: Settings, recordings: Iterable[Path | str], folder: Path |
     there already, as it may hold labels, and for recordings that cannot be told apart by name.
     """
     folder = on_disk(Path(folder))
-    table = folder / "manifest.csv"
-    _absent(table)
+    manifest = folder / "manifest.csv"
+    _absent(manifest)
     named = _names(list(dict.fromkeys(_place(path) for path in recordings)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,21 +55,29 @@ def prepare(settings: Settings, recordings: Iterable[Path | str], folder: Path |
     if conversations:
         rows = [(c.id, u.id, "", u.start, u.end, "", _relative(u.audio.path, folder))
                 for c in conversations for u in c.utterances]
-        with runs.atomic(table) as temporary:
+        with runs.atomic(manifest) as temporary:
             pd.DataFrame(rows, columns=COLUMNS).to_csv(temporary, index=False, encoding="utf-8")
-            _absent(table)  # another process may have come first
+            _absent(manifest)  # another process may have come first
     return conversations, skipped
 
 
 def _found(settings: Settings, path: Path, name: str) -> Conversation | Skipped:
     """The conversation of this name, or why the recording gives none."""
-    if str(path).rstrip().splitlines() != [str(path)] or tables.SPOILED.search(str(path)):
+    if str(path).rstrip().splitlines() != [str(path)] or table.SPOILED.search(str(path)):
         return Skipped(ascii(str(path)), "its name is not one line of UTF-8 that ends with no blank, as in a table "
                                          "it must be; rename it")
     file = files.survey(settings, path.parent, [path])[path]
     if file.fault:
         return Skipped(str(path), f"it cannot be heard: it {file.fault}; fetch it again from its source")
-    rows = _boundaries(settings, path, file.sha256)
+    made = runs.artefact(settings, "segments", audio.find_speech, segments=settings.segments, sha256=file.sha256,
+                         silero=machine.version("silero-vad"))
+    kept = made.folder / "segments.parquet"
+    with made.making(kept) as absent:
+        if absent:
+            rows = audio.find_speech(path, settings.segments)
+            with runs.atomic(kept) as temporary:
+                rows.to_parquet(temporary, index=False)
+    rows = pd.read_parquet(kept)
     if rows.empty:
         return Skipped(str(path), f"no speech was found in its {file.seconds:.1f} s; lower the setting "
                                   f"segments.threshold (now {settings.segments.threshold:g}) or "
@@ -80,41 +87,27 @@ def _found(settings: Settings, path: Path, name: str) -> Conversation | Skipped:
     return Conversation(name, name, utterances)
 
 
-def _boundaries(settings: Settings, path: Path, sha256: str) -> pd.DataFrame:
-    """`segments.find`, once for every recording, setting and version of what finds them."""
-    made = runs.artefact(settings, "segments", audio.find_speech, segments=settings.segments, sha256=sha256,
-                         silero=machine.version("silero-vad"))
-    table = made.folder / "segments.parquet"
-    with made.making(table) as absent:
-        if absent:
-            rows = audio.find_speech(path, settings.segments)
-            with runs.atomic(table) as temporary:
-                rows.to_parquet(temporary, index=False)
-    return pd.read_parquet(table)
-
-
 def _names(paths: Sequence[Path]) -> dict[Path, str]:
     """A name for each: of the file without its suffix; where two share one, what tells the paths apart, too."""
     named = {path: _called(path.stem) for path in paths}
-    if len(set(named.values())) == len(paths):
-        return named
-    above = os.path.commonpath([path.parent for path in paths])
-    named = {path: _called("_".join(path.relative_to(above).parts)) for path in paths}
-    if len(set(named.values())) < len(named):
-        twice = [name for name, count in Counter(named.values()).items() if count > 1]
+    if len(set(named.values())) < len(paths):
+        above = os.path.commonpath([path.parent for path in paths])
+        named = {path: _called("_".join(path.relative_to(above).parts)) for path in paths}
+    if twice := [name for name, count in Counter(named.values()).items() if count > 1]:
         raise UserError(f"recordings in folders of alike names cannot be told apart ({twice[0]}): rename one")
     return named
 
 
 def _called(stem: str) -> str:
     """A recording's name as the table's reader gives it back, which takes some for an empty cell."""
-    name = tables.name(stem)
-    return f"recording {name}".strip() if not name or name.casefold() in tables.NOTHING else name
+    name = table.name(stem)
+    return f"recording {name}".strip() if not name or name.casefold() in table.NOTHING else name
 
 
-def _absent(table: Path) -> None:
-    if os.path.lexists(table):
-        raise UserError(f"{table} is there already and may hold your labels: name another folder, or move it away")
+def _absent(manifest: Path) -> None:
+    if os.path.lexists(manifest):
+        raise UserError(f"{manifest} is there already and may hold your labels: name another folder, or move it "
+                        "away")
 
 
 def _place(path: Path | str) -> Path:
@@ -126,6 +119,6 @@ def _relative(path: Path, folder: Path) -> str:
     try:
         found = Path(os.path.relpath(path, os.path.realpath(folder))).as_posix()
         # A reader strips a cell, and takes some for an empty one.
-        return f"./{found}" if found != found.strip() or found.casefold() in tables.NOTHING else found
+        return f"./{found}" if found != found.strip() or found.casefold() in table.NOTHING else found
     except ValueError:  # another drive
         return path.as_posix()

@@ -1,11 +1,19 @@
-"""The nouns of every corpus: utterance, conversation, fold, corpus."""
+"""The nouns of every corpus: utterance, conversation, fold, corpus; and notes on signs of a damaged copy."""
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+
+from . import files
+
+ALIKE = 10  # clips of one length, to the millisecond, that are no chance; and half of all
 
 
 @dataclass(frozen=True)
@@ -108,3 +116,29 @@ class Corpus:
             "split": split[c.id], "session": c.session, "conversation": c.id, "utterance": u.id,
             "speaker": u.speaker, "emotion": u.emotion, "start": u.start, "end": u.end, "seconds": u.seconds,
         } for c in self.conversations if c.id in split for u in c.utterances])
+
+
+def damage(conversations: Sequence[Conversation]) -> Iterator[str]:
+    """Notes on signs of a damaged copy: speakers of nearly one name, clips of one length, inverted channels."""
+    utterances = [u for c in conversations for u in c.utterances]
+    near = defaultdict(set)
+    for speaker in {u.speaker for u in utterances}:
+        near[_near(speaker)].add(speaker)
+    if pairs := sorted(" and ".join(map(repr, sorted(names))) for names in near.values() if len(names) > 1):
+        yield (f"Speakers with nearly one name count as several: {files.some(pairs, '; ')}. Write them alike if "
+               "they are one, who may else stand on two sides of a fold.")
+    lengths = Counter({u.audio: round(u.seconds, 3) for u in utterances}.values())
+    length, alike = next(iter(lengths.most_common(1)), (0.0, 0))
+    if alike >= ALIKE and 2 * alike >= lengths.total():
+        yield (f"{alike} of {lengths.total()} clips last {length:.3f} s, no more and no less, as natural "
+               "speech does not: they may have been cut or padded; compare them with the corpus' source.")
+    if inverted := sorted({u.audio.path.name for u in utterances if u.audio.path in files.INVERTED}):
+        yield (f"{len(inverted)} recording(s) have channels that cancel each other, as one is inverted "
+               f"({files.some(inverted)}): the loudest alone is heard, not their mean.")
+
+
+def _near(speaker: str) -> str:
+    """A speaker's name without case, accents, blanks, invisible characters and zeros before a number."""
+    text = unicodedata.normalize("NFKD", speaker).casefold()
+    text = "".join(c for c in text if unicodedata.category(c) not in ("Mn", "Cf") and not c.isspace())
+    return re.sub(r"(?<!\d)0+(?=\d)", "", text)
