@@ -46,8 +46,8 @@ LAYOUTS = {
     # Cao et al. 2014; level none, low, medium, high. The owners' own 1040_ITH_SAD_X is one of the 7,442.
     "cremad": Layout("CREMA-D", "AudioWAV/1001_DFA_ANG_XX.wav",
                      r"(?P<speaker>1\d{3})_[A-Z]{3}_(?P<emotion>\w{3})_(XX?|LO|MD|HI)", {
-        "NEU": ("neu", 1087), "HAP": ("hap", 1271), "SAD": ("sad", 1271), "ANG": ("ang", 1271), "DIS": ("dis", 1271),
-        "FEA": ("fea", 1271)}),
+        "NEU": ("neu", 1087), "HAP": ("hap", 1271), "SAD": ("sad", 1271), "ANG": ("ang", 1271),
+        "DIS": ("dis", 1271), "FEA": ("fea", 1271)}),
     # Livingstone and Russo 2018, speech alone: modality 03, channel 01, emotion, level, sentence, take, actor
     "ravdess": Layout("RAVDESS", "Actor_12/03-01-05-01-02-01-12.wav",
                       r"03-01-(?P<emotion>\d\d)-0[12]-0[12]-0[12]-(?P<speaker>\d\d)", {
@@ -180,8 +180,8 @@ def _own(settings: Settings, root: Path) -> Recordings:
     if len(labels) < 2:
         why = "".join(f"; {s.item} {s.reason}" for s in skipped[:3])
         raise UserError(f"root {root} has usable recordings of {len(labels)} emotion(s) ({', '.join(labels)}); two "
-                        "or more are needed, as <root>/<emotion>/<file>.wav (mp3, m4a, …), or found in files' names "
-                        f"by the setting source.pattern{why}")
+                        "or more are needed, as <root>/<emotion>/<file>.wav (mp3, m4a, …), or in files' names by "
+                        f"the setting source.pattern{why}")
     if len(labels) == 4 and {NAMES.get(e) for e in labels} == set(dynamics.EMOTIONS):
         labels, utterances = dynamics.EMOTIONS, [replace(u, emotion=NAMES[u.emotion]) for u in utterances]
     number = Counter(u.emotion for u in utterances)
