@@ -283,7 +283,7 @@ def _part(settings: Settings, corpus: Corpus, conversation: Conversation, distur
     rows = []
     for (first, last), samples in zip(found, shared.T, strict=True):
         turns, segment = np.flatnonzero(samples > 0), waveform[first:last]
-        codes, = tokenizer.encode([segment])  # alone, as `codes.make` does: in company the bits may differ
+        codes = tokenizer.encode(segment)
         rows.append((first / audio.RATE, last / audio.RATE, conversation.utterances[samples.argmax()].speaker,
                      turns, samples[turns] / audio.RATE, codes.astype(np.int32), pooled(segment)))
     return pd.DataFrame(rows, columns=COLUMNS)

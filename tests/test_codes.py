@@ -53,7 +53,7 @@ def settings_at(folder, **overrides):
 
 @pytest.mark.parametrize("seconds", [0.01, 0.02, 0.061, 0.5, 1.0, 1.23, 7.777])
 def test_frame_counts(tokenizer, seconds):
-    got = tokenizer.encode([voice(seconds)])[0]
+    got = tokenizer.encode(voice(seconds))
     assert got.dtype == np.int64 and got.shape == (max(1, round(seconds * 25)),)
     assert got.min() >= 0 and got.max() < 8
 
@@ -62,7 +62,7 @@ def test_frame_counts(tokenizer, seconds):
                                       ((160, 0.0), (16_000, 0.0), (1, 1.0), (16_000, 1.0), (16_000, 1e-7))])
 def test_silence_and_clicks_are_encoded(tokenizer, waveform):
     assert np.isfinite(acoustics.frames(waveform)).all() and np.isfinite(acoustics.pooled(waveform)).all()
-    assert len(tokenizer.encode([waveform])[0]) == max(1, round(len(waveform) / 640))
+    assert len(tokenizer.encode(waveform)) == max(1, round(len(waveform) / 640))
 
 
 @pytest.mark.parametrize("waveform", [np.zeros(0, np.float32), np.zeros((2, 16), np.float32),
@@ -70,12 +70,6 @@ def test_silence_and_clicks_are_encoded(tokenizer, waveform):
 def test_what_is_no_waveform_is_refused(waveform):
     with pytest.raises(ValueError, match="waveform"):
         acoustics.frames(waveform)
-
-
-def test_batch_is_alone(tokenizer):
-    batch = [voice(s, h, int(h)) for s, h in ((0.01, 100), (1.3, 130), (0.4, 220), (3.0, 90))]
-    for together, waveform in zip(tokenizer.encode(batch), batch, strict=True):
-        np.testing.assert_array_equal(together, tokenizer.encode([waveform])[0])
 
 
 @pytest.mark.parametrize("hertz", [75, 110, 160, 240, 330, 480])
@@ -99,17 +93,16 @@ def test_same_fit_twice_and_from_disk(tokenizer, tmp_path):
     loaded.load(tmp_path)
     for other in (again, loaded):
         np.testing.assert_array_equal(other.centroids, tokenizer.centroids)
-        np.testing.assert_array_equal(other.encode([voice(1, 200)])[0], tokenizer.encode([voice(1, 200)])[0])
+        np.testing.assert_array_equal(other.encode(voice(1, 200)), tokenizer.encode(voice(1, 200)))
     assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.safetensors"]
     with pytest.raises(UserError, match="not the tokenizer of these settings"):
         kmeans(**{"codes.prosody_weight": 1.0}).load(tmp_path)
 
 
 def test_prosody_weight_weighs(tokenizer):
-    x = np.concatenate([acoustics.frames(voice(1, hertz)) for hertz in (90, 200, 300)])
     heavy, light = (kmeans(4, **{"codes.prosody_weight": w}) for w in (4.0, 1.0))
-    heavy.fit_frames(x)
-    light.fit_frames(x)
+    for weighted in (heavy, light):
+        weighted.fit([voice(1, hertz) for hertz in (90, 200, 300)])
     np.testing.assert_allclose(heavy.scale[acoustics.PROSODY], 4 * light.scale[acoustics.PROSODY], rtol=1e-6)
     np.testing.assert_array_equal(heavy.scale[:acoustics.CEPSTRA], light.scale[:acoustics.CEPSTRA])
 
@@ -117,7 +110,7 @@ def test_prosody_weight_weighs(tokenizer):
 def test_fit_of_silence_and_of_too_little():
     silent = kmeans(1)
     silent.fit([np.zeros(16_000, np.float32)])
-    assert (silent.encode([voice(1)])[0] == 0).all()
+    assert (silent.encode(voice(1)) == 0).all()
     with pytest.raises(UserError, match=r"codes\.codebook_size"):
         kmeans().fit([voice(0.1)])
 
@@ -214,9 +207,9 @@ def test_a_damaged_part_is_made_again(tmp_path, monkeypatch, spoil):
     made = codes.make(settings, corpus)
     spoil(next((tmp_path / "runs").rglob("part-00003.parquet")))
     encoded, encode = [], KMeansTokenizer.encode
-    monkeypatch.setattr(KMeansTokenizer, "encode", lambda self, w: encoded.append(len(w)) or encode(self, w))
+    monkeypatch.setattr(KMeansTokenizer, "encode", lambda self, w: encoded.append(w) or encode(self, w))
     again = codes.make(settings, corpus)
-    assert sum(encoded) == 2
+    assert len(encoded) == 2
     for i in made.codes:
         np.testing.assert_array_equal(again.codes[i], made.codes[i])
 
@@ -237,9 +230,9 @@ def test_a_clip_is_heard_once_and_a_recording_in_one_pass(tmp_path, monkeypatch)
                    for k in range(2) for c in corpus.conversations)
     corpus = replace(corpus, conversations=(*corpus.conversations, *copies))
     settings = settings_at(tmp_path)
-    encoded, passes, encode, cuts = [], [], KMeansTokenizer.encode, audio.cuts
+    encoded, passes, encode, decoded = [], [], KMeansTokenizer.encode, audio._decoded
     monkeypatch.setattr(KMeansTokenizer, "encode", lambda self, w: encoded.append(w) or encode(self, w))
-    monkeypatch.setattr(audio, "cuts", lambda path, times: passes.append(path.name) or cuts(path, times))
+    monkeypatch.setattr(audio, "_decoded", lambda path: passes.append(path.name) or decoded(path))
     made = codes.make(settings, corpus)
     assert len(encoded) == 10 and len(made.codes) == 30
     assert passes == ["c0.wav", "c1.wav", "c2.wav", *(f"c{i}.wav" for i in range(5))]  # fit, then encode

@@ -15,7 +15,7 @@ import pytest
 
 from dpmkit import audio, baselines, codes, finetune, protocols, robustness, runs, speakers
 from dpmkit.corpora import demo, files, iemocap, labelled, manifest, meld
-from dpmkit.tokenizers import hubert, kmeans, mimi, s3
+from dpmkit.tokenizers import kmeans, mimi, s3, ssl
 
 # What each stage runs through: a change in one of these modules moves its key, a change in any other does not. Only
 # the modules' parts that run count: of `codes`, an SLLM is made with the class CorpusCodes alone.
@@ -34,8 +34,8 @@ STAGES = {
     "files": ((files._decoded,), f"corpora.files {SOUND}"),
     "segments": ((audio.find_speech,), SOUND),
     "codes (kmeans)": ((codes.make, kmeans.KMeansTokenizer), f"{CODES} tokenizers.checkpoint tokenizers.kmeans"),
-    "codes (hubert)": ((codes.make, hubert.HubertKMeans),
-                       f"{CODES} tokenizers.checkpoint tokenizers.hubert tokenizers.kmeans"),
+    "codes (hubert)": ((codes.make, ssl.HubertKMeans),
+                       f"{CODES} tokenizers.checkpoint tokenizers.kmeans tokenizers.ssl"),
     "codes (mimi)": ((codes.make, mimi.MimiTokenizer), f"{CODES} tokenizers.checkpoint tokenizers.kmeans "
                                                        "tokenizers.mimi"),
     "codes (s3)": ((codes.make, s3.S3Tokenizer), f"{CODES} tokenizers.checkpoint tokenizers.kmeans tokenizers.s3"),

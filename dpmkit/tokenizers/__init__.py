@@ -1,16 +1,16 @@
-"""Speech tokenizers: a mono waveform to discrete codes, `frame_rate` of them a second. See `Tokenizer`."""
+"""Speech tokenizers: a mono waveform to discrete codes, `frame_rate` of them per second. See `Tokenizer`."""
 
 from importlib import import_module
 
 from ..settings import Settings, UserError
 from .kmeans import FITTED, KMeansTokenizer
-from .protocol import Learner, Tokenizer
+from .protocol import Tokenizer
 
-__all__ = ["FITTED", "TOKENIZERS", "KMeansTokenizer", "Learner", "Tokenizer", "create"]
+__all__ = ["FITTED", "TOKENIZERS", "KMeansTokenizer", "Tokenizer", "create"]
 
-# By the names of module and class: so codes are not made anew for a change of another tokenizer (see `sources`).
+# By the names of module and class: so codes are not made anew for a change of another tokenizer (see `runs`).
 TOKENIZERS = {"kmeans": "kmeans.KMeansTokenizer", "s3-v2-25hz": "s3.S3Tokenizer", "mimi": "mimi.MimiTokenizer",
-              "hubert-kmeans": "hubert.HubertKMeans", "wavlm-kmeans": "hubert.WavLMKMeans"}
+              "hubert-kmeans": "ssl.HubertKMeans", "wavlm-kmeans": "ssl.WavLMKMeans"}
 
 
 def create(settings: Settings) -> Tokenizer:

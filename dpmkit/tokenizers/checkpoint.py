@@ -1,4 +1,4 @@
-"""Checkpoints of transformers models: found in a local folder or on the hub, hashed, loaded or refused in one line.
+"""Weights of neural tokenizers: found in a local folder or on the hub, hashed, loaded or refused in one line.
 
 Weights are safetensors where there are any. `pytorch_model.bin`, all that some authors publish (WavLM's), is read
 as plain tensors: torch's `weights_only` unpickler runs no code, and a pickle of anything else is refused.
@@ -18,6 +18,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
 
 from ..settings import Settings, UserError, on_disk
 
@@ -27,21 +28,20 @@ HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`source` is a hub id or a folder's name, never a path of this machine; `files`: name -> sha256."""
+    """A transformers model: config and weights. `source` and `files` as of `find`."""
 
     source: str
-    folder: Path
     kind: type  # transformers' class of the model
     config: Any
-    weights: str  # name of the file
+    weights: Path
     files: dict[str, str]
 
     def model(self, device: torch.device) -> torch.nn.Module:
         """The model with these weights, in eval mode; UserError where they do not fit it."""
-        with _quiet(), refused(f"{self.source}/{self.weights} holds no {self.kind.__name__} that can be loaded"):
+        with _quiet(), refused(f"{self.source}/{self.weights.name} holds no {self.kind.__name__} that loads"):
             model, found = self.kind.from_pretrained(
-                self.folder, local_files_only=True, output_loading_info=True, weights_only=True,
-                use_safetensors=self.weights == WEIGHTS[0], dtype=torch.float32)
+                self.weights.parent, local_files_only=True, output_loading_info=True, weights_only=True,
+                use_safetensors=self.weights.name == WEIGHTS[0], dtype=torch.float32)
             # The embedding of masked frames is trained with, never encoded with, and some checkpoints lack it.
             missing = sorted(set(found["missing_keys"]) - {"masked_spec_embed"})
             if missing:
@@ -49,31 +49,50 @@ class Checkpoint:
         return model.to(device).eval().requires_grad_(False)
 
 
-def find(settings: Settings, name: str, default: str, *others: str) -> Checkpoint:
-    """The checkpoint of transformers' class `name` that `codes.source` gives (empty: `default`), with the files
-    `others` beside config and weights.
-
-    A source is a local folder, relative ones from the project folder, or a hub id, whose cached copy goes before
-    the network. Raises UserError for files that are missing and for a model of another type.
-    """
+def transformer(settings: Settings, name: str, default: str, *others: str) -> Checkpoint:
+    """The checkpoint of transformers' class `name`, by default of the hub id `default`, with the files `others`
+    beside config and weights; UserError for files that are missing and for a model of another type."""
     import transformers
 
     kind = getattr(transformers, name)
-    source = settings.codes.source or default
-    folder = on_disk(settings.home_path / Path(source).expanduser())
-    needed = f"config.json, {''.join(f'{name}, ' for name in others)}model.safetensors"
-    cure = f"put {needed} of {default} into a folder and give it as codes.source"
-    if not folder.is_dir() and not HUB_ID.fullmatch(source):
-        raise UserError(f"setting codes.source is {source!r}, which is neither a folder nor a hub id; {cure}")
-    asked = [("config.json",), *((other,) for other in others), WEIGHTS]
-    paths = [fetch(folder if folder.is_dir() else source, names, cure) for names in asked]
-    called = folder.resolve().name if folder.is_dir() else source
-    with _quiet(), refused(f"{called}/config.json is not that of a {name}"):
+    source, paths = find(settings, default, ("config.json",), *((other,) for other in others), WEIGHTS)
+    with _quiet(), refused(f"{source}/config.json is not that of a {name}"):
         written = json.loads(paths[0].read_text(encoding="utf-8"))
         if written.get("model_type") != kind.config_class.model_type:
             raise ValueError(f"its model_type is {written.get('model_type')}")
         config = kind.config_class.from_dict(written)
-    return Checkpoint(called, paths[0].parent, kind, config, paths[-1].name, {p.name: sha256(p) for p in paths})
+    return Checkpoint(source, kind, config, paths[-1], {path.name: sha256(path) for path in paths})
+
+
+def find(settings: Settings, default: str, *asked: tuple[str, ...]) -> tuple[str, list[Path]]:
+    """The hub id or the folder's name (never a path of this machine) of `codes.source`, empty: `default`; and of
+    each of `asked` the first file that is there.
+
+    A source is a local folder, relative ones from the project folder, or a hub id, whose cached copy goes before
+    the network: offline, every question costs half a minute. Raises UserError for files that are missing.
+    """
+    source = settings.codes.source or default
+    folder = on_disk(settings.home_path / Path(source).expanduser())
+    cure = f"put {', '.join(names[0] for names in asked)} of {default} into a folder and give it as codes.source"
+    if folder.is_dir():
+        called = folder.resolve().name
+        paths = [next((folder / name for name in names if (folder / name).is_file()), None) for names in asked]
+        if None in paths:
+            raise UserError(f"codes.source: {called} has no {' or '.join(asked[paths.index(None)])}; {cure}")
+        return called, paths
+    if not HUB_ID.fullmatch(source):
+        raise UserError(f"setting codes.source is {source!r}, which is neither a folder nor a hub id; {cure}")
+    return source, [_from_hub(source, names, cure) for names in asked]
+
+
+def _from_hub(source: str, names: tuple[str, ...], cure: str) -> Path:
+    for cached in (True, False):
+        for name in names:
+            try:
+                return Path(hf_hub_download(source, name, local_files_only=cached))
+            except (OSError, ValueError) as error:
+                why = " ".join(str(error).split())
+    raise UserError(f"codes.source: {source} cannot be had from the hub ({why[:120]}…); {cure}")
 
 
 def sha256(path: Path) -> str:
@@ -97,32 +116,11 @@ def refused(what: str) -> Iterator[None]:
     except (UserError, MemoryError):
         raise
     except Exception as error:
-        said = ("no " if isinstance(error, KeyError) else "") + " ".join(str(error).split())
+        why = ("no " if isinstance(error, KeyError) else "") + " ".join(str(error).split())
         if isinstance(error, UnpicklingError):  # whose own words say how to run it all the same
-            said = "it is damaged, or a pickle of more than tensors, which is not run"
-        raise UserError(f"codes.source: {what} ({said[:200] or type(error).__name__}); fetch it again from its "
+            why = "it is damaged, or a pickle of more than tensors, which is not run"
+        raise UserError(f"codes.source: {what} ({why[:200] or type(error).__name__}); fetch it again from its "
                         "source, or name another codes.source") from error
-
-
-def fetch(source: Path | str, names: tuple[str, ...], cure: str) -> Path:
-    """The first of the files `names` that a folder or a hub id has; UserError, which ends with `cure`, for none.
-
-    A hub's cache goes before the network: offline, every question costs half a minute.
-    """
-    if isinstance(source, Path):
-        found = next((source / name for name in names if (source / name).is_file()), None)
-        if found is None:
-            raise UserError(f"codes.source: {source.resolve().name} has no {' or '.join(names)}; {cure}")
-        return found
-    from transformers.utils import cached_file
-
-    for cached in (True, False):
-        for name in names:
-            try:
-                return Path(cached_file(source, name, local_files_only=cached))
-            except (OSError, ValueError) as error:
-                said = " ".join(str(error).split())
-    raise UserError(f"codes.source: {source} cannot be had from the hub ({said[:120]}…); {cure}")
 
 
 @contextmanager
@@ -130,12 +128,11 @@ def _quiet() -> Iterator[None]:
     """transformers without its bars and its reports of weights that are not used."""
     from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+        logging.enable_progress_bar()

@@ -7,7 +7,7 @@ HuBERT's first iteration, here with log energy and voiced log F0 beside the MFCC
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from scipy.cluster.vq import vq
 from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
@@ -32,6 +33,7 @@ class KMeans:
     name: str
     codebook_size: int
     frame_rate: float
+    described: dict[str, Any]  # what a saved codebook must agree on
     mean = scale = centroids = None  # (features,), (features,), (codebook_size, features) once fitted
 
     def frames(self, waveform: np.ndarray) -> np.ndarray:
@@ -42,16 +44,9 @@ class KMeans:
         """Mean and scale by which frames, shape (frames, features), are standardised; each (features,)."""
         raise NotImplementedError
 
-    def described(self) -> dict[str, Any]:
-        """What a saved codebook must agree on."""
-        return {"name": self.name, "codebook_size": self.codebook_size, "frame_rate": self.frame_rate}
-
     def fit(self, waveforms: Iterable[np.ndarray]) -> None:
-        """Mean, scale and centroids from these waveforms, which must be the training fold's alone."""
-        self.fit_frames(np.concatenate([self.frames(w) for w in waveforms]))
-
-    def fit_frames(self, x: np.ndarray) -> None:
-        """`fit` where the frames, shape (frames, features), are known; UserError where they are too few."""
+        """Mean, scale and centroids from these waveforms; UserError where their frames are too few."""
+        x = np.concatenate([self.frames(w) for w in waveforms])
         if len(x) < self.codebook_size:
             raise UserError(f"setting codes.codebook_size is {self.codebook_size}, but the training fold has "
                             f"only {len(x)} frames; lower it or give more audio")
@@ -62,23 +57,17 @@ class KMeans:
             kmeans.fit((x - self.mean) * self.scale)
         self.centroids = kmeans.cluster_centers_.astype(np.float32)
 
-    def encode(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Codes of each waveform; a waveform's codes do not depend on its company."""
-        return [self.encode_frames(self.frames(w)) for w in waveforms]
-
-    def encode_frames(self, x: np.ndarray) -> np.ndarray:
-        """`encode` where the frames, shape (frames, features), are known."""
-        if self.centroids is None:
-            raise RuntimeError("the tokenizer is not fitted: call fit or load")
-        x = (x - self.mean) * self.scale
-        nearest = [np.square(self.centroids - row).sum(axis=1).argmin() for row in x]
-        return np.array(nearest, dtype=np.int64)
+    def encode(self, waveform: np.ndarray) -> np.ndarray:
+        """The nearest centroid of every frame, (frames,)."""
+        x = (self.frames(waveform) - self.mean) * self.scale
+        codes, _ = vq(x.astype(float), self.centroids.astype(float))  # in float32 its distances have 5 digits
+        return codes.astype(np.int64)
 
     def save(self, folder: Path) -> None:
         """`tokenizer.safetensors`, atomically: weights, and what they are in its metadata."""
         with runs.atomic(Path(folder) / FITTED) as temporary:
             save_file({"mean": self.mean, "scale": self.scale, "centroids": self.centroids}, temporary,
-                      metadata={"dpmkit": json.dumps(self.described())})
+                      metadata={"dpmkit": json.dumps(self.described)})
 
     def load(self, folder: Path) -> None:
         """What `save` wrote; UserError for a file that is missing, damaged, or of another tokenizer."""
@@ -87,7 +76,7 @@ class KMeans:
             with safe_open(path, "np") as file:
                 described = json.loads(file.metadata()["dpmkit"])
                 mean, scale, centroids = (file.get_tensor(name) for name in ("mean", "scale", "centroids"))
-            if described != self.described() or centroids.shape != (self.codebook_size, len(mean)):
+            if described != self.described or centroids.shape != (self.codebook_size, len(mean)):
                 raise ValueError(f"it is of {described} and {len(centroids)} centroids")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not the tokenizer of these settings ({error}); delete its folder and run "
@@ -99,7 +88,7 @@ class KMeans:
 # corpus' validation speakers (WA, fold 1): 2: 66.1, 3: 66.1, 4: 66.3, 5: 65.5, 6: 65.5, a plateau; with the
 # corpus' first, harder knobs 1: 55.1, 2: 58.5, 4: 60.0.
 class KMeansTokenizer(KMeans):
-    """Acoustic frames, standardised, prosody weighted by `prosody_weight`: 256 centroids at 25 Hz unless told."""
+    """Acoustic frames, standardised, prosody weighted by `prosody_weight`: 256 centroids at 25 Hz by default."""
 
     name = "kmeans"
     learns = inf
@@ -111,6 +100,8 @@ class KMeansTokenizer(KMeans):
             raise UserError(f"setting codes.frame_rate is {codes.frame_rate:g}, but tokenizer kmeans can do 1 to "
                             "100 alone; codes.frame_rate=0 takes its own")
         self.prosody_weight, self.files = codes.prosody_weight, {}
+        self.described = {"name": self.name, "codebook_size": self.codebook_size, "frame_rate": self.frame_rate,
+                          "prosody_weight": self.prosody_weight}
         self.facts = {"source": "the training fold", "version": versions("dpmkit", "scikit-learn")}
 
     def frames(self, waveform: np.ndarray) -> np.ndarray:
@@ -125,6 +116,3 @@ class KMeansTokenizer(KMeans):
         # A feature that never moves (all silent) says nothing: weight 0 rather than a division by nothing.
         scale = np.where(deviation > 1e-6, weights / np.maximum(deviation, 1e-6), 0)
         return x.mean(axis=0, dtype=np.float64).astype(np.float32), scale.astype(np.float32)
-
-    def described(self) -> dict[str, Any]:
-        return {**super().described(), "prosody_weight": self.prosody_weight}

@@ -5,7 +5,6 @@ The first codebook is distilled from WavLM and carries what is said; the others 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ class MimiTokenizer:
 
     def __init__(self, settings: Settings):
         codes = settings.codes
-        found = checkpoint.find(settings, "MimiModel", "kyutai/mimi")
+        found = checkpoint.transformer(settings, "MimiModel", "kyutai/mimi")
         self.checkpoint, self.files, self.device = found, found.files, machine.device(settings)
         self.rate, self.each, most = (getattr(found.config, name) for name in
                                       ("sampling_rate", "codebook_size", "num_quantizers"))
@@ -41,22 +40,19 @@ class MimiTokenizer:
         self.codebook_size = own(self.name, "codebook_size", codes.codebook_size, (self.each * n,))
         self.frame_rate = own(self.name, "frame_rate", codes.frame_rate, (self.rate / self.hop * n,))
         self.facts = {"source": found.source, "version": versions("transformers"),
-                      "weights_sha256": found.files[found.weights], "codebooks": self.codebooks}
+                      "weights_sha256": found.files[found.weights.name], "codebooks": self.codebooks}
 
-    def load(self, folder: Path | None = None) -> None:
+    def load(self, folder: Path) -> None:
         """The published model; nothing of it is kept in `folder`."""
         self.model = self.checkpoint.model(self.device)
 
-    def encode(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Codes of each waveform, heard one at a time."""
-        return [self._encoded(w) for w in waveforms]
-
-    def _encoded(self, waveform: np.ndarray) -> np.ndarray:
+    def encode(self, waveform: np.ndarray) -> np.ndarray:
+        """Codes, (codes,)."""
         total, offsets = count(len(waveform), self.frame_rate), np.arange(self.codebooks) * self.each
         waveform, codes = audio.resample(waveform, audio.RATE, self.rate), []
         with torch.inference_mode():
             for piece, frames in pieces(waveform, -(-total // self.codebooks), self.hop, rate=self.rate):
-                heard = self.model.encode(torch.from_numpy(piece).to(self.device)[None, None],
-                                          num_quantizers=self.codebooks)
-                codes.append(heard.audio_codes[0, :, :frames].cpu().numpy().T + offsets)  # (frames, codebooks)
+                out = self.model.encode(torch.from_numpy(piece).to(self.device)[None, None],
+                                        num_quantizers=self.codebooks)
+                codes.append(out.audio_codes[0, :, :frames].cpu().numpy().T + offsets)  # (frames, codebooks)
         return np.concatenate(codes).reshape(-1)[:total].astype(np.int64)

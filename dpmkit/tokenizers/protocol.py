@@ -13,33 +13,31 @@ from .. import machine
 from ..audio import RATE
 from ..settings import UserError
 
-LONGEST = 30  # seconds that a neural tokenizer hears at once: attention costs the square of it
+LONGEST = 30  # seconds that a neural tokenizer encodes at once: attention costs the square of it
 
 
 class Tokenizer(Protocol):
-    """Waveforms are float32 in [-1, 1] at speech.RATE, shape (samples,); codes are int64 in [0, codebook_size),
-    shape (codes,), codes = round(seconds * frame_rate), at least 1.
-
-    It is made of `Settings`, which names what it cannot do and weights that are missing as a UserError, and loads
-    no weights until `load`. `frame_rate` counts codes a second.
-    """
+    """Made of `Settings`: UserError for what it cannot do and for weights that are missing; none are loaded before
+    `load`. Waveforms are float32 in [-1, 1] at audio.RATE, shape (samples,)."""
 
     name: str
     codebook_size: int
-    frame_rate: float
+    frame_rate: float  # codes per second
     learns: float  # seconds of training audio that its codebook is fitted on at most; 0: its codebook is published
     files: dict[str, str]  # name -> sha256 of what it reads beside its settings
     facts: dict[str, Any]  # for records: source, version, weights_sha256 and its own settings
 
-    def load(self, folder: Path) -> None: ...  # all that `encode` needs; its own codebook as `save` wrote it
-    def encode(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]: ...
+    def load(self, folder: Path) -> None:
+        """All that `encode` needs; of one that learns the codebook that `save` wrote into `folder`."""
 
+    def encode(self, waveform: np.ndarray) -> np.ndarray:
+        """Codes, int64 in [0, codebook_size), shape (codes,): round(seconds * frame_rate), at least 1."""
 
-class Learner(Tokenizer, Protocol):
-    """One that learns its codebook, from waveforms that must be the training fold's alone."""
+    def fit(self, waveforms: Iterable[np.ndarray]) -> None:
+        """Where it learns: the codebook from these waveforms, which must be the training fold's alone."""
 
-    def fit(self, waveforms: Iterable[np.ndarray]) -> None: ...
-    def save(self, folder: Path) -> None: ...
+    def save(self, folder: Path) -> None:
+        """Where it learns: the codebook into `folder`."""
 
 
 def count(samples: int, frame_rate: float, rate: int = RATE) -> int:
@@ -52,7 +50,7 @@ def pieces(waveform: np.ndarray, frames: int, hop: int, beyond: int = 0,
     """A waveform in equal pieces of at most LONGEST seconds, each with its number of frames; `frames` in all.
 
     Frame i begins at sample i * hop. A piece goes `beyond` samples into the next one, as far as its last frame
-    hears; zeros lie beyond the end of the waveform, and what is too short for its frames is filled up with them.
+    reaches; zeros lie beyond the end of the waveform, and what is too short for its frames is filled up with them.
     """
     number = -(-len(waveform) // (LONGEST * rate))
     edges = [-(-frames * i // number) for i in range(number + 1)]

@@ -18,17 +18,17 @@ from . import checkpoint
 from .kmeans import KMeans
 from .protocol import count, own, pieces, versions
 
-FRAMES = 100_000  # that the codebook is fitted on at most: 200 a centroid, 0.3 GB, 33 minutes at 50 Hz
+FRAMES = 100_000  # that the codebook is fitted on at most: 200 per centroid, 0.3 GB, 33 minutes at 50 Hz
 
 
 class HubertKMeans(KMeans):
-    """Nearest of K centroids (500 unless told) of the hidden states after layer `codes.layer`."""
+    """Nearest of K centroids (500 by default) of the hidden states after layer `codes.layer`."""
 
     name, model_class, default = "hubert-kmeans", "HubertModel", "facebook/hubert-base-ls960"
 
     def __init__(self, settings: Settings):
         codes = settings.codes
-        found = checkpoint.find(settings, self.model_class, self.default, "preprocessor_config.json")
+        found = checkpoint.transformer(settings, self.model_class, self.default, "preprocessor_config.json")
         self.checkpoint, self.files, self.device = found, found.files, machine.device(settings)
         strides, layers = found.config.conv_stride, found.config.num_hidden_layers
         self.stride = prod(strides)
@@ -40,16 +40,17 @@ class HubertKMeans(KMeans):
         rate = audio.RATE / self.stride
         self.codebook_size = codes.codebook_size or 500
         self.frame_rate = own(self.name, "frame_rate", codes.frame_rate, (rate, rate / 2))
-        self.pooled = round(rate / self.frame_rate)  # frames a code
+        self.pooled = round(rate / self.frame_rate)  # frames of the model per code
+        self.described = {"name": self.name, "codebook_size": self.codebook_size, "frame_rate": self.frame_rate}
         self.learns = FRAMES / self.frame_rate
         self.facts = {"source": found.source, "version": versions("transformers", "scikit-learn"),
-                      "weights_sha256": found.files[found.weights], "layer": self.layer}
+                      "weights_sha256": found.files[found.weights.name], "layer": self.layer}
         self.model = None
 
     def frames(self, waveform: np.ndarray) -> np.ndarray:
         """Hidden states, averaged over `pooled` frames; shape (codes, hidden size).
 
-        The waveform is normalised as a whole where the checkpoint says so, then heard in pieces, one at a time:
+        The waveform is normalised as a whole where the checkpoint says so, then encoded in pieces, one at a time:
         padding in a batch would move HuBERT's group norm.
         """
         if self.model is None:
@@ -58,8 +59,8 @@ class HubertKMeans(KMeans):
         hop, states = self.stride * self.pooled, []
         with torch.inference_mode():
             for piece, codes in pieces(values, count(len(values), self.frame_rate), hop, self.field - self.stride):
-                heard = self.model(torch.from_numpy(piece).to(self.device)[None], output_hidden_states=True)
-                hidden = heard.hidden_states[self.layer][0, :codes * self.pooled]
+                out = self.model(torch.from_numpy(piece).to(self.device)[None], output_hidden_states=True)
+                hidden = out.hidden_states[self.layer][0, :codes * self.pooled]  # (frames, hidden size)
                 states.append(hidden.unflatten(0, (codes, self.pooled)).mean(dim=1).float().cpu().numpy())
         return np.concatenate(states)
 
@@ -76,9 +77,10 @@ class HubertKMeans(KMeans):
         from transformers import Wav2Vec2FeatureExtractor
 
         with checkpoint.refused(f"{self.checkpoint.source}/preprocessor_config.json cannot be used"):
-            self.extractor = Wav2Vec2FeatureExtractor.from_pretrained(self.checkpoint.folder, local_files_only=True)
+            self.extractor = Wav2Vec2FeatureExtractor.from_pretrained(self.checkpoint.weights.parent,
+                                                                      local_files_only=True)
             if self.extractor.sampling_rate != audio.RATE:
-                raise ValueError(f"it hears {self.extractor.sampling_rate} Hz, not {audio.RATE}")
+                raise ValueError(f"it takes {self.extractor.sampling_rate} Hz, not {audio.RATE}")
         self.model = self.checkpoint.model(self.device)
 
 
