@@ -79,7 +79,7 @@ def described() -> pd.DataFrame:
     """All rows of the table in their order: `method`, `group` (method, extension, filter, control, bound) and what
     it `hears`."""
     plain = ("majority", *FILTERED[:-1], "dpm", "dpm-tuned")
-    hears = baselines.HEARS | baselines.RECURRENT_HEARS | {n: m.hears for n, m in protocols.METHODS.items()}
+    hears = baselines.HEARS | {n: m.hears for n, m in protocols.METHODS.items()}
     hears["dpm-tuned"] = hears["dpm"] + ", at the learning rate that validation conversations chose"
     rows = [(name, "method", hears[name]) for name in plain]
     rows += [(name, "bound" if text.startswith("BOUND") else "control" if "swapped" in name else "extension", text)

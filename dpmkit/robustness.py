@@ -1,7 +1,4 @@
-"""Every method's WA under every disturbance, on the same targets.
-
-disturbances: Conversations as a microphone may give them: boundaries that are off or found by a machine, noise,
-overlap.
+"""Every method's WA as a microphone may give conversations: noise, overlap, boundaries that are off or a machine's.
 
 A conversation is rendered to one mono waveform, every utterance's clip at its start and digital silence between;
 the waveform is disturbed, cut into segments, and these are encoded by the tokenizer that made the corpus' codes.
@@ -9,7 +6,7 @@ the waveform is disturbed, cut into segments, and these are encoded by the token
 into one per true utterance, so that all disturbances are scored on the same targets.
 
 No true label is read here, and segments have none. Each has the speaker who says most of it, as if by a perfect
-diarisation: methods that ask who speaks are told so from the truth, whatever the disturbance.
+diarisation: methods that know who speaks know it from the truth, whatever the disturbance.
 """
 
 from __future__ import annotations
@@ -34,38 +31,25 @@ from .corpora.dynamics import emotion_prior
 from .finetune import Finetuned
 from .settings import Settings, UserError
 from .speakers import NotFitted, OffsetModel
-from .tokenizers.acoustics import pooled
 
-# -- disturbances --------------------------------------------------------------
-
+METHODS = ("current", "window", "dpm")  # and speaker-memory
 SHORTEST = round(0.2 * audio.RATE)  # samples of a segment at least, where the kind has a say in it
 TALKERS = 6  # voices in the babble at any time
-COLUMNS = ["start", "end", "speaker", "turns", "seconds", "codes", "features"]  # of a part: a row a segment
 KINDS = {  # kind: least level, most, and what the level is
     "none": (0.0, 0.0, "nothing is disturbed"),
-    "jitter": (0.0, 10.0, "s that a boundary moves at most"),
-    "silero": (0.0, 0.0, "boundaries by voice activity"),
+    "jitter": (0.0, 10.0, "s that a boundary moves at most, by a uniform draw; their order stays"),
+    "silero": (0.0, 0.0, "boundaries by voice activity; the pauses are easier to find than those of a room"),
     "chunks": (SHORTEST / audio.RATE, 3600.0, "s of a chunk"),
-    "white": (-20.0, 60.0, "dB of speech over white noise"),
-    "babble": (-20.0, 60.0, "dB of speech over babble"),
-    "overlap": (0.0, 0.9, "share of an utterance that the next one starts early"),
+    "white": (-20.0, 60.0, "dB of speech over white noise, both by their power within utterances"),
+    "babble": (-20.0, 60.0, "dB of speech over the voices of other conversations of the split"),
+    "overlap": (0.0, 0.9, "share of an utterance that the next one starts early; no pauses are left"),
 }
-ONE_TO_ONE = ("none", "white", "babble", "overlap")  # kinds whose segments are the utterances
+OTHER_BOUNDARIES = ("jitter", "silero", "chunks")  # of the other kinds, segments are the utterances
 
 
 @dataclass(frozen=True)
 class Disturbance:
-    """One of KINDS and its level: UserError for another kind or a level out of range.
-
-    - `none`: segments are the utterances, as also under `white`, `babble` and `overlap`.
-    - `jitter`: each true boundary is moved by a uniform draw in [-level, level] s; their order stays, and a segment
-      lasts 0.2 s or more.
-    - `silero`: what `segments.find` finds. The pauses are digital silence, easier to find than those of a room.
-    - `chunks`: pieces of level s, one after the other; the last one is shorter, or up to 0.2 s longer.
-    - `white`, `babble`: noise over all of the conversation, level dB below the speech by the powers of the samples
-      within utterances. Babble is TALKERS voices from other conversations of the split.
-    - `overlap`: each utterance starts level of the last one's duration before that one's end; no pauses are left.
-    """
+    """One of KINDS and its level: UserError for another kind or a level out of range."""
 
     kind: str
     level: float = 0.0
@@ -85,86 +69,7 @@ STANDARD = (Disturbance("none"), *(Disturbance("jitter", s) for s in (0.1, 0.2, 
             *(Disturbance("overlap", share) for share in (0.1, 0.2, 0.3)))
 
 
-@dataclass(frozen=True)
-class Disturbed:
-    """Segments of conversations, as utterances to be heard in place of the true ones.
-
-    `conversations`: ids and sessions as before, without those in which no segment was found. Emotions are None; a
-    clip is of a file that is not there, as the waveform is not kept (`heard` makes it). `codes`, `features`: as in
-    CorpusCodes. `weights`: true utterance id -> {segment id: weight}, by the seconds of overlap; of sum 1, or {}.
-    """
-
-    key: str
-    conversations: tuple[Conversation, ...]
-    codes: dict[str, np.ndarray]
-    features: dict[str, np.ndarray]
-    weights: dict[str, dict[str, float]]
-
-
-def disturbed(settings: Settings, corpus: Corpus, spoken: CorpusCodes, conversations: Sequence[Conversation],
-              disturbance: Disturbance) -> Disturbed:
-    """These conversations of the corpus under a disturbance, in the codes of the tokenizer that made `spoken`.
-
-    Conversations are kept one by one in `runs/disturbed/<key>/`, so that a killed run goes on; one depends on
-    `settings.seed` and not on which others are asked for. Raises UserError for audio that cannot be heard, babble
-    where there is nobody else, a tokenizer that is not the one of `spoken`, or where silero-vad is missing.
-    """
-    silero = [settings.segments, *(d.version for d in metadata.distributions(name="silero-vad"))]
-    made, tokenizer = runs.artefact(
-        settings, "disturbed", disturbed, codes=spoken.key, disturbance=disturbance, seed=settings.seed,
-        fold=settings.fold, silero=silero if disturbance.kind == "silero" else None,
-        voices=corpus.folds[settings.fold - 1] if disturbance.kind == "babble" else None), None
-    found, codes, features, weights = [], {}, {}, {}
-    for c in tqdm(conversations, desc=f"{disturbance.kind} {disturbance.level:g}", unit="conversation"):
-        path = made.folder / f"{runs.key(c.id, [[u.id, u.speaker, u.start] for u in c.utterances])}.parquet"
-        part = None
-        with made.making(path):
-            with suppress(OSError, ValueError):  # absent, or damaged: pyarrow's errors are ValueErrors
-                part = pd.read_parquet(path)
-            if part is None:
-                if tokenizer is None:
-                    tokenizer = tokenizers.create(settings)
-                    tokenizer.load(runs.folder(settings, "codes", spoken.key))
-                part = _part(settings, corpus, c, disturbance, tokenizer)
-                with runs.atomic(path) as temporary:
-                    part.to_parquet(temporary, index=False)
-        utterances, seconds = [], [{} for _ in c.utterances]
-        for number, row in enumerate(part.itertuples()):
-            utterances.append(u := Utterance(f"{c.id}#{number:05d}", row.speaker, row.start, row.end, None,
-                                             Clip(path.with_suffix(".wav"), row.start, row.end)))
-            codes[u.id], features[u.id] = row.codes.astype(np.int64), row.features
-            for turn, overlap in zip(row.turns, row.seconds, strict=True):
-                seconds[turn][u.id] = overlap
-        for u, overlaps in zip(c.utterances, seconds, strict=True):
-            weights[u.id] = {i: overlap / sum(overlaps.values()) for i, overlap in overlaps.items()}
-        if utterances:
-            found.append(Conversation(c.id, c.session, tuple(utterances)))
-    return Disturbed(runs.key(made.key, [c.id for c in conversations]), tuple(found), codes, features, weights)
-
-
-def returned(table: pd.DataFrame, disturbed: Disturbed, conversations: Sequence[Conversation],
-             emotions: tuple[str, ...], prior: np.ndarray) -> pd.DataFrame:
-    """A method's answers for the segments (as `protocols.listen` gives them) as one row a true utterance.
-
-    Columns: conversation, session, utterance, speaker, turn, start, end and emotion of the true utterance;
-    p_<emotion>, the mean over the segments that overlap it, weighted by the seconds; and segments, their number. An
-    utterance of 0 segments was not heard: its answer is `prior`, (emotions,). ONE_TO_ONE kinds give each the answer
-    to its own segment, bit by bit. KeyError where the table lacks one of them.
-
-    An answer waits for the end of the last of these segments, and so may have heard what follows the utterance: up
-    to a chunk of it in `chunks`, as much as the boundary is off in `jitter` and `silero`. It hears nothing later.
-    """
-    names = [f"p_{e}" for e in emotions]
-    said = dict(zip(table["utterance"], table[names].to_numpy(), strict=True))
-    rows = []
-    for c in conversations:
-        for turn, u in enumerate(c.utterances):
-            weights = disturbed.weights[u.id]
-            answer = sum((weight * said[i] for i, weight in weights.items()), np.zeros(len(names)))
-            rows.append({"conversation": c.id, "session": c.session, "utterance": u.id, "speaker": u.speaker,
-                         "turn": turn, "start": u.start, "end": u.end, "emotion": u.emotion,
-                         **dict(zip(names, answer if weights else prior, strict=True)), "segments": len(weights)})
-    return pd.DataFrame(rows)
+# -- a waveform and its segments -------------------------------------------------------------------------------
 
 
 def heard(settings: Settings, corpus: Corpus, conversation: Conversation, disturbance: Disturbance
@@ -181,15 +86,22 @@ def heard(settings: Settings, corpus: Corpus, conversation: Conversation, distur
         for first, last in true:
             spoken[first:last] = True
         waveform += noise * (_rms(waveform[spoken]) / _rms(noise[spoken]) / 10 ** (level / 20))
-    waveform = waveform.clip(-1.0, 1.0)
-    found = (_jittered(true, level, len(waveform), rng) if kind == "jitter" else
-             _found(settings, waveform) if kind == "silero" else
-             _chunks(level, len(waveform)) if kind == "chunks" else true)
-    return waveform, true, found
+    waveform, segments = waveform.clip(-1.0, 1.0), true
+    if kind == "jitter":
+        segments = _jittered(true, level, len(waveform), rng)
+    elif kind == "silero":
+        with TemporaryDirectory() as folder:  # voice activity reads a file
+            audio.write(Path(folder) / "conversation.wav", waveform)
+            found = audio.find_speech(Path(folder) / "conversation.wav", settings.segments)
+        segments = np.round(found[["start", "end"]].to_numpy() * audio.RATE).astype(int)
+    elif kind == "chunks":  # what is left below SHORTEST goes to the last one
+        first = np.arange(0, max(1, len(waveform) - SHORTEST + 1), round(level * audio.RATE))
+        segments = np.column_stack([first, np.append(first[1:], len(waveform))])
+    return waveform, true, segments
 
 
 def render(conversation: Conversation, overlap: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The waveform, float32 at speech.RATE, (samples,), and each utterance's first sample in it and the one after
+    """The waveform, float32 at audio.RATE, (samples,), and each utterance's first sample in it and the one after
     its last, (utterances, 2).
 
     Clips begin at their utterance's start. Where annotated ones overlap, the later clip replaces the earlier one:
@@ -197,7 +109,11 @@ def render(conversation: Conversation, overlap: float | None = None) -> tuple[np
     clips of one voice each, it cuts the earlier one off. With `overlap`, each begins that share of the last one's
     duration before the last one's end, and there they are added.
     """
-    clips = _clips(conversation.utterances)
+    waveforms = {}  # a file is decoded once
+    for path in {u.audio.path for u in conversation.utterances}:
+        cuts = sorted({u.audio for u in conversation.utterances if u.audio.path == path}, key=lambda c: c.start)
+        waveforms.update(zip(cuts, audio.cuts(path, [(c.start, c.end) for c in cuts]), strict=True))
+    clips = [waveforms[u.audio] for u in conversation.utterances]
     length = np.array([len(clip) for clip in clips])
     if overlap is None:
         first = np.array([round(u.start * audio.RATE) for u in conversation.utterances])
@@ -209,26 +125,17 @@ def render(conversation: Conversation, overlap: float | None = None) -> tuple[np
     return waveform, np.column_stack([first, first + length])
 
 
-def _clips(utterances: Sequence[Utterance]) -> list[np.ndarray]:
-    """The waveform of each; a file is decoded once."""
-    waveforms = {}
-    for path in {u.audio.path for u in utterances}:
-        clips = sorted({u.audio for u in utterances if u.audio.path == path}, key=lambda clip: clip.start)
-        waveforms.update(zip(clips, audio.cuts(path, [(clip.start, clip.end) for clip in clips]), strict=True))
-    return [waveforms[u.audio] for u in utterances]
-
-
 def _others(settings: Settings, corpus: Corpus, conversation: Conversation) -> list[Utterance]:
     """Utterances of other conversations of its split, of other speakers where there are any; never its own clips,
     which composed conversations may share."""
     fold = corpus.folds[settings.fold - 1]
     split = next((ids for ids in (fold.train, fold.validation, fold.test) if conversation.id in ids), ())
-    clips, speakers = ({getattr(u, name) for u in conversation.utterances} for name in ("audio", "speaker"))
+    clips, voices = ({getattr(u, name) for u in conversation.utterances} for name in ("audio", "speaker"))
     others = [u for c in corpus.select(split) if c.id != conversation.id for u in c.utterances
               if u.audio not in clips]
     if not others:
         raise UserError(f"babble for conversation {conversation.id} needs another conversation in its split")
-    return [u for u in others if u.speaker not in speakers] or others
+    return [u for u in others if u.speaker not in voices] or others
 
 
 def _babble(utterances: Sequence[Utterance], samples: int, rng: np.random.Generator) -> np.ndarray:
@@ -258,60 +165,114 @@ def _jittered(true: np.ndarray, level: float, samples: int, rng: np.random.Gener
     return np.column_stack([np.minimum(first, last - SHORTEST).clip(0), last])
 
 
-def _found(settings: Settings, waveform: np.ndarray) -> np.ndarray:
-    """Segments by voice activity, which reads a file."""
-    with TemporaryDirectory() as folder:
-        audio.write(Path(folder) / "conversation.wav", waveform)
-        rows = audio.find_speech(Path(folder) / "conversation.wav", settings.segments)
-    return np.round(rows[["start", "end"]].to_numpy() * audio.RATE).astype(int)
+# -- to segments and back --------------------------------------------------------------------------------------
 
 
-def _chunks(level: float, samples: int) -> np.ndarray:
-    """Of level s each; what is left below SHORTEST goes to the last one."""
-    first = np.arange(0, max(1, samples - SHORTEST + 1), round(level * audio.RATE))
-    return np.column_stack([first, np.append(first[1:], samples)])
+@dataclass(frozen=True)
+class Disturbed:
+    """Segments of conversations, as utterances to be heard in place of the true ones.
+
+    `conversations`: ids and sessions as before, without those in which no segment was found. Emotions are None; a
+    clip is of a file that is not there, as the waveform is not kept (`heard` makes it). `codes`: segment id ->
+    (frames,). `weights`: true utterance id -> {segment id: share of the seconds that overlap it}, of sum 1, or {}.
+    """
+
+    key: str
+    conversations: tuple[Conversation, ...]
+    codes: dict[str, np.ndarray]
+    weights: dict[str, dict[str, float]]
 
 
-def _part(settings: Settings, corpus: Corpus, conversation: Conversation, disturbance: Disturbance,
-          tokenizer: tokenizers.Tokenizer) -> pd.DataFrame:
-    """Rows of COLUMNS; `turns` and `seconds`: the true utterances that the segment overlaps, and how long."""
-    waveform, true, found = heard(settings, corpus, conversation, disturbance)
-    if disturbance.kind in ONE_TO_ONE:
-        shared = np.diag(true[:, 1] - true[:, 0])
-    else:  # samples, negative where there is a gap: a segment between utterances is given the nearest one's speaker
+def disturbed(settings: Settings, corpus: Corpus, spoken: CorpusCodes, conversations: Sequence[Conversation],
+              disturbance: Disturbance) -> Disturbed:
+    """These conversations of the corpus under a disturbance, in the codes of the tokenizer that made `spoken`.
+
+    Conversations are kept one by one in `runs/disturbed/<key>/`, so that a killed run goes on; one depends on
+    `settings.seed` and not on which others are asked for. Raises UserError for audio that cannot be opened, babble
+    where there is nobody else, a tokenizer that is not the one of `spoken`, or where silero-vad is missing.
+    """
+    silero = [settings.segments, *(d.version for d in metadata.distributions(name="silero-vad"))]
+    made, tokenizer = runs.artefact(
+        settings, "disturbed", disturbed, codes=spoken.key, disturbance=disturbance, seed=settings.seed,
+        fold=settings.fold, silero=silero if disturbance.kind == "silero" else None,
+        voices=corpus.folds[settings.fold - 1] if disturbance.kind == "babble" else None), None
+    found, codes, weights = [], {}, {}
+    for c in tqdm(conversations, desc=f"{disturbance.kind} {disturbance.level:g}", unit="conversation"):
+        path = made.folder / f"{runs.key(c.id, [[u.id, u.speaker, u.start] for u in c.utterances])}.parquet"
+        part = None
+        with made.making(path):
+            with suppress(OSError, ValueError):  # absent, or damaged: pyarrow's errors are ValueErrors
+                part = pd.read_parquet(path)
+            if part is None:
+                if tokenizer is None:
+                    tokenizer = tokenizers.create(settings)
+                    tokenizer.load(runs.folder(settings, "codes", spoken.key))
+                part = _segments(*heard(settings, corpus, c, disturbance), c, disturbance, tokenizer)
+                with runs.atomic(path) as temporary:
+                    part.to_parquet(temporary, index=False)
+        segments = [Utterance(f"{c.id}#{number:05d}", row.speaker, row.start, row.end, None, Clip(path))
+                    for number, row in enumerate(part.itertuples())]
+        codes |= {s.id: row.astype(np.int64) for s, row in zip(segments, part["codes"], strict=True)}
+        for turn, u in enumerate(c.utterances):
+            seconds = {s.id: row[turn] for s, row in zip(segments, part["seconds"], strict=True) if row[turn] > 0}
+            weights[u.id] = {name: overlap / sum(seconds.values()) for name, overlap in seconds.items()}
+        if segments:
+            found.append(Conversation(c.id, c.session, tuple(segments)))
+    return Disturbed(runs.key(made.key, [c.id for c in conversations]), tuple(found), codes, weights)
+
+
+def _segments(waveform: np.ndarray, true: np.ndarray, found: np.ndarray, conversation: Conversation,
+              disturbance: Disturbance, tokenizer: tokenizers.Tokenizer) -> pd.DataFrame:
+    """A row per segment: start, end, speaker, `seconds` of each true utterance in it, (utterances,), and codes."""
+    if disturbance.kind in OTHER_BOUNDARIES:
+        # Samples, negative where there is a gap: a segment between utterances is given the nearest one's speaker.
         shared = np.minimum(true[:, None, 1], found[:, 1]) - np.maximum(true[:, None, 0], found[:, 0])
-    rows = []
-    for (first, last), samples in zip(found, shared.T, strict=True):
-        turns, segment = np.flatnonzero(samples > 0), waveform[first:last]
-        codes = tokenizer.encode(segment)
-        rows.append((first / audio.RATE, last / audio.RATE, conversation.utterances[samples.argmax()].speaker,
-                     turns, samples[turns] / audio.RATE, codes.astype(np.int32), pooled(segment)))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    else:
+        shared = np.diag(true[:, 1] - true[:, 0])
+    codes = [tokenizer.encode(waveform[first:last]).astype(np.int32) for first, last in found]
+    names = np.array([u.speaker for u in conversation.utterances], dtype=object)
+    return pd.DataFrame({"start": found[:, 0] / audio.RATE, "end": found[:, 1] / audio.RATE,
+                         "speaker": names[shared.argmax(axis=0)],
+                         "seconds": list(shared.T.clip(0) / audio.RATE), "codes": codes})
 
 
-# -- robustness ----------------------------------------------------------------
+def returned(table: pd.DataFrame, disturbed: Disturbed, conversations: Sequence[Conversation],
+             emotions: tuple[str, ...], prior: np.ndarray) -> pd.DataFrame:
+    """A method's answers for the segments (as `protocols.listen` gives them) as one row per true utterance: the
+    columns of `protocols.answered`, the mean over the segments that overlap it, weighted by the seconds; and
+    `segments`, their number. An utterance of 0 segments was not heard: its answer is `prior`, (emotions,). KeyError
+    where the table lacks a segment.
 
-METHODS = ("current", "window", "dpm")
+    An answer waits for the end of the last of these segments, and so may have heard what follows the utterance: up
+    to a chunk of it in `chunks`, as much as the boundary is off in `jitter` and `silero`. It hears nothing later.
+    """
+    names = [f"p_{e}" for e in emotions]
+    answers = dict(zip(table["utterance"], table[names].to_numpy(), strict=True))
+    weights = [disturbed.weights[u.id] for c in conversations for u in c.utterances]
+    means = [sum((weight * answers[name] for name, weight in of.items()), np.zeros(len(names))) if of else prior
+             for of in weights]
+    return protocols.answered(conversations, emotions, np.array(means)).assign(segments=[len(of) for of in weights])
+
+
+# -- what is left of the methods -------------------------------------------------------------------------------
 
 
 def measured(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned,
              asked: Sequence[Disturbance]) -> list[dict[str, Any]]:
-    """A row a disturbance and method: `kind`, `level`, `method`, WA in % with its interval, and `unheard`, targets
-    that no segment overlaps. On the first `ablation.disturbed` conversations of the test fold, scored on their true
-    utterances. Each disturbance's answers are kept, so that a killed run goes on. Without the rows of
-    `speaker-memory` where it cannot be fitted."""
+    """A row per disturbance and method: `kind`, `level`, `method`, WA in % with its interval, and `unheard`,
+    targets that no segment overlaps. On the first `ablation.disturbed` conversations of the test fold, scored on
+    their true utterances. Answers are kept, so that a killed run goes on. Without `speaker-memory` where it cannot
+    be fitted."""
     fold = corpus.folds[settings.fold - 1]
     conversations = corpus.select(fold.test[:settings.ablation.disturbed])
-    labelled = [u for c in conversations for u in c.utterances if u.emotion is not None]
     prior = emotion_prior(corpus.select(fold.train), corpus.emotions)
-    methods, model, power, rows = METHODS, None, 0.0, []
+    model, power, methods, rows = None, 0.0, METHODS, []
     with suppress(NotFitted):
         model, power, _ = speakers.fitted(settings, corpus, codes, tuned)
         methods = (*METHODS, "speaker-memory")
-        speaker = runs.key(settings.speaker, power, {name: array.tolist() for name, array in vars(model).items()})
+    speaker = model and [settings.speaker, power, {name: array.tolist() for name, array in vars(model).items()}]
     for disturbance in asked:
-        changed = disturbed(settings, corpus, codes, conversations, disturbance)
-        tables = {}
+        changed, tables = disturbed(settings, corpus, codes, conversations, disturbance), {}
         for method in methods:
             made = runs.artefact(
                 settings, "robustness", _heard, disturbed=changed.key, sllm=tuned.key, method=method,
@@ -322,11 +283,11 @@ def measured(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fine
                     table = _heard(settings, changed, corpus, tuned, model, power, method)
                     with runs.atomic(path) as temporary:
                         table.to_parquet(temporary, index=False)
-            tables[method] = returned(pd.read_parquet(path), changed, conversations, corpus.emotions,
-                                                   prior)
+            tables[method] = returned(pd.read_parquet(path), changed, conversations, corpus.emotions, prior)
+        unheard = sum(u.emotion is not None and not changed.weights[u.id] for c in conversations
+                      for u in c.utterances)
         scored = metrics.compare(tables, corpus.emotions, "window", settings.evaluation)
-        rows += [{"kind": disturbance.kind, "level": disturbance.level, **row,
-                  "unheard": sum(not changed.weights[u.id] for u in labelled)}
+        rows += [{"kind": disturbance.kind, "level": disturbance.level, **row, "unheard": unheard}
                  for row in scored]
     return rows
 
