@@ -56,7 +56,8 @@ def _answers(model: nn.Module, hear: Callable[[Conversation], Sequence[Tensor]],
              split: str) -> pd.DataFrame:
     """The answers of a network, which is trained on the conversations of `settings.fold` that have a label if it
     has to be, and goes on where a kill stopped it. UserError for a full disk."""
-    weights, fold, where = made.folder / "model.safetensors", corpus.folds[settings.fold - 1], machine.device(settings)
+    weights, where = made.folder / "model.safetensors", machine.device(settings)
+    fold = corpus.folds[settings.fold - 1]
     with made.making(weights, together=True) as absent:
         if absent:
             labelled = [[c for c in corpus.select(ids) if any(u.emotion for u in c.utterances)]

@@ -38,21 +38,17 @@ def answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     `dpm-told`, which takes another loss. `own-answers` needs an SLLM trained with emotion tokens in its history,
     made here where `evaluation.own_answers` asks for it.
     """
-    at_best = settings.replace("memory.lr", rates["dpm"])
-
-    def held_out(name: str) -> pd.DataFrame:
-        return _plain(at_best, corpus, codes, tuned, name.replace("dpm-tuned", "dpm"), "validation")
-
-    tables = {"majority": baselines.majority(settings, corpus), "last-true": baselines.last_true(settings, corpus)}
-    at_told = settings.replace("memory.lr", rates["dpm-told"])
-    tables["dpm-told"] = protocols.predict(at_told, corpus, codes, tuned, "dpm-told")
+    at_best, of_bound = (settings.replace("memory.lr", rates[name]) for name in ("dpm", "dpm-told"))
     plain = [n for n in FILTERED if n != "dpm-tuned" and (n != "own-answers" or settings.evaluation.own_answers)]
+    tables = {"majority": baselines.majority(settings, corpus), "last-true": baselines.last_true(settings, corpus),
+              "dpm-told": protocols.predict(of_bound, corpus, codes, tuned, "dpm-told")}
     tables |= {name: _plain(settings, corpus, codes, tuned, name, "test") for name in plain}
     tables |= {name: protocols.predict(settings, corpus, codes, tuned, name) for name in ("dpm", "dpm-swapped")}
     tables |= {name.replace("dpm", "dpm-tuned", 1): protocols.predict(at_best, corpus, codes, tuned, name)
                for name in TUNED}
-    tables |= {f"{name} + filter": baselines.inertia(tables[name], held_out(name), settings, corpus)
-               for name in (*plain, "dpm-tuned")}
+    for name in (*plain, "dpm-tuned"):
+        validation = _plain(at_best, corpus, codes, tuned, name.replace("dpm-tuned", "dpm"), "validation")
+        tables[f"{name} + filter"] = baselines.inertia(tables[name], validation, settings, corpus)
     try:
         model, power, tried = speakers.fitted(settings, corpus, codes, tuned)
     except NotFitted as reason:
@@ -78,15 +74,17 @@ def _plain(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetu
 def described() -> pd.DataFrame:
     """All rows of the table in their order: `method`, `group` (method, extension, filter, control, bound) and what
     it `hears`."""
-    plain = ("majority", *FILTERED[:-1], "dpm", "dpm-tuned")
-    hears = baselines.HEARS | {n: m.hears for n, m in protocols.METHODS.items()}
+    hears = baselines.HEARS | speakers.HEARS | {n: m.hears for n, m in protocols.METHODS.items()}
     hears["dpm-tuned"] = hears["dpm"] + ", at the learning rate that validation conversations chose"
-    rows = [(name, "method", hears[name]) for name in plain]
-    rows += [(name, "bound" if text.startswith("BOUND") else "control" if "swapped" in name else "extension", text)
-             for name, text in speakers.HEARS.items()]
-    rows += [(f"{name} + filter", "filter", hears[name] + baselines.HEARS["filter"]) for name in FILTERED]
-    rows += [("dpm-swapped", "control", hears["dpm-swapped"])]
-    rows += [(name.replace("dpm", "dpm-tuned", 1), "control", hears[name]) for name in TUNED[1:]]
-    rows += [(name, "bound", hears[name]) for name in ("last-true", "dpm-told")]
-    order = ("method", "extension", "filter", "control", "bound")
-    return pd.DataFrame(sorted(rows, key=lambda row: order.index(row[1])), columns=["method", "group", "hears"])
+    bounds = [n for n in speakers.HEARS if hears[n].startswith("BOUND")]
+    swapped = [n for n in speakers.HEARS if "swapped" in n]
+    groups = {
+        "method": ["majority", *FILTERED[:-1], "dpm", "dpm-tuned"],
+        "extension": [n for n in speakers.HEARS if n not in (*bounds, *swapped)],
+        "filter": [f"{n} + filter" for n in FILTERED],
+        "control": [*swapped, "dpm-swapped", *(n.replace("dpm", "dpm-tuned", 1) for n in TUNED[1:])],
+        "bound": [*bounds, "last-true", "dpm-told"]}
+    hears |= {f"{n} + filter": hears[n] + hears["filter"] for n in FILTERED}
+    hears |= {n.replace("dpm", "dpm-tuned", 1): hears[n] for n in TUNED[1:]}
+    return pd.DataFrame([{"method": n, "group": group, "hears": hears[n]}
+                         for group, names in groups.items() for n in names])

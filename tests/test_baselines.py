@@ -1,26 +1,55 @@
-"""The classifier learns and forgets nothing; the filter is causal, knows speakers, and never sees a true label."""
+"""Baselines: networks that learn and forget nothing, inertia that is causal, and no true label in any answer."""
 
 import dataclasses
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import make_toy
+from sklearn.preprocessing import StandardScaler
 from transformers import Trainer
 
 from dpmkit import baselines, finetune, metrics
-from dpmkit.baselines import UNSCORED, classify, emotion_prior, fit_temperature, inertia, last_true, majority
-from dpmkit.corpora.dynamics import transition_matrix
-from dpmkit.settings import UserError
+from dpmkit.baselines import (
+    HEARS,
+    REFERENCES,
+    UNSCORED,
+    Recurrent,
+    classifiers,
+    classify,
+    fit_temperature,
+    inertia,
+    last_true,
+    majority,
+    recurrent,
+)
+from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance
+from dpmkit.corpora.dynamics import (
+    EMOTIONS,
+    IEMOCAP_INERTIA,
+    emotion_prior,
+    forward_filter,
+    next_distribution,
+    transition_matrix,
+)
+from dpmkit.settings import RecurrentSettings, UserError
 
-EMOTIONS = ("neu", "hap", "sad", "ang")
 P = [f"p_{e}" for e in EMOTIONS]
 
 
 @pytest.fixture
 def toy():
     return make_toy(turns=(1, 5, 6, 12), seed=4)
+
+
+def changed(corpus, ids, what):
+    """The corpus with `what(turn, utterance)` in place of the utterances of these conversations."""
+    return dataclasses.replace(corpus, conversations=tuple(
+        c if c.id not in ids else dataclasses.replace(c, utterances=tuple(
+            what(turn, u) for turn, u in enumerate(c.utterances))) for c in corpus.conversations))
 
 
 def rows_of(corpus, split="test"):
@@ -42,48 +71,141 @@ def guesses(table, seed, skill=2.0):
     return table
 
 
-# -- classifier --------------------------------------------------------------------------------------------
+# -- networks ----------------------------------------------------------------------------------------------
+
+NETWORKS = {"classifier": classify, "lstm": recurrent, "blstm": partial(recurrent, bidirectional=True)}
 
 
-@pytest.fixture
-def learning(settings):
-    for name, value in (("classifier.epochs", 8), ("classifier.lr", 1e-2), ("memory.prefix", 4)):
+@pytest.fixture(params=NETWORKS)
+def network(request, settings, toy):
+    """One of them: `answer(settings, corpus, codes, split)`, and `settings` and a corpus that let it learn."""
+    learning = {"classifier.lr": 1e-2, "classifier.epochs": 8, "memory.prefix": 4, "recurrent.hidden": 32,
+                "recurrent.lr": 1e-2, "recurrent.epochs": 30, "recurrent.batch": 4, "recurrent.dropout": 0.2}
+    if request.param != "classifier":
+        learning["finetune.patience"] = 30
+    for name, value in learning.items():
         settings = settings.replace(name, value)
+    corpus, codes = toy if request.param == "classifier" else known_by_history()
+    return SimpleNamespace(name=request.param, answer=NETWORKS[request.param], settings=settings, corpus=corpus,
+                           codes=codes)
+
+
+def short(network, epochs, **changes):
+    """Its settings for fewer epochs, or for other batches."""
+    settings = network.settings
+    for group in ("classifier", "recurrent"):
+        for name, value in ({"epochs": epochs} | changes).items():
+            settings = settings.replace(f"{group}.{name}", value)
     return settings
 
 
-def test_the_classifier_learns_and_answers_every_utterance(learning, toy, tmp_path, monkeypatch):
-    corpus, codes = toy
-    table = classify(learning, corpus, codes)
+def known_by_history():
+    """(corpus, codes) whose features show one of four kinds per utterance; its label is the kind of the utterance
+    before (of itself at the start), so that an utterance alone says nothing of its label."""
+    corpus, codes = make_toy(turns=(1, *[10] * 7), seed=4)
+    rng = np.random.default_rng(0)
+    features, label = {}, {}
+    for c in corpus.conversations:
+        kinds = rng.integers(4, size=len(c.utterances))
+        for turn, u in enumerate(c.utterances):
+            features[u.id] = 100 + 7 * (0.3 * rng.normal(size=76) + np.repeat(np.eye(4)[kinds[turn]], 19))
+            label[u.id] = EMOTIONS[kinds[max(0, turn - 1)]]
+    corpus = changed(corpus, {c.id for c in corpus.conversations},
+                     lambda _, u: dataclasses.replace(u, emotion=u.emotion and label[u.id]))
+    return corpus, dataclasses.replace(codes, features=features)
+
+
+def test_a_network_learns_and_answers_every_utterance(network, tmp_path, monkeypatch):
+    corpus, codes, settings = network.corpus, network.codes, network.settings
+    table = network.answer(settings, corpus, codes)
     pd.testing.assert_frame_equal(table[list(rows_of(corpus))], rows_of(corpus))
     np.testing.assert_allclose(table[P].sum(axis=1), 1, atol=1e-5)
-    assert metrics.wa(table, EMOTIONS) > 55  # chance is 25; 19 answers of uniform emotions
-    again = classify(learning.replace("home", str(tmp_path / "again")), corpus, codes)
-    pd.testing.assert_frame_equal(table, again, check_exact=True)  # one seed, one classifier
+    assert metrics.wa(table, EMOTIONS) > (55 if network.name == "classifier" else 75)  # chance is 25
+    again = network.answer(settings.replace("home", str(tmp_path / "again")), corpus, codes)
+    pd.testing.assert_frame_equal(table, again, check_exact=True)  # one seed, one network
     monkeypatch.setattr(finetune, "fit", None)  # trained once
-    pd.testing.assert_frame_equal(table, classify(learning, corpus, codes), check_exact=True)
-    assert set(classify(learning, corpus, codes, "validation")["conversation"]) <= set(corpus.folds[0].validation)
+    pd.testing.assert_frame_equal(table, network.answer(settings, corpus, codes), check_exact=True)
+    validation = network.answer(settings, corpus, codes, "validation")
+    assert validation["utterance"].tolist() == rows_of(corpus, "validation")["utterance"].tolist()
 
 
-def test_the_classifier_hears_no_label_and_nothing_later(learning, toy):
-    corpus, codes = toy
-    table = classify(learning, corpus, codes)
+def test_a_network_hears_no_true_label_and_only_the_blstm_the_future(network):
+    corpus, codes, settings = network.corpus, network.codes, short(network, 3)
+    table, test, now = network.answer(settings, corpus, codes), corpus.folds[0].test, 3
+    turned = changed(corpus, test, lambda _, u: dataclasses.replace(
+        u, emotion=u.emotion and EMOTIONS[EMOTIONS.index(u.emotion) - 1]))
+    other = network.answer(settings, turned, codes)
+    assert (other["emotion"] != table["emotion"])[table["emotion"].notna()].all()
+    np.testing.assert_array_equal(other[P], table[P])
+    later = {u.id for c in corpus.select(test) for u in c.utterances[now:]}
+    other = network.answer(settings, corpus, dataclasses.replace(
+        codes, codes={i: 15 - x if i in later else x for i, x in codes.codes.items()},
+        features={i: -x if i in later else x for i, x in codes.features.items()}))
+    moved = np.abs(other[P].to_numpy() - table[P].to_numpy()).max(axis=1)
+    early = (table["turn"] < now).to_numpy()
+    long = early & table["conversation"].isin(table.loc[~early, "conversation"]).to_numpy()
+    assert long.any() and (moved[~early] > 0).all()
+    assert (moved[long] > 1e-5).all() if network.name == "blstm" else (moved[early] < 1e-5).all()
+    assert ("FUTURE" in HEARS[network.name]) == (network.name == "blstm")
+
+
+def test_a_conversation_without_a_label_is_left_out_of_training(network):
+    corpus, fold = network.corpus, network.corpus.folds[0]
+    silent = {fold.train[1], fold.validation[1], fold.test[1]}
+    corpus = changed(corpus, silent, lambda _, u: dataclasses.replace(u, emotion=None))
+    table = network.answer(short(network, 2, batch=1), corpus, network.codes)  # else a batch of nothing
+    assert set(table["conversation"]) == set(fold.test) and np.isfinite(table[P].to_numpy()).all()
+
+
+def test_a_network_killed_and_started_again_ends_the_same(network, tmp_path):
+    settings = short(network, 2 if network.name == "classifier" else 4)  # of 12 steps, or of 6
+    whole = network.answer(settings.replace("home", str(tmp_path / "whole")), network.corpus, network.codes)
+    plain, steps = Trainer.training_step, []
+
+    def step(self, *args, **kwargs):
+        steps.append(None)
+        if len(steps) == kill:
+            raise KeyboardInterrupt
+        return plain(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "training_step", step)
+        kill = 15
+        with pytest.raises(KeyboardInterrupt):
+            network.answer(settings, network.corpus, network.codes)
+        kill, steps[:] = 0, []
+        torch.manual_seed(99)
+        again = network.answer(settings, network.corpus, network.codes)
+    assert len(steps) == 12  # the epochs that were not whole
+    pd.testing.assert_frame_equal(again, whole, check_exact=True)
+
+
+@pytest.mark.parametrize("network", ["classifier"], indirect=True)
+def test_a_full_disk_while_a_network_is_kept(network, small_disk):
+    with small_disk(), pytest.raises(UserError, match=r"cannot write .*free some disk"):
+        network.answer(network.settings, network.corpus, network.codes)
+    assert len(network.answer(short(network, 1), network.corpus, network.codes))
+
+
+@pytest.mark.parametrize("network", ["lstm"], indirect=True)
+def test_unlabelled_utterances_are_heard_but_not_scored(network):
+    corpus, codes, learning = network.corpus, network.codes, short(network, 2)
+    table = recurrent(learning, corpus, codes)
     test = corpus.folds[0].test
-    turned = dataclasses.replace(corpus, conversations=tuple(
-        c if c.id not in test else dataclasses.replace(c, utterances=tuple(
-            dataclasses.replace(u, emotion=u.emotion and "neu") for u in c.utterances))
-        for c in corpus.conversations))
-    np.testing.assert_array_equal(classify(learning, turned, codes)[P], table[P])
-    later = {u.id: 15 - codes.codes[u.id] for c in corpus.select(test) for u in c.utterances[3:]}
-    other = classify(learning, corpus, dataclasses.replace(codes, codes={**codes.codes, **later}))
-    early = table["turn"] < 3
-    np.testing.assert_allclose(other[early][P], table[early][P], atol=1e-5)
-    assert np.abs(other[~early][P].to_numpy() - table[~early][P].to_numpy()).max() > 1e-2
+    some = changed(corpus, test, lambda turn, u: dataclasses.replace(u, emotion=None if turn == 4 else u.emotion))
+    fewer = recurrent(learning, some, codes)  # which of them have a label changes no answer
+    np.testing.assert_array_equal(fewer[P], table[P])
+    assert fewer["emotion"].isna().sum() > table["emotion"].isna().sum() > 0
+    silent = {u.id for c in corpus.select(test) for u in c.utterances if u.emotion is None}
+    louder = {name: x + 30.0 * (name in silent) for name, x in codes.features.items()}
+    other = recurrent(learning, corpus, dataclasses.replace(codes, features=louder))
+    heard = table["turn"] >= 4  # every conversation of more than a turn has one outside the set among turns 0 to 3
+    assert (other.loc[heard, P].to_numpy() != table.loc[heard, P].to_numpy()).any(axis=1).all()
 
 
-def test_a_classifier_s_row_does_not_depend_on_its_neighbours(learning):
+def test_a_classifier_s_row_does_not_depend_on_its_neighbours(settings):
     torch.manual_seed(0)
-    model = baselines.Classifier(16, 4, learning.backbone).eval()
+    model = baselines.Classifier(16, 4, settings.backbone).eval()
     row, longer = torch.randint(0, 16, (1, 5)), torch.randint(0, 16, (1, 40))
     padded = torch.cat([torch.cat([row, torch.full((1, 35), model.padding)], 1), longer])
     with torch.no_grad():
@@ -96,50 +218,50 @@ def test_what_the_classifier_hears(prefix):
     # n_r codes before the utterance, the separator (16), the utterance; cut from the front where it is too long
     corpus, codes = make_toy(turns=(12,), seed=4)
     conversation = corpus.conversations[0]
-    rows, = baselines._Windows([conversation], codes.codes, EMOTIONS, prefix, 16, 64).items
+    rows = baselines._windows(conversation, codes.codes, prefix, 16, 64)
     past, expected = [], []
     for u in conversation.utterances:
         said = codes.codes[u.id].tolist()
-        label = UNSCORED if u.emotion is None else EMOTIONS.index(u.emotion)
-        expected.append(([*past[max(0, len(past) - prefix):], 16, *said][-64:], label))
+        expected.append([*past[max(0, len(past) - prefix):], 16, *said][-64:])
         past += said  # turns outside the label set are heard, too
-    assert [(row.tolist(), label) for row, label in rows] == expected
+    assert [row.tolist() for row in rows] == expected
 
 
-def test_a_conversation_without_a_label_is_left_out_of_training(learning, toy):
-    # in batches of one it would be a batch of nothing
-    corpus, codes = toy
-    fold = corpus.folds[0]
-    silent = {fold.train[1], fold.validation[1], fold.test[1]}
-    corpus = dataclasses.replace(corpus, conversations=tuple(
-        c if c.id not in silent else dataclasses.replace(c, utterances=tuple(
-            dataclasses.replace(u, emotion=None) for u in c.utterances)) for c in corpus.conversations))
-    table = classify(learning.replace("finetune.batch", 1), corpus, codes)
-    assert set(table["conversation"]) == set(fold.test)
+def test_the_lstm_hears_standardised_features_and_of_the_speaker_whether_it_is_the_last_one_s():
+    corpus, codes = make_toy(turns=(10, 10), seed=4)
+    rng, train = np.random.default_rng(0), corpus.select(corpus.folds[0].train)
+    features = {name: np.append(rng.normal(3, 2, 5), 5.0) for name in codes.codes}  # the last one never moves
+    scaler = StandardScaler().fit([features[u.id] for c in train for u in c.utterances])
+
+    def heard(conversation, names):
+        utterances = zip(conversation.utterances, names, strict=True)
+        return baselines._acoustics(dataclasses.replace(conversation, utterances=tuple(
+            dataclasses.replace(u, speaker=s) for u, s in utterances)), features, scaler)
+
+    who = ["x", "x", "y", "x", "y", "y", "y", "x", "z", "x"]
+    whole = torch.cat([heard(c, who) for c in train])
+    np.testing.assert_allclose(whole[:, :5].mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(whole[:, :5].std(0, correction=0), 1, atol=1e-6)
+    assert (whole[:, 5] == 0).all()
+    assert heard(train[0], who)[:, -1].tolist() == [0, 1, 0, 0, 0, 1, 1, 0, 0, 0]
+    torch.testing.assert_close(heard(train[0], [{"x": "a", "y": "x", "z": "b"}[s] for s in who]),
+                               heard(train[0], who))
 
 
-def test_a_classifier_killed_and_started_again_ends_the_same(learning, toy, tmp_path):
-    corpus, codes = toy
-    whole = classify(learning.replace("home", str(tmp_path / "whole")), corpus, codes)
-    plain, steps = Trainer.training_step, []
-
-    def step(self, *args, **kwargs):
-        steps.append(None)
-        if len(steps) == 8:
-            raise KeyboardInterrupt
-        return plain(self, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "training_step", step)
-        classify(learning, corpus, codes)
-    torch.manual_seed(99)
-    pd.testing.assert_frame_equal(classify(learning, corpus, codes), whole, check_exact=True)
-
-
-def test_a_full_disk_while_the_classifier_is_kept(learning, toy, small_disk):
-    with small_disk(), pytest.raises(UserError, match=r"cannot write .*free some disk"):
-        classify(learning, *toy)
-    assert metrics.wa(classify(learning, *toy), EMOTIONS) > 55
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_conversation_s_logits_do_not_depend_on_its_batch(bidirectional):
+    torch.manual_seed(0)
+    model = Recurrent(5, 4, RecurrentSettings(hidden=8, layers=2), bidirectional).eval()
+    short, long = torch.randn(3, 5), torch.randn(9, 5)
+    batch = Recurrent.collate([(short, [0, UNSCORED, 1]), (long, (torch.arange(9) % 4).tolist())])
+    batch["heard"][0, 3:] = 50.0  # padding is not heard, whatever stands there
+    with torch.no_grad():
+        alone = model.logits(short.unsqueeze(0), torch.tensor([3]))
+        torch.testing.assert_close(model.logits(batch["heard"], batch["turns"])[:1, :3], alone)
+        out = model(**batch)
+    assert out["truth"].tolist() == [0, 1, *(torch.arange(9) % 4).tolist()]  # not the padding, not the unlabelled
+    torch.testing.assert_close(out["logits"][:2], alone[0, [0, 2]])
+    torch.testing.assert_close(out["loss"], torch.nn.functional.cross_entropy(out["logits"], out["truth"]))
 
 
 # -- majority ----------------------------------------------------------------------------------------------
@@ -209,6 +331,55 @@ def test_the_temperature_of_answers_that_are_too_sure_by_a_known_factor(known):
 
 # -- inertia -----------------------------------------------------------------------------------------------
 
+TRANSITION = np.array([[0.9, 0.1], [0.2, 0.8]])
+PRIOR = np.array([0.6, 0.4])
+
+
+def random_turns(seed, turns=12):
+    rng = np.random.default_rng(seed)
+    return rng.dirichlet(np.ones(2), size=turns), [str(s) for s in rng.choice(["a", "b"], size=turns)]
+
+
+def test_the_forward_filter_by_hand():
+    posteriors = np.array([[0.6, 0.4], [0.3, 0.7]])
+    # Turn 1: prior * posterior / prior = posterior. Turn 2: propagated (.6*.9+.4*.2, .6*.1+.4*.8) = (.62, .38);
+    # times (.3/.6, .7/.4) = (.31, .665), over their sum .975.
+    expected = [[0.6, 0.4], [0.31 / 0.975, 0.665 / 0.975]]
+    np.testing.assert_allclose(forward_filter(posteriors, ["a", "a"], TRANSITION, PRIOR), expected)
+
+
+def test_a_chain_per_speaker():
+    posteriors, speakers = random_turns(0)
+    both = forward_filter(posteriors, speakers, TRANSITION, PRIOR)
+    for s in "ab":
+        mine = [i for i, who in enumerate(speakers) if who == s]
+        alone = forward_filter(posteriors[mine], [s] * len(mine), TRANSITION, PRIOR)
+        np.testing.assert_array_equal(both[mine], alone)
+
+
+def test_the_forward_filter_is_causal():
+    posteriors, speakers = random_turns(1)
+    whole = forward_filter(posteriors, speakers, TRANSITION, PRIOR)
+    for turn in range(len(speakers)):
+        changed = posteriors.copy()
+        changed[turn + 1:] = changed[turn + 1:, ::-1]
+        np.testing.assert_array_equal(forward_filter(changed, speakers, TRANSITION, PRIOR)[:turn + 1],
+                                      whole[:turn + 1])
+
+
+def test_certain_and_contradictory_posteriors_stay_finite():
+    certain = np.array([[1.0, 0.0], [0.0, 1.0]])
+    out = forward_filter(certain, ["a", "a"], np.eye(2), PRIOR)  # the chain forbids what was heard
+    assert np.isfinite(out).all() and np.allclose(out.sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("posteriors, speakers", [
+    ([[0.5, 0.5]], ["a", "b"]), ([[0.9, 0.5]], ["a"]), ([[np.nan, 1.0]], ["a"]), ([[np.nan, np.nan]], ["a"]),
+    ([[1.5, -0.5]], ["a"])])
+def test_what_is_no_distribution_is_refused(posteriors, speakers):
+    with pytest.raises(ValueError):
+        forward_filter(np.array(posteriors), speakers, TRANSITION, PRIOR)
+
 
 @pytest.fixture
 def filtered(settings, toy):
@@ -229,12 +400,12 @@ def test_the_filter_by_hand(filtered, settings, toy):
         who = row["conversation"], row["speaker"]  # a chain a speaker in each conversation
         belief = transition.T @ beliefs[who] if who in beliefs else prior
         p = row[P].to_numpy(dtype=float) ** (1 / temperature)
-        belief = belief * (p / p.sum()) / prior  # outside the label set, too: it is not told which turns are
+        belief = belief * (p / p.sum()) / prior  # outside the label set, too: it does not know which turns are
         beliefs[who] = belief / belief.sum()
         np.testing.assert_allclose(got[P].to_numpy(dtype=float), beliefs[who], atol=1e-8)
 
 
-def test_the_filter_is_causal_and_told_who_speaks(filtered):
+def test_the_filter_is_causal_and_knows_who_speaks(filtered):
     run, table = filtered
     out = run(table)
     now = 4
@@ -320,3 +491,76 @@ def test_the_filter_helps_where_emotions_last(settings):
             for u in c.utterances)) for c in corpus.conversations))
     validation, table = (guesses(rows_of(corpus, split), 5, skill=0.8) for split in ("validation", "test"))
     assert metrics.wa(inertia(table, validation, settings, corpus), EMOTIONS) > metrics.wa(table, EMOTIONS) + 10
+
+
+# -- reference classifiers ----------------------------------------------------------------------------------
+
+
+def simulated(conversations=60, turns=30, speaker_spread=1.0):
+    """A corpus without audio: emotion means in 4 dimensions, a speaker's offset, noise; features by utterance."""
+    rng = np.random.default_rng(0)
+    made, features = [], {}
+    for number in range(conversations):
+        offsets, last, utterances = rng.normal(size=(2, 4)) * speaker_spread, [None, None], []
+        for turn in range(turns):
+            who = turn % 2
+            last[who] = int(rng.choice(4, p=next_distribution(last[who], last[1 - who], 0.05)))
+            name = f"c{number}u{turn}"
+            features[name] = 1.6 * np.eye(4)[last[who]] + offsets[who] + rng.normal(size=4)
+            # Every tenth turn lies outside the label set: heard, never scored.
+            utterances.append(Utterance(name, f"c{number}p{who}", turn, turn + 1,
+                                        None if turn % 10 == 9 else EMOTIONS[last[who]], Clip("none")))
+        made.append(Conversation(f"c{number}", "s", tuple(utterances)))
+    ids = [c.id for c in made]
+    fold = Fold(tuple(ids[:30]), tuple(ids[30:45]), tuple(ids[45:]))
+    return Corpus("simulated", tuple(made), EMOTIONS, (fold,), (), "key"), fold, features
+
+
+def test_reference_classifiers_rank_as_they_must():
+    corpus, fold, features = simulated()
+    table = classifiers(corpus, fold, features).set_index("method")
+    assert tuple(table.index) == REFERENCES and set(table["utterances"]) == {15 * 27}
+    wa = table["WA"]
+    assert wa["single utterance"] < wa["ORACLE speaker offset"] < wa["ORACLE speaker offset + filter"]
+    assert wa["single utterance"] < wa["single utterance + filter"] < wa["ORACLE speaker offset + filter"]
+
+
+def test_reference_classifiers_read_only_the_split_asked_for():
+    corpus, fold, features = simulated()
+    spoilt = {**features, **{u.id: np.full(4, 1e6) for c in corpus.select(fold.test) for u in c.utterances}}
+    assert classifiers(corpus, fold, features).equals(classifiers(corpus, fold, spoilt))
+    assert not classifiers(corpus, fold, features, "test").equals(classifiers(corpus, fold, spoilt, "test"))
+
+
+def spoilt(features, corpus, ids, turn):
+    """Other features, far off, for the utterance at this turn of these conversations."""
+    return {**features, **{c.utterances[turn].id: np.full(4, 1e6) for c in corpus.select(ids)}}
+
+
+def test_unlabelled_utterances_are_evidence_and_are_not_scored():
+    corpus, fold, features = simulated()
+    table = classifiers(corpus, fold, features)
+    last = classifiers(corpus, fold, spoilt(features, corpus, fold.validation, 29))
+    assert table.equals(last)  # nothing follows them, and nothing is fitted on them: no scaler, no offset
+    early = classifiers(corpus, fold, spoilt(features, corpus, fold.validation, 9))
+    assert (table["WA"] != early["WA"]).tolist() == [False, True, False, True]  # under both filters
+
+
+def test_nothing_but_an_oracle_s_offset_is_fitted_on_the_scored_split():
+    corpus, fold, features = simulated()
+    table = classifiers(corpus, fold, features)
+    one = classifiers(corpus, fold, spoilt(features, corpus, fold.validation[:1], 28))  # the last labelled one
+    assert (np.abs(table["WA"] - one["WA"]) * 15 * 27 <= 1 + 1e-9)[:2].all()
+
+
+def test_an_oracle_does_without_a_label_of_a_speaker():
+    corpus, fold, features = simulated()
+    ids = set(fold.validation[1:])
+    silent = dataclasses.replace(corpus, conversations=tuple(
+        dataclasses.replace(c, utterances=tuple(dataclasses.replace(u, emotion=None) for u in c.utterances))
+        if c.id in ids else c for c in corpus.conversations))
+    assert set(classifiers(silent, fold, features)["utterances"]) == {27}
+
+
+def test_iemocap_chain_is_a_chain():
+    np.testing.assert_allclose(IEMOCAP_INERTIA.sum(axis=1), 1)

@@ -1,11 +1,19 @@
-"""The list of methods is that of the answers, and a table from a record has a row for each of them."""
+"""The list of methods is that of the answers; what is fitted knows nothing of the test conversations, and what
+validation is for comes from validation."""
 
+import dataclasses
+
+import numpy as np
 import pytest
-from conftest import make_toy
+from conftest import make_settings, make_toy
+from safetensors.numpy import load_file
 
-from dpmkit import methods, metrics, protocols, speakers, tables
+from dpmkit import baselines, finetune, methods, metrics, protocols, speakers, tables
+from dpmkit.corpora.dynamics import EMOTIONS
 from dpmkit.finetune import Finetuned
 from dpmkit.speakers import NotFitted
+
+P = [f"p_{e}" for e in EMOTIONS]
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +78,84 @@ def test_rates_are_rated_on_validation_by_absolute_wa(sharp, settings, tmp_path)
         heard = protocols.predict(at, corpus, codes, tuned, method, "validation", 1)
         assert got.pop(lr) == metrics.wa(heard, corpus.emotions)
     assert not got
+
+
+# -- splits ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(sharp, tmp_path, monkeypatch):
+    """A function (name, split, what changes there) -> (answers, what was fitted), at a home of its own."""
+    monkeypatch.setattr(methods, "FILTERED", ("classifier", "lstm", "window", "dpm-tuned"))
+    monkeypatch.setattr(methods, "TUNED", ("dpm",))
+    plain, temperatures = baselines.fit_temperature, []
+    monkeypatch.setattr(baselines, "fit_temperature",
+                        lambda *asked: temperatures.append(plain(*asked)) or temperatures[-1])
+    fit, seen = finetune.fit, []
+    monkeypatch.setattr(finetune, "fit", lambda model, *data_and_more: seen.append(data_and_more[:2]) or fit(
+        model, *data_and_more))
+    rng = np.random.default_rng(0)
+    corpus, codes = make_toy(turns=(6, 7, 9), seed=5)
+    codes = dataclasses.replace(codes, features={name: rng.normal(size=76) for name in codes.codes})
+
+    def answers(name, split="test", labels=False, sounds=False):
+        ids = getattr(corpus.folds[0], split)
+        said = {u.id for c in corpus.select(ids) for u in c.utterances}
+        made, spoken = corpus, codes
+        if labels:
+            made = dataclasses.replace(corpus, conversations=tuple(
+                c if c.id not in ids else dataclasses.replace(c, utterances=tuple(
+                    dataclasses.replace(u, emotion=u.emotion and EMOTIONS[EMOTIONS.index(u.emotion) - 1])
+                    for u in c.utterances)) for c in corpus.conversations))
+        if sounds:
+            spoken = dataclasses.replace(
+                codes, codes={i: 15 - c if i in said else c for i, c in codes.codes.items()},
+                features={i: 3 - 2 * x if i in said else x for i, x in codes.features.items()})
+        settings = make_settings(tmp_path / name).replace("speaker.dimensions", 3).replace("recurrent.epochs", 3)
+        temperatures.clear()
+        seen.clear()
+        tuned = Finetuned(sharp, "sharp", tmp_path, [], 0)
+        tables, fitted, _ = methods.answers(settings, made, spoken, tuned, {"dpm": 1e-2, "dpm-told": 1e-2})
+        model = speakers.fitted(settings, made, spoken, tuned)[0]
+        weights = {f"{stage} {file.parent.name} {part}": w for stage in ("classifier", "recurrent")
+                   for file in (tmp_path / name / "runs" / stage).glob("*/model.safetensors")
+                   for part, w in load_file(file).items()}
+        # What the networks train on and what chooses their epoch, whether or not the choice falls otherwise.
+        data = {f"data {i} {j}": np.concatenate([np.ravel(x) for x in _leaves(list(part))])
+                for i, parts in enumerate(seen) for j, part in enumerate(parts)}
+        assert len(weights) > 10 and len(temperatures) == len(data) == 4
+        return tables, weights | data | vars(model) | {"power": fitted["power"], "temperatures": list(temperatures),
+                                                "tried": [r["nll"] for r in fitted["tried"]]}
+
+    return answers
+
+
+def _leaves(value):
+    return [x for v in value for x in _leaves(v)] if isinstance(value, (list, tuple)) else [value]
+
+
+def moved(first, second):
+    return {name for name in first if not np.array_equal(first[name], second[name])}
+
+
+def test_nothing_is_fitted_on_the_test_conversations(run):
+    tables, fitted = run("as it is")
+    other, refitted = run("other labels", labels=True)
+    assert not moved(fitted, refitted)
+    bounds = {m for m, t in tables.items() if moved(t[P], other[m][P])}
+    assert bounds == {"last-true", "dpm-told", "speaker-told", "speaker-oracle"}  # which are made of true labels
+    other, refitted = run("other sounds", sounds=True)
+    assert not moved(fitted, refitted)
+    still = {m for m, t in tables.items() if not moved(t[P], other[m][P])}
+    assert still == {"majority", "last-true"}  # which hear nothing
+
+
+def test_what_validation_is_for_comes_from_validation(run):
+    _, fitted = run("as it is")
+    _, labels = run("other labels", "validation", labels=True)
+    _, sounds = run("other sounds", "validation", sounds=True)
+    chosen = {"within", "tried", "temperatures", "data 0 1", "data 1 1"}
+    assert chosen <= moved(fitted, labels) and chosen <= moved(fitted, sounds)
+    from_training = {"centre", "scale", "basis", "means", "between", "transition", "prior", "data 0 0",
+                     "data 1 0"}
+    assert not from_training & (moved(fitted, labels) | moved(fitted, sounds))

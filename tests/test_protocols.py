@@ -107,19 +107,19 @@ def test_no_true_label_changes_a_prediction(method, history, settings, toy, tune
 @pytest.mark.parametrize("change", [{}, {"read": "before"}, {"prefix_states": "reuse"}, {"prefix_states": "detach"},
                                     {"stepping": "stride-5"}, {"layers": "top-1"}, {"steps": 2},
                                     {"history_emotions": "predicted"}])
-def test_a_label_told_reaches_later_predictions_of_its_conversation_alone(change, settings, toy, tuned):
+def test_a_label_of_the_bound_reaches_later_predictions_of_its_conversation_alone(change, settings, toy, tuned):
     (corpus, codes), now = toy, 4
     for name, value in change.items():
         settings = settings.replace(f"memory.{name}", value)
     codes = {**codes.codes, "s1c3u4": np.arange(60) % 16}  # in pieces
 
-    def told(label):
+    def labelled(label):
         changed = relabelled(corpus, lambda u: label if u.id == f"s1c3u{now}" else u.emotion)
         test = changed.select(corpus.folds[0].test)
         tables = protocols.listen(tuned.sllm, test, codes, corpus.emotions, settings.memory, "dpm-told", streams=3)
         return pd.concat(list(tables)).sort_values(["conversation", "turn"], ignore_index=True)
 
-    one, two, none = told("neu"), told("ang"), told(None)
+    one, two, none = labelled("neu"), labelled("ang"), labelled(None)
     columns = [*P, "loss", "own_loss", "norm", "skipped", "pieces"]
     late = (one["conversation"] == "s1c3") & (one["turn"] > now)
     assert 0 < late.sum() < len(one)
@@ -332,11 +332,11 @@ def test_the_swapped_memory_hears_the_donor_and_reads_the_target(settings, toy, 
     assert differ(table, predict(settings, corpus, codes, tuned, "dpm"))
     test = corpus.select(corpus.folds[0].test)
     donors = protocols.donors_of(test, "stranger")
-    heard, told = test[3], donors[test[3].id]
-    assert len(told.utterances) < len(heard.utterances)  # the memory stays as it is when its donor has ended
+    heard, donor = test[3], donors[test[3].id]
+    assert len(donor.utterances) < len(heard.utterances)  # the memory stays as it is when its donor has ended
     sllm, n_r = tuned.sllm, settings.memory.prefix
     memory = DynamicParameterMemory(sllm, settings.memory)
-    own, others = ([sllm.sentence(codes.codes[u.id]) for u in c.utterances] for c in (heard, told))
+    own, others = ([sllm.sentence(codes.codes[u.id]) for u in c.utterances] for c in (heard, donor))
     empty = torch.empty(0, dtype=torch.long)
     for turn, (_, row) in enumerate(table[table["conversation"] == heard.id].iterrows()):
         if 0 < turn < len(others):
@@ -360,11 +360,11 @@ def test_killed_in_the_second_batch_it_goes_on_there(method, settings, toy, tune
     whole = predict(settings.replace("home", str(tmp_path / "whole")), *toy, tuned, method, "train")
     plain, batches = protocols.listen, []
 
-    def listen(model, batch, *rest):
+    def listen(model, batch, *rest, **more):
         batches.append([c.id for c in batch])
         if len(batches) == 2:
             raise Killed
-        return plain(model, batch, *rest)
+        return plain(model, batch, *rest, **more)
 
     monkeypatch.setattr(protocols, "listen", listen)
     with pytest.raises(Killed):

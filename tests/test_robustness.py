@@ -1,13 +1,381 @@
-"""Answers under a disturbance come from disturbed codes alone, on the same targets, and are kept."""
+"""Disturbances are what they say, know no label, are made once; answers come back to the true utterances."""
 
+import dataclasses
+import itertools
+import sys
+
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
-from conftest import make_toy
+from conftest import import_silero, make_toy
 
-from dpmkit import robustness
+from dpmkit import audio, codes, corpora, plots, robustness
+from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance
 from dpmkit.finetune import Finetuned
-from dpmkit.robustness import Disturbance, Disturbed
+from dpmkit.robustness import STANDARD, Disturbance, Disturbed, disturbed, heard, render, returned
+from dpmkit.settings import Settings, UserError
+from dpmkit.tokenizers import KMeansTokenizer
 
+EMOTIONS = ("neu", "ang")
+PRIOR = np.array([0.7, 0.3])
+SPEAKERS = {"c0": "ab", "c1": "cd", "c2": "ef", "c3": "gh", "c4": "ij", "c5": "gk"}  # g talks in two conversations
+HERTZ = {name: 400.0 + 250.0 * i for i, name in enumerate("abcdefghijk")}  # no one is a harmonic's neighbour
+
+
+def tone(speaker, seconds, seed, rate=audio.RATE):
+    """A pure tone of the speaker's own frequency and a little noise, float32, (samples,)."""
+    t = np.arange(round(seconds * rate)) / rate
+    noise = 0.003 * np.random.default_rng(seed).normal(size=len(t))
+    return (0.2 * np.sin(2 * np.pi * HERTZ[speaker] * t) + noise).astype(np.float32)
+
+
+def make_corpus(folder):
+    """Six conversations of five utterances by two speakers: c4 in one recording, the others a file an utterance,
+    c5's at 22,050 Hz; the fold's test split is c3 to c5."""
+    conversations = []
+    for c, (name, speakers) in enumerate(SPEAKERS.items()):
+        said, at, pieces = [], 0.5, [np.zeros(8000, np.float32)]
+        for turn in range(5):
+            speaker, seconds = speakers[turn % 2], 0.4 + 0.25 * ((turn + c) % 3)
+            path, rate = folder / f"{name}u{turn}.wav", 22_050 if name == "c5" else audio.RATE
+            wave = tone(speaker, seconds, 10 * c + turn, rate)
+            pieces += [wave, np.zeros(3200, np.float32)]
+            clip = Clip(folder / f"{name}.wav", at, at + seconds) if name == "c4" else Clip(path)
+            if name != "c4":
+                audio.write(path, wave, rate)
+            said.append(Utterance(f"{name}u{turn}", speaker, at, at + seconds, EMOTIONS[turn % 2], clip))
+            at = round(at + seconds + 0.2, 3)
+        if name == "c4":
+            audio.write(folder / "c4.wav", np.concatenate(pieces))
+        conversations.append(Conversation(name, f"s{c}", tuple(said)))
+    fold = Fold(("c0", "c1"), ("c2",), ("c3", "c4", "c5"))
+    return Corpus("tones", tuple(conversations), EMOTIONS, (fold,), (), "tones")
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory):
+    """(settings, corpus, codes)"""
+    home = tmp_path_factory.mktemp("tones")
+    settings, corpus = Settings.of("smoke", {"codes.codebook_size": 8}, home=str(home)), make_corpus(home)
+    return settings, corpus, codes.make(settings, corpus)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """(settings, corpus, codes) of the embedded corpus, tiny."""
+    asked = {"conversation.conversations": 1, "conversation.min_turns": 4, "conversation.max_turns": 5}
+    settings = Settings.of("smoke", asked, home=str(tmp_path_factory.mktemp("demo")))
+    corpus = corpora.load(settings)
+    return settings, corpus, codes.make(settings, corpus)
+
+
+def answers(found, seed=0):
+    """A table of answers to the segments, drawn at random."""
+    p = np.random.default_rng(seed).dirichlet([1, 1], len(found.codes))
+    return pd.DataFrame({"utterance": list(found.codes), "p_neu": p[:, 0], "p_ang": p[:, 1]})
+
+
+@pytest.mark.parametrize("name", ["tones", "demo"])
+def test_undisturbed_are_the_corpus_own_codes(request, name):
+    settings, corpus, spoken = request.getfixturevalue(name)
+    found = disturbed(settings, corpus, spoken, corpus.conversations, Disturbance("none"))
+    assert [c.id for c in found.conversations] == [c.id for c in corpus.conversations]
+    for c, new in zip(corpus.conversations, found.conversations, strict=True):
+        for u, v in zip(c.utterances, new.utterances, strict=True):
+            assert (v.speaker, v.emotion) == (u.speaker, None) and v.id not in spoken.codes
+            assert abs(v.start - u.start) < 1e-4 and abs(v.end - u.end) < 1e-4  # of whole samples
+            assert found.weights[u.id] == {v.id: 1.0}
+            np.testing.assert_array_equal(found.codes[v.id], spoken.codes[u.id])
+
+
+def test_cuts_of_one_recording_that_overlap_are_not_heard_twice(tmp_path):
+    wave = tone("a", 3, 0)
+    audio.write(tmp_path / "talk.wav", wave)
+    said = tuple(Utterance(f"u{i}", "a", start, end, None, Clip(tmp_path / "talk.wav", start, end))
+                 for i, (start, end) in enumerate([(0.0, 1.5), (1.2, 2.0), (1.3, 1.6), (2.5, 3.0)]))
+    got, spans = render(Conversation("c", "s", said))
+    for u, (first, last) in zip(said, spans, strict=True):
+        np.testing.assert_array_equal(got[first:last], audio.read(u.audio.path, u.start, u.end))
+    assert not got[spans[1, 1]:spans[3, 0]].any()  # silence between
+
+
+@pytest.mark.parametrize("kind", ["white", "babble"])
+@pytest.mark.parametrize("level", [20.0, 5.0, 0.0])
+def test_noise_is_as_loud_as_asked(tones, kind, level):
+    settings, corpus, _ = tones
+    for c in corpus.select(("c3", "c4")):
+        clean, spans = render(c)
+        noisy, true, found = heard(settings, corpus, c, Disturbance(kind, level))
+        np.testing.assert_array_equal(true, spans)
+        np.testing.assert_array_equal(found, spans)
+        assert np.abs(noisy).max() < 1  # nothing was clipped, which would change the ratio
+        noise, active = noisy.astype(float) - clean, np.concatenate([np.arange(*s) for s in spans])
+        power = np.mean(clean[active].astype(float) ** 2) / np.mean(noise[active] ** 2)
+        assert 10 * np.log10(power) == pytest.approx(level, abs=0.01)
+        gaps = np.setdiff1d(np.arange(len(noise)), active)  # the pauses are no quieter place
+        assert np.mean(noise[gaps] ** 2) == pytest.approx(np.mean(noise[active] ** 2), rel=0.5)
+
+
+def test_noise_beyond_full_scale_is_clipped(tones):
+    settings, corpus, _ = tones
+    assert np.abs(heard(settings, corpus, corpus.conversations[3], Disturbance("white", -20.0))[0]).max() == 1
+
+
+def spectrum(wave, speaker):
+    """The share of the power within 20 Hz of the speaker's tone."""
+    power, hertz = np.abs(np.fft.rfft(wave)) ** 2, np.fft.rfftfreq(len(wave), 1 / audio.RATE)
+    return power[np.abs(hertz - HERTZ[speaker]) < 20].sum() / power.sum()
+
+
+def test_babble_is_of_strangers_of_the_split(tones):
+    settings, corpus, _ = tones
+    conversation = corpus.select(("c3",))[0]
+    wave = heard(settings, corpus, conversation, Disturbance("babble", 0.0))[0] - render(conversation)[0]
+    noise = {speaker: spectrum(wave, speaker) for speaker in HERTZ}
+    assert min(noise[s] for s in "ijk") > 0.05  # several voices, of the other test conversations
+    assert max(noise[s] for s in "gh") < 0.01  # none of its own, g's part in c5 included
+    assert max(noise[s] for s in "abcdef") < 0.01  # none of another split
+
+
+def test_babble_of_acquaintances_where_there_are_no_strangers(tones):
+    settings, corpus, _ = tones
+    first, second = (dataclasses.replace(c, utterances=tuple(
+        dataclasses.replace(u, speaker="x") for u in c.utterances)) for c in corpus.conversations[:2])
+    shared = dataclasses.replace(second, utterances=(*second.utterances, first.utterances[0]))
+    small = dataclasses.replace(corpus, conversations=(first, shared), folds=(Fold((), (), ("c0", "c1")),))
+    wave = heard(settings, small, first, Disturbance("babble", 0.0))[0] - render(first)[0]
+    assert spectrum(wave, "c") > 0.2 and spectrum(wave, "a") < 0.01  # a's clip stands in both: not used
+    alone = dataclasses.replace(small, folds=(Fold(("c1",), (), ("c0",)),))
+    with pytest.raises(UserError, match="babble for conversation c0 needs another conversation"):
+        heard(settings, alone, first, Disturbance("babble", 0.0))
+
+
+def test_voices_of_the_babble_are_equally_loud(tmp_path):
+    for speaker, level in (("a", 1.0), ("b", 0.05)):
+        audio.write(tmp_path / f"{speaker}.wav", level * tone(speaker, 1, 0))
+    said = [Utterance(s, s, 0.0, 1.0, None, Clip(tmp_path / f"{s}.wav")) for s in "ab"]
+    noise = robustness._babble(said, 8000, np.random.default_rng(0))
+    assert min(spectrum(noise, s) for s in "ab") > 0.02  # as loud as they are, b would have a 400th
+
+
+def test_jittered_boundaries_stay_in_bounds_and_in_order(tones):
+    settings, corpus, _ = tones
+    moved = []
+    for level, c in itertools.product((0.0, 0.1, 0.5, 2.0), corpus.conversations):
+        wave, true, found = heard(settings, corpus, c, Disturbance("jitter", level))
+        np.testing.assert_array_equal(wave, render(c)[0])
+        assert np.abs(found - true).max() <= level * audio.RATE + 0.5
+        assert (np.diff(found, axis=1) >= 0.2 * audio.RATE).all() and (np.diff(found[:, 0]) >= 0).all()
+        assert found.min() >= 0 and found.max() <= len(wave)
+        moved += ((found - true) / audio.RATE).ravel().tolist() if level == 0.1 else []
+    # uniform: 0.2 s pauses keep the order at this level, so that no bound but the draw's is at work
+    assert np.std(moved) == pytest.approx(0.1 / np.sqrt(3), rel=0.2) and abs(np.mean(moved)) < 0.03
+
+
+def test_short_utterances_are_jittered_to_a_length_that_can_be_heard():
+    rng = np.random.default_rng(0)
+    for true in (np.array([[0, 100]]), np.array([[0, 800], [800, 1600], [1600, 16_000]])):
+        for _ in range(50):
+            found = robustness._jittered(true, 1.0, true.max(), rng)
+            assert (np.diff(found) >= min(3200, true.max())).all() and 0 <= found.min() <= found.max() <= true.max()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3])
+def test_overlap_is_of_the_share_asked(tones, share):
+    settings, corpus, _ = tones
+    for c in corpus.conversations:
+        wave, true, found = heard(settings, corpus, c, Disturbance("overlap", share))
+        np.testing.assert_array_equal(true, found)
+        length = np.diff(true)[:, 0]
+        np.testing.assert_allclose((true[:-1, 1] - true[1:, 0]) / length[:-1], share, atol=1 / length.min())
+        added = np.zeros(len(wave))
+        for u, (first, last) in zip(c.utterances, true, strict=True):
+            added[first:last] += audio.read(u.audio.path, u.audio.start, u.audio.end)
+        np.testing.assert_allclose(wave, added, atol=1e-6)
+
+
+@pytest.mark.parametrize("level", [0.2, 0.7, 2.0, 60.0])
+def test_chunks_are_of_one_length_and_cover_everything(tones, level):
+    settings, corpus, _ = tones
+    for c in corpus.conversations:
+        wave, _, found = heard(settings, corpus, c, Disturbance("chunks", level))
+        length = np.diff(found)[:, 0]
+        assert (length[:-1] == round(level * audio.RATE)).all()
+        assert min(0.2, level) * audio.RATE <= length[-1] <= (level + 0.2) * audio.RATE
+        assert (found[0, 0], found[-1, 1]) == (0, len(wave)) and (found[1:, 0] == found[:-1, 1]).all()
+
+
+def test_a_segment_has_the_speaker_of_most_of_it_or_the_nearest(tones):
+    settings, corpus, spoken = tones
+    c = corpus.conversations[3]
+    found = disturbed(settings, corpus, spoken, [c], Disturbance("chunks", 0.2))
+    for v in found.conversations[0].utterances:
+        shares = [min(u.end, v.end) - max(u.start, v.start) for u in c.utterances]
+        assert v.speaker in {u.speaker for u, s in zip(c.utterances, shares, strict=True) if s > max(shares) - 1e-3}
+    assert {v.speaker for v in found.conversations[0].utterances} == {"g", "h"}
+
+
+@pytest.mark.parametrize("disturbance", [
+    Disturbance(kind, level) for kind, level in (("none", 0.0), ("jitter", 0.5), ("chunks", 1.5), ("white", 5.0),
+                                                 ("babble", 5.0), ("overlap", 0.2))], ids=str)
+def test_same_seed_same_codes_whatever_else_is_asked_and_labelled(tones, disturbance):
+    settings, corpus, spoken = tones
+    both = disturbed(settings, corpus, spoken, corpus.select(("c3", "c4")), disturbance)
+    for path in (settings.home_path / "runs" / "disturbed").rglob("*.parquet"):
+        path.unlink()
+    # Other labels, another order, another company.
+    changed = dataclasses.replace(corpus, conversations=tuple(dataclasses.replace(c, utterances=tuple(
+        dataclasses.replace(u, emotion=None if u.emotion == "neu" else "neu") for u in c.utterances))
+        for c in corpus.conversations))
+    again = disturbed(settings, changed, spoken, changed.select(("c5", "c4", "c3")), disturbance)
+    assert set(both.weights) < set(again.weights) and set(both.codes) < set(again.codes)
+    for u, weights in both.weights.items():
+        assert again.weights[u] == weights
+    for i, row in both.codes.items():
+        np.testing.assert_array_equal(again.codes[i], row)
+    assert both.conversations == again.conversations[:0:-1]
+    if disturbance.kind in ("white", "babble", "jitter"):
+        other = disturbed(settings.replace("seed", 1), corpus, spoken, corpus.select(("c3", "c4")), disturbance)
+        assert other.key != both.key
+        assert any((other.codes[i].shape != row.shape) or (other.codes[i] != row).any()
+                   for i, row in both.codes.items())
+
+
+def test_made_once_and_goes_on_after_a_kill(tones, monkeypatch):
+    settings, corpus, spoken = tones
+    encode, asked = KMeansTokenizer.encode, []
+
+    def counted(self, waveforms):
+        asked.append(len(waveforms))
+        if len(asked) == kill:
+            raise KeyboardInterrupt
+        return encode(self, waveforms)
+
+    monkeypatch.setattr(KMeansTokenizer, "encode", counted)
+    kill, what = 12, (corpus.select(("c3", "c4", "c5")), Disturbance("white", 7.0))
+    with pytest.raises(KeyboardInterrupt):
+        disturbed(settings, corpus, spoken, *what)
+    kill, asked[:] = 0, []
+    first = disturbed(settings, corpus, spoken, *what)
+    assert len(asked) == 5  # two conversations were kept
+    again = disturbed(settings, corpus, spoken, *what)
+    assert len(asked) == 5 and again.conversations == first.conversations and again.weights == first.weights
+    first.conversations[0].utterances[0].audio.path.write_bytes(b"half a file")
+    assert disturbed(settings, corpus, spoken, *what).codes.keys() == first.codes.keys() and len(asked) == 10
+
+
+@pytest.mark.parametrize("disturbance", [d for d in STANDARD if d.kind != "silero"], ids=str)  # tones are no speech
+def test_weights_sum_to_one(tones, disturbance):
+    settings, corpus, spoken = tones
+    found = disturbed(settings, corpus, spoken, corpus.conversations[3:5], disturbance)
+    assert list(found.weights) == [u.id for c in corpus.conversations[3:5] for u in c.utterances]
+    assert all(not w or sum(w.values()) == pytest.approx(1, abs=1e-12) for w in found.weights.values())
+    assert {i for w in found.weights.values() for i in w} <= set(found.codes)
+    if disturbance.kind not in robustness.OTHER_BOUNDARIES:  # the identity, bit by bit
+        table = answers(found)
+        back = returned(table, found, corpus.conversations[3:5], EMOTIONS, PRIOR)
+        np.testing.assert_array_equal(back[["p_neu", "p_ang"]], table[["p_neu", "p_ang"]])
+        assert (back["segments"] == 1).all()
+
+
+def test_answers_are_weighted_by_seconds_and_come_back_to_the_true_utterances(tones):
+    settings, corpus, spoken = tones
+    chosen = corpus.select(("c4", "c3"))
+    found = disturbed(settings, corpus, spoken, chosen, Disturbance("chunks", 0.5))
+    table = answers(found)
+    back = returned(table.sample(frac=1, random_state=0), found, chosen, EMOTIONS, PRIOR)
+    assert list(back) == ["conversation", "session", "utterance", "speaker", "turn", "start", "end", "emotion",
+                          "p_neu", "p_ang", "segments"]
+    said = [(c.id, c.session, u.id, u.speaker, i, u.start, u.end, u.emotion)
+            for c in chosen for i, u in enumerate(c.utterances)]
+    assert list(back.iloc[:, :8].itertuples(index=False, name=None)) == said
+    p = dict(zip(table["utterance"], table["p_neu"], strict=True))
+    for c, new in zip(chosen, found.conversations, strict=True):
+        for u in c.utterances:
+            shares = {v.id: min(u.end, v.end) - max(u.start, v.start) for v in new.utterances}
+            shares = {i: s for i, s in shares.items() if s > 1e-3}
+            mean = sum(s * p[i] for i, s in shares.items()) / sum(shares.values())
+            row = back[back["utterance"] == u.id].iloc[0]
+            assert row["p_neu"] == pytest.approx(mean, abs=1e-3) and row["segments"] == len(shares)
+            assert row["p_neu"] + row["p_ang"] == pytest.approx(1)
+    with pytest.raises(KeyError):
+        returned(table.iloc[3:], found, chosen, EMOTIONS, PRIOR)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:silero_vad", "ignore:.*torch.jit")
+def test_silero_finds_the_demo_utterances(demo):
+    import_silero()
+    settings, corpus, spoken = demo
+    found = disturbed(settings, corpus, spoken, corpus.conversations, Disturbance("silero"))
+    back = returned(pd.DataFrame({"utterance": list(found.codes),
+                                  **{f"p_{e}": np.full(len(found.codes), 0.25) for e in corpus.emotions}}),
+                    found, corpus.conversations, corpus.emotions, np.full(4, 0.25))
+    assert len(back) == len(spoken.codes) and (back["segments"] > 0).mean() > 0.9
+    for c, new in zip(corpus.conversations, found.conversations, strict=True):
+        times = [t for v in new.utterances for t in (v.start, v.end)]
+        assert times == sorted(times) and times[-1] <= c.utterances[-1].end + 1e-4
+        for v in new.utterances:
+            assert len(found.codes[v.id]) == round((round(v.end * 16_000) - round(v.start * 16_000)) / 640)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:silero_vad", "ignore:.*torch.jit")
+def test_where_nothing_is_found_the_prior_answers(tones):
+    import_silero()
+    settings, corpus, spoken = tones
+    quiet = corpus.conversations[3]
+    silence = settings.home_path / "silence.wav"
+    audio.write(silence, np.zeros(32_000))
+    quiet = dataclasses.replace(quiet, id="quiet", utterances=tuple(
+        dataclasses.replace(u, audio=Clip(silence)) for u in quiet.utterances))
+    for _ in range(2):  # made, then read
+        found = disturbed(settings, corpus, spoken, [quiet], Disturbance("silero"))
+        assert found.conversations == () and found.codes == {}
+        back = returned(answers(found), found, [quiet], EMOTIONS, PRIOR)
+        assert (back["segments"] == 0).all() and len(back) == 5
+        assert (back[["p_neu", "p_ang"]] == PRIOR).all(axis=None)
+
+
+def test_segments_settings_matter_to_silero_alone(tones, monkeypatch):
+    settings, corpus, spoken = tones
+    monkeypatch.setattr(audio, "find_speech", lambda path, asked: pd.DataFrame({"start": [0.1], "end": [0.9]}))
+    other = settings.replace("segments.pad", 0.2)
+    for kind, same in (("silero", False), ("none", True)):
+        a, b = (disturbed(s, corpus, spoken, corpus.conversations[:1], Disturbance(kind)).key
+                for s in (settings, other))
+        assert (a == b) is same
+
+
+def test_without_silero_the_cure_is_named(tones, monkeypatch):
+    settings, corpus, spoken = tones
+    monkeypatch.setitem(sys.modules, "silero_vad", None)
+    audio._silero.cache_clear()
+    with pytest.raises(UserError, match=r'silero-vad.*pip install -e "\.\[vad\]"'):
+        disturbed(settings, corpus, spoken, corpus.select(("c4",)), Disturbance("silero"))
+
+
+@pytest.mark.parametrize(("kind", "level"), [("jitter", -0.1), ("jitter", 11.0), ("chunks", 0.1), ("white", 90.0),
+                                             ("overlap", 1.0), ("overlap", float("nan")), ("none", 1.0)])
+def test_levels_out_of_range_are_refused(kind, level):
+    with pytest.raises(UserError, match=f"level of disturbance {kind} .*from .* to .*, not {level}"):
+        Disturbance(kind, level)
+
+
+def test_other_mistakes_are_named(tones):
+    settings, corpus, spoken = tones
+    with pytest.raises(UserError, match="'hum' is not known; choose one of none, jitter"):
+        Disturbance("hum", 1.0)
+    with pytest.raises(UserError, match="is not the tokenizer of these settings"):
+        disturbed(settings.replace("codes.codebook_size", 9), corpus, spoken, corpus.conversations[:1],
+                  Disturbance("white", 3.0))
+    lost = dataclasses.replace(corpus.conversations[0], id="lost", utterances=tuple(
+        dataclasses.replace(u, audio=Clip(settings.home_path / "lost.wav"))
+        for u in corpus.conversations[0].utterances))
+    with pytest.raises(UserError, match="does not exist"):
+        disturbed(settings, corpus, spoken, [lost], Disturbance("none"))
+
+
+# -- every method's WA under every disturbance --------------------------------------------------------------
 
 @pytest.fixture
 def prepared(sharp, settings, tmp_path, monkeypatch):
@@ -21,8 +389,8 @@ def prepared(sharp, settings, tmp_path, monkeypatch):
         rng = np.random.default_rng(0)
         other = {u.id: spoken.codes[u.id] if disturbance.kind == "none" else rng.integers(0, 16, 6) for u in said}
         if disturbance.kind == "silero":
-            return Disturbed("silence", (), {}, {}, {u.id: {} for u in said})
-        return Disturbed(disturbance.kind, tuple(conversations), other, {}, {u.id: {u.id: 1.0} for u in said})
+            return Disturbed("silence", (), {}, {u.id: {} for u in said})
+        return Disturbed(disturbance.kind, tuple(conversations), other, {u.id: {u.id: 1.0} for u in said})
 
     monkeypatch.setattr(robustness, "disturbed", heard)
     asked = [Disturbance("none"), Disturbance("white", 10.0), Disturbance("silero")]
@@ -46,3 +414,19 @@ def test_answers_are_kept(prepared, monkeypatch):
     monkeypatch.setattr(robustness.protocols, "listen", None)
     monkeypatch.setattr(robustness.speakers, "remembered", None)
     assert prepared() == first
+
+
+def test_figure_has_a_panel_a_family_and_a_line_a_method():
+    rows = [{"kind": d.kind, "level": d.level, "method": m, "WA": 60.0 + i, "WA_interval": [55.0, 66.0]}
+            for d in STANDARD for i, m in enumerate(("window", "dpm"))]
+    figure = plots.robustness(rows)
+    panels = figure.axes
+    for axes, words in zip(panels, ("boundaries", "babble", "white noise", "overlap"), strict=True):
+        assert axes.get_xlabel().startswith(words)
+    assert [t.get_text() for t in panels[3].get_xticklabels()] == ["none", "10%", "20%", "30%"]
+    joined = max(panels[0].lines, key=lambda line: len(line.get_xdata()))
+    assert len(joined.get_xdata()) == 5  # true and jittered boundaries: what a machine has set is on no line
+    assert {t.get_text() for t in figure.legends[0].get_texts()} == {"window", "dpm"}
+    few = plots.robustness([r for r in rows if r["kind"] in ("none", "white")])  # what was not run has no panel
+    assert len(few.axes) == 1
+    plt.close("all")

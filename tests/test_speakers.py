@@ -42,10 +42,10 @@ def test_with_every_path_kept_it_is_the_exact_posterior():
         np.testing.assert_allclose(got[turn - 1], share / share.sum(), atol=1e-9)
 
 
-def test_told_the_earlier_emotions_it_is_the_exact_posterior_along_their_path():
+def test_of_known_earlier_emotions_it_is_the_exact_posterior_along_their_path():
     m, heard, truth = model(), np.random.default_rng(1).normal(size=(5, 2)), [1, 0, 0, 1, 1]
     memory = SpeakerMemory(m, paths=8, power=1.0)
-    got = np.array([memory.hear("a", h, told) for h, told in zip(heard, truth, strict=True)])
+    got = np.array([memory.hear("a", h, label) for h, label in zip(heard, truth, strict=True)])
     for turn in range(1, 6):
         covariance = np.kron(np.eye(turn), m.within) + np.kron(np.ones((turn, turn)), m.between)
         share = np.zeros(2)
@@ -147,7 +147,7 @@ def test_later_utterances_and_true_labels_change_no_answer(prepared):
             np.testing.assert_allclose(before[name][P], other[name][P], atol=1e-9)
     first = before["speaker-told"].groupby(["conversation", "speaker"]).cumcount() == 0
     changed = np.abs(before["speaker-told"][P] - other["speaker-told"][P]).to_numpy().max(axis=1) > 1e-9
-    assert not changed[first].any() and changed[~first].any()  # told what was said before, not what is asked
+    assert not changed[first].any() and changed[~first].any()  # knows what was said before, not what is asked
     assert np.abs(before["speaker-memory"][P] - after["speaker-memory"][P]).to_numpy().max() > 1e-3
 
 
@@ -242,14 +242,14 @@ def test_swapped_controls_hang_on_their_donor_s_history_and_not_on_their_own(pre
 def test_a_power_is_tried_with_the_noise_of_the_other_speakers(prepared):
     settings, corpus, codes, tuned = prepared
     m, _, tried = speakers.fitted(settings, corpus, codes, tuned)
-    table, states = speakers._heard(settings, corpus, codes, tuned, "validation")
+    table, states, truth = speakers._heard(settings, corpus, codes, tuned, "validation")
     who, said = table["speaker"].to_numpy(), table["emotion"].notna().to_numpy()
-    truth = np.array([EMOTIONS.index(e) if e in EMOTIONS else -1 for e in table["emotion"]])
+    assert truth.tolist() == [EMOTIONS.index(e) if e in EMOTIONS else -1 for e in table["emotion"]]
     for row in tried:
         losses = []
         for speaker in np.unique(who):
             others = said & (who != speaker)
-            noisy = m.heard_anew(states[others], truth[others], who[others])
+            noisy = m.with_noise_of(states[others], truth[others], who[others])
             for conversation in table["conversation"].unique():
                 memory = SpeakerMemory(noisy, settings.speaker.paths, row["power"])
                 for i in np.flatnonzero((who == speaker) & (table["conversation"] == conversation)):
@@ -262,7 +262,7 @@ def test_the_kept_memory_and_the_oracle_by_hand(prepared):
     settings, corpus, codes, tuned = prepared
     m, power, _ = speakers.fitted(settings, corpus, codes, tuned)
     got = speakers.predict(settings, corpus, codes, tuned, m, power)
-    table, states = speakers._heard(settings, corpus, codes, tuned, "test")
+    table, states, _ = speakers._heard(settings, corpus, codes, tuned, "test")
     z, who, said = m.project(states), table["speaker"].to_numpy(), table["emotion"].notna().to_numpy()
     beyond = {i: z[i] - m.means[EMOTIONS.index(table["emotion"][i])] for i in np.flatnonzero(said)}
     offset = {s: np.mean([b for i, b in beyond.items() if who[i] == s], axis=0) for s in who}
