@@ -40,14 +40,12 @@ STAGES = {
                                                        "tokenizers.mimi"),
     "codes (s3)": ((codes.make, s3.S3Tokenizer), f"{CODES} tokenizers.checkpoint tokenizers.kmeans tokenizers.s3"),
     "sllm": ((finetune._trained,), f"{SLLM} codes corpora.base"),
-    "classifier": ((baselines.classify,), "baselines codes corpora.base finetune"),
-    "recurrent": ((baselines.recurrent,), "baselines codes corpora.base corpora.dynamics finetune"),
+    "classifier": ((baselines.classify,), "baselines codes corpora.base finetune protocols"),
+    "recurrent": ((baselines.recurrent,), "baselines codes corpora.base finetune protocols"),
     "predictions": ((protocols.predict,), f"{LISTEN} codes corpora.base corpora.dynamics"),
     "states": ((speakers._states,), f"{SLLM} speakers".replace("finetune ", "")),
-    "disturbed": ((robustness.disturbed,), f"tokenizers.acoustics codes corpora.base robustness {SOUND} "
-                                             "tokenizers tokenizers.protocol"),
-    "robustness": ((robustness._heard,), f"{LISTEN} corpora.base robustness "
-                                         "speakers"),
+    "disturbed": ((robustness.disturbed,), f"codes corpora.base robustness {SOUND} tokenizers tokenizers.protocol"),
+    "robustness": ((robustness._heard,), f"{LISTEN} corpora.base corpora.dynamics robustness speakers"),
 }
 FOLDER = Path(runs.__file__).parent
 NAMES = [".".join(p.relative_to(FOLDER).with_suffix("").parts).removesuffix(".__init__")
