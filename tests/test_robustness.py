@@ -246,11 +246,11 @@ def test_made_once_and_goes_on_after_a_kill(tones, monkeypatch):
     settings, corpus, spoken = tones
     encode, asked = KMeansTokenizer.encode, []
 
-    def counted(self, waveforms):
-        asked.append(len(waveforms))
+    def counted(self, waveform):
+        asked.append(len(waveform))
         if len(asked) == kill:
             raise KeyboardInterrupt
-        return encode(self, waveforms)
+        return encode(self, waveform)
 
     monkeypatch.setattr(KMeansTokenizer, "encode", counted)
     kill, what = 12, (corpus.select(("c3", "c4", "c5")), Disturbance("white", 7.0))
