@@ -6,70 +6,73 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from .settings import PROFILES, Settings, UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse and run; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="dpmkit", description="Dynamic Parameter Memory, reproduced")
-    commands = parser.add_subparsers(dest="command", required=True)
-    reproduce = commands.add_parser("reproduce", help="run the notebooks headlessly, beside the reference")
-    train = commands.add_parser("train", help="fine-tune the SLLM of a corpus, alone or under accelerate launch or "
-                                              "torchrun, on all processes that they start")
-    settings = commands.add_parser("settings", help="print the settings of a profile as JSON")
-    report = commands.add_parser("report", help="write the page of one's own results from their records")
-    publish = commands.add_parser("publish", help="make one's own results the committed reference")
-    segment = commands.add_parser("segment", help="find the utterances of recordings: a table to label, for the "
-                                                  "corpus manifest")
-    segment.add_argument("recordings", nargs="+", metavar="RECORDING", help="an audio or video file")
-    segment.add_argument("--out", required=True, metavar="FOLDER", help="where manifest.csv is written")
-    segment.set_defaults(profile="demo", corpus="", root="")
-    plan = commands.add_parser("plan", help="GPU hours of all folds and seeds, from shapes and lengths alone")
-    plan.add_argument("--folds", default="all", help="e.g. 1, or 1,3, or all (default)")
-    plan.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
-    plan.add_argument("--tflops", type=float, default=0.0, help="rate of a large product on the GPU planned for "
-                                                                "(default: of this machine, measured)")
-    plan.add_argument("--price", type=float, default=0.0, help="of a GPU hour")
-    bench = commands.add_parser("bench", help="measure: rungs of the memory beside a PEFT loop, cost, long "
-                                              "streams, how threads wait")
-    bench.add_argument("what", choices=("memory", "context", "stream", "threads"))
-    bench.add_argument("--repeats", type=int, default=3, help="memory, threads: rounds of all arms (default 3)")
-    bench.add_argument("--hours", type=float, default=1.0, help="stream: of audio (default 1)")
-    for command in (reproduce, train, settings, plan, bench):
-        command.add_argument("--profile", default="demo", help=f"one of {', '.join(PROFILES)}")
-        command.add_argument("--corpus", default="", help="default: the profile's")
-        command.add_argument("--root", default="", help="the corpus' folder; relative to the working directory")
-    for command in (reproduce, train, settings, segment, plan, bench):
-        command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
-                             help="override a setting, e.g. memory.lr=1e-3 (may be repeated)")
-    reproduce.add_argument("--folds", default="1", help="e.g. 1, or 1,3, or all")
-    reproduce.add_argument("--seeds", default="0", help="e.g. 0 or 0,1,2")
-    reproduce.add_argument("--ray", nargs="?", const="local", default="", metavar="ADDRESS",
-                           help="run folds and seeds side by side on Ray: on this machine, or at this address")
-    reproduce.add_argument("--notebooks", default="", help="e.g. 01,03 (default: all five)")
-    for command in (reproduce, train, settings, report, publish, segment, plan, bench):
-        command.add_argument("--home", default="", help="folder of runs/ and results/ (default: the checkout)")
-    options = parser.parse_args(arguments)
+    """Parse and run; returns the exit code: 2 for the user's mistakes, 1 for other failures, 130 for a stop."""
+    options = _parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows no × or ü must not end a run
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return {"reproduce": _reproduce, "train": _train, "settings": _settings, "report": _report,
-                "publish": _publish, "segment": _segment, "plan": _plan, "bench": _bench}[options.command](options)
-    except UserError as error:
-        print(f"dpmkit: {error}", file=sys.stderr)
-        return 2
+        return options.run(options) or 0
     except KeyboardInterrupt:
         print("dpmkit: stopped; finished stages are kept, run again to go on", file=sys.stderr)
         return 130
-    except RuntimeError as error:
+    except (UserError, RuntimeError) as error:
         print(f"dpmkit: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UserError) else 1
 
 
-def _of(options: argparse.Namespace) -> tuple[Settings, dict[str, Any]]:
+def _parser() -> argparse.ArgumentParser:
+    home, values, corpus = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+    home.add_argument("--home", default="", help="folder of runs/ and results/ (default: the checkout)")
+    values.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
+                        help="override a setting, e.g. memory.lr=1e-3 (may be repeated)")
+    corpus.add_argument("--profile", default="demo", help=f"one of {', '.join(PROFILES)}")
+    corpus.add_argument("--corpus", default="", help="default: the profile's")
+    corpus.add_argument("--root", default="", help="the corpus' folder; relative to the working directory")
+    parser = argparse.ArgumentParser(prog="dpmkit", description="Dynamic Parameter Memory, reproduced")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(does: Callable, *options: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        added = commands.add_parser(does.__name__[1:], parents=[home, *options], help=does.__doc__)
+        added.set_defaults(run=does)
+        return added
+
+    reproduce = command(_reproduce, values, corpus)
+    reproduce.add_argument("--folds", default="1", help="e.g. 1, or 1,3, or all")
+    reproduce.add_argument("--seeds", default="0", help="e.g. 0 or 0,1,2")
+    reproduce.add_argument("--notebooks", default="", help="e.g. 01,03 (default: all five)")
+    reproduce.add_argument("--ray", nargs="?", const="local", default="", metavar="ADDRESS",
+                           help="run folds and seeds side by side on Ray: on this machine, or at this address")
+    command(_train, values, corpus)
+    command(_settings, values, corpus)
+    command(_report)
+    command(_publish)
+    segment = command(_segment, values)
+    segment.add_argument("recordings", nargs="+", metavar="RECORDING", help="an audio or video file")
+    segment.add_argument("--out", required=True, metavar="FOLDER", help="where manifest.csv is written")
+    segment.set_defaults(profile="demo", corpus="", root="")
+    plan = command(_plan, values, corpus)
+    plan.add_argument("--folds", default="all", help="e.g. 1, or 1,3, or all (default)")
+    plan.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
+    plan.add_argument("--tflops", type=float, default=0.0,
+                      help="rate of a large product on the GPU planned for (default: of this machine, measured)")
+    plan.add_argument("--price", type=float, default=0.0, help="of a GPU hour")
+    bench = command(_bench, values, corpus)
+    bench.add_argument("what", choices=("memory", "context", "stream", "threads"))
+    bench.add_argument("--repeats", type=int, default=3, help="memory, threads: rounds of all arms (default 3)")
+    bench.add_argument("--hours", type=float, default=1.0, help="stream: of audio (default 1)")
+    return parser
+
+
+def _asked(options: argparse.Namespace) -> tuple[Settings, dict[str, Any]]:
+    """The settings that a command asks for, and its overrides alone."""
     overrides = {}
     for pair in options.overrides:
         name, equals, value = pair.partition("=")
@@ -90,21 +93,39 @@ def _of(options: argparse.Namespace) -> tuple[Settings, dict[str, Any]]:
     return settings, overrides
 
 
+def _folds(options: argparse.Namespace, corpus: Any) -> list[int]:
+    known = len(corpus.folds)
+    folds = list(range(1, known + 1)) if options.folds == "all" else _numbers("--folds", options.folds)
+    if unknown := [fold for fold in folds if not 1 <= fold <= known]:
+        raise UserError(f"fold {unknown[0]} does not exist: corpus {corpus.name!r} has folds 1 to {known}")
+    return folds
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{name} takes numbers such as 1 or 1,3 (folds: or all), not {text!r}") from None
+
+
+# -- commands: the name without its underscore, and the docstring as help. Each imports what it needs. ------------
+
 def _reproduce(options: argparse.Namespace) -> int:
+    """run the notebooks headlessly, beside the reference"""
     from . import corpora, records, report, reproduce
 
-    settings, overrides = _of(options)
+    settings, overrides = _asked(options)
     folds = _folds(options, corpora.load(settings))
     notebooks = [n for n in reproduce.NOTEBOOKS
                  if not options.notebooks or n.split("_")[0] in options.notebooks.split(",")]
     if not notebooks:
         raise UserError(f"--notebooks {options.notebooks!r} names none of {', '.join(reproduce.NOTEBOOKS)}")
-    cells = [settings.replace("fold", fold).replace("seed", seed)
+    cells = [settings.override({"fold": fold, "seed": seed})
              for fold in folds for seed in _numbers("--seeds", options.seeds)]
+    failed: dict[str, str] = {}
     if options.ray:
         failed = reproduce.run_grid(cells, notebooks, overrides, options.ray)
     else:
-        failed = {}
         for cell in cells:
             reproduce.run(cell, notebooks, overrides)
     ran = [r for r in records.load_all(settings.own_path)[0]
@@ -121,13 +142,14 @@ def _reproduce(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _train(options: argparse.Namespace) -> int:
+def _train(options: argparse.Namespace) -> None:
+    """fine-tune the SLLM of a corpus, alone or on all processes of accelerate launch or torchrun"""
     from accelerate import PartialState
     from torch.distributed import DistNetworkError
 
     from . import codes, corpora, finetune, machine, report
 
-    settings = _of(options)[0]
+    settings, _ = _asked(options)
     try:
         process = PartialState(cpu=machine.device(settings).type == "cpu")
     except DistNetworkError as error:
@@ -143,17 +165,22 @@ def _train(options: argparse.Namespace) -> int:
         if not (tuned.folder / "README.md").is_file():
             report.write_card(settings, tuned, data, spoken)
         print(tuned.folder)
-    return 0
 
 
-def _report(options: argparse.Namespace) -> int:
+def _settings(options: argparse.Namespace) -> None:
+    """print the settings of a profile as JSON"""
+    print(json.dumps(_asked(options)[0].flat(), indent=1))
+
+
+def _report(options: argparse.Namespace) -> None:
+    """write the page of one's own results from their records"""
     from . import report
 
     print(f"wrote {report.write(Settings(home=options.home).own_path)}", file=sys.stderr)
-    return 0
 
 
-def _publish(options: argparse.Namespace) -> int:
+def _publish(options: argparse.Namespace) -> None:
+    """make one's own results the committed reference"""
     from . import records, report
 
     readme = records.REFERENCE.parent / "README.md"
@@ -163,47 +190,29 @@ def _publish(options: argparse.Namespace) -> int:
         print(f"published {name}", file=sys.stderr)
     for path in report.publish(records.REFERENCE, readme):
         print(f"wrote {path}", file=sys.stderr)
-    return 0
-
-
-def _settings(options: argparse.Namespace) -> int:
-    print(json.dumps(_of(options)[0].flat(), indent=1))
-    return 0
 
 
 def _segment(options: argparse.Namespace) -> int:
-    """0: every recording gave utterances; 1: some did, the others are listed; 2: none did, nothing is written."""
+    """find the utterances of recordings: a table to label, for the corpus manifest"""
     from .corpora import recording
 
-    conversations, skipped = recording.prepare(_of(options)[0], options.recordings, options.out)
+    conversations, skipped = recording.prepare(_asked(options)[0], options.recordings, options.out)
     for left_out in skipped:
         print(f"dpmkit: {left_out.item}: {left_out.reason}", file=sys.stderr)
-    if conversations:
-        utterances = [u for c in conversations for u in c.utterances]
-        print(f"wrote {os.path.join(options.out, 'manifest.csv')}: {len(conversations)} conversation(s), "
-              f"{len(utterances)} utterances, {sum(u.seconds for u in utterances) / 60:.1f} minutes of speech; "
-              f"fill in emotion and speaker, then use it as --corpus manifest --root {options.out}",
-              file=sys.stderr)
-    return 0 if not skipped else 1 if conversations else 2
+    if not conversations:
+        return 2  # nothing is written
+    utterances = [u for c in conversations for u in c.utterances]
+    print(f"wrote {os.path.join(options.out, 'manifest.csv')}: {len(conversations)} conversation(s), "
+          f"{len(utterances)} utterances, {sum(u.seconds for u in utterances) / 60:.1f} minutes of speech; "
+          f"fill in emotion and speaker, then use it as --corpus manifest --root {options.out}", file=sys.stderr)
+    return 1 if skipped else 0
 
 
-def _bench(options: argparse.Namespace) -> int:
-    from . import bench
-
-    settings = _of(options)[0]
-    if not (options.repeats > 0 and options.hours > 0):
-        raise UserError("--repeats and --hours must be greater than 0")
-    made = {"memory": lambda: bench.memory(settings, options.repeats), "context": lambda: bench.context(settings),
-            "stream": lambda: bench.stream(settings, options.hours),
-            "threads": lambda: bench.threads(settings, options.repeats)}[options.what]()
-    print(f"wrote {made}", file=sys.stderr)
-    return 0
-
-
-def _plan(options: argparse.Namespace) -> int:
+def _plan(options: argparse.Namespace) -> None:
+    """GPU hours of all folds and seeds, from shapes and lengths alone"""
     from . import corpora, estimate, finetune, methods, records, tables
 
-    settings = _of(options)[0]
+    settings, _ = _asked(options)
     if options.seeds < 1 or options.tflops < 0 or options.price < 0:
         raise UserError("--seeds must be 1 or more, --tflops and --price 0 or more")
     corpus = corpora.load(settings)
@@ -212,22 +221,16 @@ def _plan(options: argparse.Namespace) -> int:
                   options.tflops, options.price)
     table = tables.plan(records.load_bench(settings, "plan")["results"])
     print(table.T.to_string(header=False))
-    return 0
 
 
-def _folds(options: argparse.Namespace, corpus: Any) -> list[int]:
-    known = len(corpus.folds)
-    folds = list(range(1, known + 1)) if options.folds == "all" else _numbers("--folds", options.folds)
-    if unknown := [fold for fold in folds if not 1 <= fold <= known]:
-        raise UserError(f"fold {unknown[0]} does not exist: corpus {corpus.name!r} has folds 1 to {known}")
-    return folds
+def _bench(options: argparse.Namespace) -> None:
+    """measure: rungs of the memory beside a PEFT loop, cost, long streams, how threads wait"""
+    from . import bench
 
-
-def _numbers(name: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"{name} takes numbers such as 1 or 1,3 (folds: or all), not {text!r}") from None
+    if not (options.repeats > 0 and options.hours > 0):
+        raise UserError("--repeats and --hours must be greater than 0")
+    more = {"context": (), "stream": (options.hours,)}.get(options.what, (options.repeats,))
+    print(f"wrote {getattr(bench, options.what)(_asked(options)[0], *more)}", file=sys.stderr)
 
 
 if __name__ == "__main__":
