@@ -66,9 +66,8 @@ def _by(rows: Sequence[dict[str, Any]], key: str) -> dict[Any, dict[str, Any]]:
 
 
 def methods(record: dict[str, Any], protocol: str) -> pd.DataFrame:
-    """The method table of a `methods` record: WA, UA, WF1 with intervals over conversations (over speakers where
-    conversations share a memory), the gain in WA against `window` with both intervals, and what each row hears;
-    rows that were not run say so."""
+    """The methods of a `methods` record: WA, UA, WF1 with intervals over conversations (over speakers where these
+    share a memory), the gain in WA against `window` with both intervals, and what each row hears."""
     rows, out = _by(record["results"]["protocols"][protocol]["methods"], "method"), []
     for listed in record["results"]["listed"]:
         row = rows.get(listed["method"])
@@ -227,6 +226,37 @@ def quoted() -> pd.DataFrame:
     """Table 2 of the paper: others' results, as it quotes them."""
     table = pd.DataFrame.from_dict(PAPER_TABLE_2, orient="index", columns=["IEMOCAP: WA", "UA", "WF1", "MELD: WF1"])
     return table.astype(object).fillna("–").rename_axis("method").reset_index()
+
+
+def best(results: dict[str, Any]) -> str:
+    """What came of the best configuration of an `ablations` record on the test fold."""
+    top, final = results["best"], _by(results["final"], "method")
+    chosen = ", ".join(f"{name} {set_to}" for name, set_to in top["memory"].items())
+    return (f"Of {top['tried']} configurations, {chosen} had the highest WA on validation "
+            f"({top['validation_WA']:.1f}); on the test fold, once: {value(final['dpm'], 'WA_gain', '+.1f')} points "
+            f"over no memory, its swapped control {final['dpm-swapped']['WA_gain']:+.1f}.")
+
+
+def corpus(results: dict[str, Any]) -> str:
+    """What a `data` record says of its corpus."""
+    return (f"**Corpus**: {results['conversations']} conversations, {results['utterances']} utterances, "
+            f"{results['hours']:.2f} h, {results['speakers']} speakers; skipped: {results['skipped_count']}.")
+
+
+def references(results: dict[str, Any], split: str) -> str:
+    """The reference classifiers of a `data` record."""
+    rows = [f"{r['method']} {100 * r['WA']:.1f} / {100 * r['UA']:.1f}" for r in results["reference"][split]]
+    return ("Reference classifiers (logistic regression on an utterance's pooled acoustics; oracles are given "
+            f"true labels), {split} fold, WA / UA in %: {'; '.join(rows)}.")
+
+
+def backbone(results: dict[str, Any]) -> str:
+    """What a `backbone` record says of its SLLM."""
+    kept = _by(results["history"], "epoch")[results["best_epoch"]]
+    return (f"**SLLM**: {results['parameters'] / 1e6:.2f} M parameters, "
+            f"{results['trained_parameters'] / 1e6:.2f} M trained, best epoch {results['best_epoch']} of "
+            f"{len(results['history'])}; validation there: L_a {kept['eval_l_a']:.3f}, "
+            f"L_e {kept['eval_l_e']:.3f}, WA {100 * kept['eval_wa']:.1f}, UA {100 * kept['eval_ua']:.1f}.")
 
 
 def rungs(results: dict[str, Any]) -> pd.DataFrame:
