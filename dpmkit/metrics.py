@@ -62,8 +62,7 @@ def truth(table: pd.DataFrame, emotions: tuple[str, ...]) -> np.ndarray:
 
 def confusions(table: pd.DataFrame, emotions: tuple[str, ...],
                by: str = "conversation") -> tuple[list[str], np.ndarray]:
-    """Sorted ids of the clusters (`by`: conversation or speaker) and the confusion matrix of each one's labelled
-    rows, (clusters, emotions, emotions), rows true."""
+    """Sorted ids of the conversations (or speakers) and their confusion matrices, (ids, emotions, emotions)."""
     scored = targets(table)
     names, cluster = np.unique(scored[by].to_numpy(dtype=str), return_inverse=True)
     counts = np.zeros((len(names), len(emotions), len(emotions)))
@@ -72,13 +71,13 @@ def confusions(table: pd.DataFrame, emotions: tuple[str, ...],
 
 
 def confusion(table: pd.DataFrame, emotions: tuple[str, ...]) -> np.ndarray:
-    """The confusion matrix of all labelled rows, (emotions, emotions), rows true."""
+    """The confusion matrix of the labelled rows, (emotions, emotions), a true label's answers in a row."""
     return confusions(table, emotions)[1].sum(0)
 
 
 def measures(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """WA (accuracy), UA (mean recall of the emotions present) and WF1 (F1 weighted by support), each (…,), from
-    confusion matrices (…, emotions, emotions), rows true."""
+    """WA (accuracy), UA (mean recall of the emotions present) and WF1 (F1 weighted by support), each (…,), of
+    confusion matrices, (…, emotions, emotions)."""
     hit = np.diagonal(confusion, axis1=-2, axis2=-1)
     support, claimed, total = confusion.sum(-1), confusion.sum(-2), confusion.sum((-2, -1))
     recall = hit / np.maximum(support, 1)
@@ -110,9 +109,8 @@ def nll(table: pd.DataFrame, emotions: tuple[str, ...]) -> float:
 
 
 def reliability(table: pd.DataFrame, emotions: tuple[str, ...], bins: int = 10) -> list[dict[str, float]]:
-    """How often answers of a confidence are right: a row per bin of the top probability, ascending, with the mean
-    `confidence`, the `accuracy` (both in [0, 1]) and `n`. Bins are of equal width over [0, 1], each with its upper
-    edge (Guo et al. 2017); empty ones are left out."""
+    """How often answers of a confidence are right: mean `confidence`, `accuracy` (in [0, 1]) and `n` of each bin
+    of the top probability; bins are equally wide, each with its upper edge (Guo et al. 2017), no empty ones."""
     scored = targets(table)
     confidence = _probabilities(scored, emotions).max(1)
     right = answers(scored, emotions) == truth(scored, emotions)
@@ -123,8 +121,7 @@ def reliability(table: pd.DataFrame, emotions: tuple[str, ...], bins: int = 10) 
 
 
 def ece(table: pd.DataFrame, emotions: tuple[str, ...]) -> float:
-    """Expected calibration error in [0, 1]: mean distance of confidence and accuracy in the bins of `reliability`,
-    weighted by their rows (Naeini et al. 2015; Guo et al. 2017)."""
+    """Expected calibration error in [0, 1]: mean distance of confidence and accuracy (Naeini et al. 2015)."""
     rows = reliability(table, emotions)
     return float(np.average([abs(r["accuracy"] - r["confidence"]) for r in rows], weights=[r["n"] for r in rows]))
 
@@ -170,8 +167,8 @@ def compare(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...], baseline
 
 def by_bin(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...], what: str, edges: tuple[int, ...],
            how: EvaluationSettings) -> list[dict[str, Any]]:
-    """WA in % with its interval per method and bin of `what`: `turn`, the position in the conversation, or
-    `length`, the utterances of the conversation. `edges`: first value of each bin, ascending; the last is open."""
+    """WA in % with its interval per method and bin of `what`, `turn` (the position in the conversation) or `length`
+    (its utterances). `edges`: first value of each bin, ascending; the last is open."""
     first_of, label_of = {"turn": ("first_turn", "turns"), "length": ("first_length", "utterances")}[what]
     # Of all tables, as some hold labelled utterances alone.
     lengths = pd.concat(list(tables.values())).groupby("conversation")["turn"].max() + 1
@@ -191,9 +188,8 @@ def by_bin(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...], what: str
 
 
 def losses(tables: dict[str, pd.DataFrame], how: EvaluationSettings) -> dict[str, list[dict[str, Any]]]:
-    """What the memory stores, apart from any answer: mean L_t of later sentences, nats per token, under their own
-    memory, another conversation's (swapped) and none: for `dpm` and `dpm-tuned` a row per `difference`, with its
-    `mean`, `interval` over conversations and `n`, the sentences with all three (a first one is never written)."""
+    """What the memory of `dpm` and `dpm-tuned` stores: differences of the mean L_t of later sentences, nats per
+    token, under their own memory, another conversation's (swapped) and none, with `interval` and `n` sentences."""
     out = {}
     for name in ("dpm", "dpm-tuned"):
         known = tables[name][["conversation"]].assign(
@@ -210,9 +206,8 @@ def losses(tables: dict[str, pd.DataFrame], how: EvaluationSettings) -> dict[str
 
 
 def mcnemar(a: pd.DataFrame, b: pd.DataFrame, emotions: tuple[str, ...]) -> dict[str, float]:
-    """McNemar's exact test (1947) of two methods' answers to the same single targets (protocol `complete`): `n`
-    targets, of which `a_only` and `b_only` count those that one method alone got right, and the two-sided binomial
-    `p` of that split. ValueError where the targets differ, or a conversation has two, which are not independent."""
+    """McNemar's exact test (1947) on `n` single targets (protocol `complete`): those that `a_only` and `b_only` got
+    right, and the two-sided binomial `p` of that split. ValueError where targets differ or are not independent."""
     right = []
     for table in (a, b):
         scored = targets(table)
@@ -229,8 +224,7 @@ def mcnemar(a: pd.DataFrame, b: pd.DataFrame, emotions: tuple[str, ...]) -> dict
 
 
 def holm(p_values: dict[str, float]) -> dict[str, float]:
-    """Adjusted p-values, in the order given: each below alpha is significant, with a chance of alpha at most that
-    any of them is so by luck (Holm 1979, step-down). ValueError for what is no p-value, NaN too."""
+    """Adjusted p-values in the order given (Holm 1979, step-down); ValueError for what is no p-value, NaN too."""
     if not all(0 <= p <= 1 for p in p_values.values()):
         raise ValueError(f"a p-value is between 0 and 1: {p_values}")
     adjusted, largest = {}, 0.0
@@ -280,12 +274,9 @@ def _two_sided(gains: np.ndarray) -> float:
 
 def scored(tables: dict[str, pd.DataFrame], protocol: str, emotions: tuple[str, ...],
            settings: Settings) -> dict[str, Any]:
-    """All that a record holds of one protocol (`targets`): a row per method (`compare` with `window`, and
-    `WA_gain_speakers`, the interval over speakers), the declared contrasts, each method's details.
-
-    Conversations that share a memory are not independent: all intervals of such a row are over speakers (NaN with
-    fewer than ENOUGH of them).
-    """
+    """All that a record holds of one protocol: a row per method (`compare` with `window`, and `WA_gain_speakers`,
+    the interval over speakers), the declared contrasts, each method's details. Conversations that share a memory
+    are not independent: all intervals of such a row are over speakers (NaN with fewer than ENOUGH of them)."""
     chosen, how = {name: targets(t, protocol) for name, t in tables.items()}, settings.evaluation
     shared = ("speaker-memory-kept", *(["dpm"] if settings.memory.scope == "speaker" else []))
     first, rows = next(iter(chosen.values())), compare(chosen, emotions, "window", how)

@@ -76,8 +76,7 @@ def heatmap(matrix: np.ndarray, emotions: Sequence[str], title: str, xlabel: str
 
 
 def confusions(matrices: Mapping[str, np.ndarray], emotions: Sequence[str]) -> Figure:
-    """A heatmap per name: the share of each true label (row) that was given each answer. `matrices`: counts,
-    (emotions, emotions), rows true; an emotion that never occurs has a row of zeros."""
+    """A heatmap per name: the share of each true label (row) that was given each answer. `matrices`: counts."""
     size = 1.0 + 0.5 * len(emotions)
     figure, panels = plt.subplots(1, len(matrices), figsize=(size * len(matrices), size), squeeze=False)
     for axes, (name, matrix) in zip(panels[0], matrices.items(), strict=True):
@@ -87,8 +86,7 @@ def confusions(matrices: Mapping[str, np.ndarray], emotions: Sequence[str]) -> F
 
 
 def durations(table: pd.DataFrame) -> Figure:
-    """Histograms: seconds per utterance, turns and minutes per conversation. `table`: a row per utterance with
-    `conversation`, `seconds` and `end`."""
+    """Histograms: seconds per utterance, turns and minutes per conversation; `table`: `Corpus.table`."""
     grouped = table.groupby("conversation")
     panels = ((table["seconds"], "seconds of an utterance"), (grouped.size(), "turns of a conversation"),
               (grouped["end"].max() / 60, "minutes of a conversation"))
@@ -124,18 +122,17 @@ def players(corpus: Corpus, utterances: Sequence[Utterance]) -> None:
 
 def losses(history: pd.DataFrame) -> Figure:
     """Losses of training and validation per epoch, and validation WA and UA; `history`: `Finetuned.history`."""
+    loss = "(L_a + L_e) / 2"
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 2.8))
-    for i, (column, label) in enumerate({"train_loss": "training, (L_a + L_e) / 2",
-                                         "eval_loss": "validation, (L_a + L_e) / 2",
-                                         "eval_l_a": "validation L_a", "eval_l_e": "validation L_e"}.items()):
-        left.plot(history["epoch"], history[column], label=label, **_look(i))
+    for axes, scale, names in ((left, 1, {"train_loss": f"training, {loss}", "eval_l_a": "validation L_a",
+                                          "eval_loss": f"validation, {loss}", "eval_l_e": "validation L_e"}),
+                               (right, 100, {"eval_wa": "WA", "eval_ua": "UA"})):
+        for i, (column, label) in enumerate(names.items()):
+            axes.plot(history["epoch"], scale * history[column], label=label, **_look(i))
+        axes.legend(fontsize=7, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
     left.set(xlabel="epoch", ylabel="nats per token")
-    left.legend(fontsize=7, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
-    for i, name in enumerate(("WA", "UA")):
-        right.plot(history["epoch"], 100 * history[f"eval_{name.lower()}"], label=name, **_look(i))
     right.axvline(history.loc[history["eval_l_e"].idxmin(), "epoch"], color="0.6", lw=0.8)
     right.set(xlabel="epoch (line: the one kept)", ylabel="validation, %")
-    right.legend()
     return figure
 
 
@@ -161,10 +158,9 @@ def trace(table: pd.DataFrame, emotions: Sequence[str]) -> Figure:
 
 
 def methods(rows: Rows, title: str) -> Figure:
-    """WA of each method with its interval, and its gain over the window baseline. The majority class stays in the
-    table: on the axis it would squeeze the others."""
-    table = pd.DataFrame(rows)[::-1]  # the first on top
-    table = table[table["method"] != "majority"]
+    """WA of each method with its interval, and its gain over the window baseline, the first on top."""
+    table = pd.DataFrame(rows)[::-1]
+    table = table[table["method"] != "majority"]  # would squeeze the others
     figure, panels = plt.subplots(1, 2, figsize=(9, 0.45 + 0.32 * len(table)), sharey=True)
     for axes, key in zip(panels, ("WA", "WA_gain"), strict=True):
         axes.hlines(table["method"], *_ends(table, key), color=COLOURS[0], lw=1.6)
@@ -198,8 +194,7 @@ def _short(value: float | str) -> str:
 
 
 def by_bin(rows: Rows) -> Figure:
-    """WA against the position in the conversation or its length, a line per method, with intervals: rows of
-    `metrics.by_bin`."""
+    """WA against the position in the conversation or its length, with intervals: rows of `metrics.by_bin`."""
     table, bins = pd.DataFrame(rows), "turns" if "turns" in rows[0] else "utterances"
     figure, axes = plt.subplots(figsize=(7.2, 3.2))
     for i, (method, part) in enumerate(table.groupby("method", sort=False)):
@@ -211,8 +206,8 @@ def by_bin(rows: Rows) -> Figure:
 
 
 def reliability(rows_by_method: Mapping[str, Rows]) -> Figure:
-    """Accuracy against confidence, a line per method of `metrics.reliability`'s rows; on the diagonal an answer is
-    as sure as it is right. A marker's area grows with its bin's share of utterances."""
+    """Accuracy against confidence, a line per method of `metrics.reliability`'s rows, on the diagonal where answers
+    are as sure as right; a marker's area grows with its bin's share of utterances."""
     figure, axes = plt.subplots(figsize=(4.8, 3.3))
     axes.plot([0, 1], [0, 1], color="0.6", lw=0.8)
     for i, (method, rows) in enumerate(rows_by_method.items()):
@@ -227,18 +222,14 @@ def reliability(rows_by_method: Mapping[str, Rows]) -> Figure:
 
 
 def recalls(by_method: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
-    """Recall and F1 of each emotion, a marker per method: `metrics.per_emotion` of each."""
-    support = {e: int(row["n"]) for e, row in next(iter(by_method.values())).items()}
+    """Recall and F1 of each emotion, a bar per method: `metrics.per_emotion` of each."""
+    support = next(iter(by_method.values()))
     figure, panels = plt.subplots(1, 2, figsize=(max(6.4, 1.9 + 1.4 * len(support)), 2.9), sharey=True)
-    for axes, key, name in zip(panels, ("recall", "f1"), ("recall", "F1"), strict=True):
-        for i, (method, of) in enumerate(by_method.items()):
-            x = np.arange(len(support)) + 0.7 * ((i + 0.5) / len(by_method) - 0.5)
-            axes.plot(x, [100 * of[e][key] for e in support], label=method, **_look(i) | {"linestyle": ""})
-        for edge in range(1, len(support)):
-            axes.axvline(edge - 0.5, color="0.9", lw=0.8, zorder=0)
-        axes.set(xticks=range(len(support)), xticklabels=[f"{e}\n{n}" for e, n in support.items()],
-                 xlim=(-0.5, len(support) - 0.5), ylim=(-3, 103), ylabel=f"{name}, %",
-                 xlabel="emotion and its number of utterances")
+    for axes, key, name in zip(panels, ("recall", "f1"), ("recall, %", "F1, %"), strict=True):
+        table = pd.DataFrame({method: {f"{e}\n{row['n']:.0f}": 100 * row[key] for e, row in of.items()}
+                              for method, of in by_method.items()})
+        table.plot.bar(ax=axes, rot=0, width=0.8, color=COLOURS, legend=False, title=name,
+                       xlabel="emotion and its number of utterances")
     _legend(panels[0], "outside upper center", columns=6)
     return figure
 
@@ -252,8 +243,8 @@ def _log_x(axes: plt.Axes) -> None:
 
 
 def power(rows: Rows) -> Figure:
-    """Smallest gain in accuracy that shows in four of five repetitions, against the number of conversations with
-    one target each. `rows`: `n`, `discordant` and `points`, of `metrics.smallest_effect(n, discordant)`."""
+    """Smallest gain that shows in four of five repetitions, against the number of conversations with one target
+    each. `rows`: `n`, `discordant` and `points`, of `metrics.smallest_effect(n, discordant)`."""
     dpm, other = (PAPER_TABLE_1["iemocap"][m]["complete"][0] for m in ("dpm", "at-once"))
     figure, axes = plt.subplots(figsize=(6.4, 3.3))
     for i, (share, part) in enumerate(pd.DataFrame(rows).groupby("discordant")):
@@ -271,8 +262,8 @@ def power(rows: Rows) -> Figure:
 
 
 def pareto(rows: Rows) -> Figure:
-    """WA with its interval against the milliseconds that a sentence takes; the step line joins the methods that no
-    other one beats in both. `rows`: `method`, `WA` (%), `WA_interval`, `seconds_per_sentence`."""
+    """WA with its interval against milliseconds per sentence; the step line joins the methods that no other one
+    beats in both. `rows`: `method`, `WA` (%), `WA_interval`, `seconds_per_sentence`."""
     table = pd.DataFrame(rows).sort_values(["seconds_per_sentence", "WA"], ascending=[True, False])
     table["ms"] = 1000 * table["seconds_per_sentence"]
     figure, axes = plt.subplots(figsize=(6.8, 3.6))
@@ -287,8 +278,8 @@ def pareto(rows: Rows) -> Figure:
 
 
 def cost(rows: Rows, window: int, rates: Sequence[float]) -> Figure:
-    """Seconds and peak memory to label the last utterance against seconds of audio, with the walls of a context
-    of `window` tokens at each frame rate (codes per second)."""
+    """Seconds and peak memory to label the last utterance against seconds of audio, and where a context of `window`
+    tokens ends at each frame rate (codes per second)."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.3))
     for axes, column, label, scale in ((panels[0], "seconds", "seconds to the label", 1.0),
                                        (panels[1], "peak_bytes", "peak memory beyond the model, MB", 1e-6)):
@@ -307,9 +298,8 @@ TICKS = {"none": "none", "silero": "silero\nVAD", "chunks": "{:g} s\nchunk", "ov
 
 
 def robustness(rows: Rows) -> Figure:
-    """WA under disturbances, a panel per family and a line per method; what was not run has no panel. Boundaries
-    that a machine has set are on no line, as they are on no scale with the others. `rows`: `kind` and `level`
-    (`robustness.KINDS`), `method`, `WA`, `WA_interval`, in the order in which they shall stand."""
+    """WA under disturbances, a panel per family that was run and a line per method: rows of `robustness.measured`.
+    Boundaries that a machine has set are on no line, as they are on no scale with the others."""
     table = pd.DataFrame(rows)
     parts = {label: table[table["kind"].isin(("none", *kinds))] for label, kinds in FAMILIES.items()
              if table["kind"].isin(kinds).any()}

@@ -233,8 +233,8 @@ def best(results: dict[str, Any]) -> str:
     top, final = results["best"], _by(results["final"], "method")
     chosen = ", ".join(f"{name} {set_to}" for name, set_to in top["memory"].items())
     return (f"Of {top['tried']} configurations, {chosen} had the highest WA on validation "
-            f"({top['validation_WA']:.1f}); on the test fold, once: {value(final['dpm'], 'WA_gain', '+.1f')} points "
-            f"over no memory, its swapped control {final['dpm-swapped']['WA_gain']:+.1f}.")
+            f"({top['validation_WA']:.1f}); on the test fold, once: {value(final['dpm'], 'WA_gain', '+.1f')} "
+            f"points over no memory, its swapped control {final['dpm-swapped']['WA_gain']:+.1f}.")
 
 
 def corpus(results: dict[str, Any]) -> str:
@@ -281,13 +281,12 @@ def rungs(results: dict[str, Any]) -> pd.DataFrame:
 def stream(results: dict[str, Any]) -> pd.DataFrame:
     """A bench's long stream, a row per part."""
     rows = pd.DataFrame(results["rows"])
-    return pd.DataFrame({
-        "hours": rows["hours"].map("{:.2f}".format), "codes": rows["codes"],
-        "ms per sentence": (1000 * rows["seconds_per_sentence"]).map("{:.1f}".format),
-        "processor ms": (1000 * rows["processor_seconds_per_sentence"]).map("{:.1f}".format),
-        "resident MB": (rows["resident_bytes"] / 1e6).map("{:.0f}".format),
-        "norm": rows["norm"].map("{:.3f}".format), "L_t": rows["L_t"].map("{:.3f}".format),
-        "WA": rows["WA"].map("{:.1f}".format)})
+    shown = {"hours": (rows["hours"], "{:.2f}"), "codes": (rows["codes"], "{}"),
+             "ms per sentence": (1000 * rows["seconds_per_sentence"], "{:.1f}"),
+             "processor ms": (1000 * rows["processor_seconds_per_sentence"], "{:.1f}"),
+             "resident MB": (rows["resident_bytes"] / 1e6, "{:.0f}"), "norm": (rows["norm"], "{:.3f}"),
+             "L_t": (rows["L_t"], "{:.3f}"), "WA": (rows["WA"], "{:.1f}")}
+    return pd.DataFrame({name: values.map(form.format) for name, (values, form) in shown.items()})
 
 
 def plan(results: dict[str, Any]) -> pd.DataFrame:
