@@ -81,13 +81,11 @@ def forwards(settings: Settings, corpus: Corpus, codes: CorpusCodes,
              sllm: EmotionSLLM) -> list[tuple[int, int, int]]:
     """Rows, tokens per row and predicted tokens of every forward of an epoch."""
     tune, fold = settings.finetune, corpus.folds[settings.fold - 1]
-    data = Dialogues(sllm, corpus.select(fold.train), codes.codes, corpus.emotions, settings, True)
-    collate, out = collate_sequences(sllm.vocabulary.end), []
-    for i in range(0, len(data), tune.batch):
-        batch = collate([data[j] for j in range(i, min(i + tune.batch, len(data)))])
-        out += [(*piece["input_ids"].shape, int((piece["code_weight"] > 0).sum()))
-                for piece in _pieces(batch, tune.forward_tokens)]
-    return out
+    data = list(Dialogues(sllm, corpus.select(fold.train), codes.codes, corpus.emotions, settings, True))
+    collate = collate_sequences(sllm.vocabulary.end)
+    batches = [collate(data[i:i + tune.batch]) for i in range(0, len(data), tune.batch)]
+    return [(*piece["input_ids"].shape, int((piece["code_weight"] > 0).sum()))
+            for batch in batches for piece in _pieces(batch, tune.forward_tokens)]
 
 
 def _trained(settings: Settings, corpus: Corpus, codes: CorpusCodes, done: Path, log: Path) -> None:
@@ -108,11 +106,9 @@ def _trained(settings: Settings, corpus: Corpus, codes: CorpusCodes, done: Path,
 # -- training dialogues ------------------------------------------------------------------------------------
 
 class Dialogues(Dataset):
-    """The training sequences of each dialogue, a list of them per item (see `sequences`).
-
-    A dialogue longer than the window is cut between sentences into pieces that fit it. `moving` draws the first
-    cut anew each epoch, so that histories of every length are trained; validation cuts stay where they are.
-    """
+    """The training sequences of each dialogue, a list of them per item (see `sequences`). One longer than the
+    window is cut between sentences into pieces that fit it. `moving` draws the first cut anew each epoch, so that
+    histories of every length are trained; validation cuts stay where they are."""
 
     def __init__(self, model: EmotionSLLM, conversations: Sequence[Conversation], codes: dict[str, np.ndarray],
                  emotions: tuple[str, ...], settings: Settings, moving: bool):
@@ -155,8 +151,8 @@ def sequences(sllm: EmotionSLLM, codes: Sequence[np.ndarray], emotions: Sequence
     Terms whose context starts at the same token share one sequence (and so one forward). Each sequence
     holds `input_ids`, `code_weight` and `emotion`, shape (tokens,), as `EmotionSLLM.forward` takes them.
     """
-    sentences = [sllm.sentence(c, e if emotions_in_history else None)
-                 for c, e in zip(codes, emotions, strict=True)]
+    in_history = emotions if emotions_in_history else [None] * len(codes)
+    sentences = [sllm.sentence(c, e) for c, e in zip(codes, in_history, strict=True)]
     tokens = torch.cat(sentences)  # (dialogue,), as weights and labels
     weights = defaultdict(lambda: torch.zeros(len(tokens)))  # where a context starts -> its sequence's
     labels = defaultdict(lambda: torch.full((len(tokens),), UNLABELLED))
@@ -235,8 +231,7 @@ def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate
             trainer.train(resume_from_checkpoint=checkpoint)
     except torch.OutOfMemoryError as error:
         raise UserError("training does not fit the GPU: set finetune.forward_tokens, of one forward (now "
-                        f"{tune.forward_tokens}; 0: a step is one), or finetune.checkpointing=true, and run again"
-                        ) from error
+                        f"{tune.forward_tokens}; 0: a step is one), or finetune.checkpointing=true") from error
     kept = ("loss", "eval_loss", "eval_l_a", "eval_l_e", "eval_wa", "eval_ua")
     rows: dict[int, dict] = {}
     for entry in trainer.state.log_history:
@@ -289,11 +284,11 @@ class _Trainer(Trainer):
         counts = torch.stack([_counts(piece) for piece in pieces])
         means = self.accelerator.reduce(counts.sum(0), "mean").clamp_min(1e-9)  # as DDP averages gradients
         total = 0.0
-        for i, piece in enumerate(pieces):
-            alone = self.accelerator.no_sync(model) if i + 1 < len(pieces) else contextlib.nullcontext()
+        for piece, count in zip(pieces, counts, strict=True):
+            alone = self.accelerator.no_sync(model) if piece is not pieces[-1] else contextlib.nullcontext()
             with alone, self.compute_loss_context_manager():
                 out = model(**piece)
-                loss = ((torch.stack([out["l_a"], out["l_e"]]) * counts[i] / means).sum()) / 2
+                loss = ((torch.stack([out["l_a"], out["l_e"]]) * count / means).sum()) / 2
                 self.accelerator.backward(loss)
             total = total + loss.detach()
         return total
@@ -313,9 +308,9 @@ class _Trainer(Trainer):
             truth.append(out["truth"].cpu())
         answers, truth = torch.cat(answers).numpy(), torch.cat(truth).numpy()
         l_a, l_e = (sums / counts.clamp_min(1e-9)).tolist()
-        metrics = {"eval_loss": (l_a + l_e) / 2, "eval_l_a": l_a, "eval_l_e": l_e}
-        metrics["eval_wa"] = float((answers == truth).mean())
-        metrics["eval_ua"] = float(recall_score(truth, answers, labels=np.unique(truth), average="macro"))
+        ua = recall_score(truth, answers, labels=np.unique(truth), average="macro")
+        metrics = {"eval_loss": (l_a + l_e) / 2, "eval_l_a": l_a, "eval_l_e": l_e,
+                   "eval_wa": float((answers == truth).mean()), "eval_ua": float(ua)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -344,8 +339,7 @@ def _counts(piece: dict[str, Tensor]) -> Tensor:
 def _last_whole_checkpoint(folder: Path, patience: int) -> tuple[str | None, int]:
     """The newest checkpoint whose last file was written; a half-written one (a kill, a full disk) is removed.
     And its epoch, where its patience was spent there: a run killed just then has nothing left to train. Else 0."""
-    newest_first = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
-    for path in newest_first:
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True):
         try:
             state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
             stopping = state["stateful_callbacks"]["EarlyStoppingCallback"]["attributes"]

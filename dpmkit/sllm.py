@@ -59,11 +59,11 @@ class Vocabulary:
     def tokenizer(self, texts: PreTrainedTokenizerBase | None = None) -> PreTrainedTokenizerBase | None:
         """A text tokenizer that gives `<audio_0>`, `<audio_end>`, `<neu>` … their ids: the backbone's own `texts`
         with them added, or one of these tokens alone; None where the backbone has none that fits."""
-        new = [*(f"<audio_{i}>" for i in range(self.codebook_size)), "<audio_end>",
-               *(f"<{e}>" for e in self.emotions)]
+        codes = [f"<audio_{i}>" for i in range(self.codebook_size)]
+        new = [*codes, "<audio_end>", *(f"<{e}>" for e in self.emotions)]
         if not self.base:
-            texts = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(
-                {token: i for i, token in enumerate(new)}, unk_token=new[0])))
+            words = models.WordLevel({token: i for i, token in enumerate(new)}, unk_token=new[0])
+            texts = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
         elif texts is None or len(texts) > self.base:
             return None
         else:  # a backbone may have more rows than its tokenizer has tokens
@@ -73,11 +73,7 @@ class Vocabulary:
 
 
 class EmotionSLLM(nn.Module):
-    """Backbone plus extended vocabulary. `window` is n_limit, the most tokens of one forward.
-
-    create, load, save: where it comes from and goes to. sentence, answer: tokens. emotion_logits, next_code_loss:
-    what it answers, and how it is surprised. forward: L, to be trained with.
-    """
+    """Backbone plus extended vocabulary. `window` is n_limit, the most tokens of one forward."""
 
     def __init__(self, model: nn.Module, vocabulary: Vocabulary, window: int, dropout: float = 0.0):
         super().__init__()
@@ -99,8 +95,8 @@ class EmotionSLLM(nn.Module):
         torch.manual_seed(seed)
         if not backbone.source:
             vocabulary = Vocabulary(codebook_size, emotions)
-            sllm = cls(backbones.scratch(backbone, vocabulary.size, vocabulary.end), vocabulary, backbone.window,
-                       backbone.dropout)
+            model = backbones.scratch(backbone, vocabulary.size, vocabulary.end)
+            sllm = cls(model, vocabulary, backbone.window, backbone.dropout)
             sllm.texts = vocabulary.tokenizer()
             return sllm
         origin = backbones.origin(backbone.source)
@@ -131,18 +127,15 @@ class EmotionSLLM(nn.Module):
 
     def linear_layers(self) -> dict[str, nn.Module]:
         """Name -> every linear layer of the decoder blocks, lowest block first; a PEFT layer counts as one."""
-        found: dict[str, nn.Module] = {}
-        for name, module in self.causal_lm.get_decoder().layers.named_modules():
-            inside = any(name.startswith(f"{outer}.") for outer in found)
-            if not inside and isinstance(getattr(module, "base_layer", module), nn.Linear):
-                found[name] = module
-        return found
+        return {name: module for name, module in self.causal_lm.get_decoder().layers.named_modules()
+                if isinstance(getattr(module, "base_layer", module), nn.Linear)
+                and not any(part in name for part in (".base_layer", ".lora_"))}
 
     def in_precision(self, precision: str) -> EmotionSLLM:
         """Itself, or a frozen copy with its weights in `precision` (float32 or bfloat16; empty: as they are).
 
-        Buffers stay as they are, as from_pretrained leaves them: with rotary frequencies rounded to bfloat16 the
-        phase would be off by 0.09 rad at token 511 and by 0.37 at 2,048.
+        Buffers stay as they are: with rotary frequencies rounded to bfloat16 the phase would be off by 0.09 rad at
+        token 511 and by 0.37 at 2,048.
         """
         dtype = getattr(torch, precision or "float32")
         if not precision or next(self.parameters()).dtype == dtype:
@@ -166,9 +159,9 @@ class EmotionSLLM(nn.Module):
         if len(codes) and not (0 <= int(np.min(codes)) and int(np.max(codes)) < size):
             raise UserError(f"a code lies outside 0 … {size - 1}: these codes come from another codebook than "
                             "the SLLM's; encode them with the tokenizer it was trained on")
-        tokens = [torch.as_tensor(codes, dtype=torch.long) + self.vocabulary.base,
-                  torch.tensor([self.vocabulary.end])]
-        return torch.cat(tokens if emotion is None else [*tokens, self.answer(emotion)])
+        tokens = torch.as_tensor(codes, dtype=torch.long) + self.vocabulary.base
+        end = torch.tensor([self.vocabulary.end])
+        return torch.cat([tokens, end] if emotion is None else [tokens, end, self.answer(emotion)])
 
     def answer(self, emotion: int) -> Tensor:
         """The emotion token of an answer, shape (1,), as it may stand in a history."""
@@ -186,7 +179,7 @@ class EmotionSLLM(nn.Module):
                                 f"{len(target)} after a prefix of n_r = {len(prefix)}; lower memory.prefix, "
                                 "raise backbone.window, or write the sentence in pieces")
 
-    # -- hidden states and logits --------------------------------------------------------------------------
+    # -- forwards ------------------------------------------------------------------------------------------
 
     def embedded(self, rows: Sequence[Tensor]) -> Tensor:
         """Embeddings, shape (batch, longest, hidden). Padding stands on the right, where a causal model cannot see
@@ -200,13 +193,13 @@ class EmotionSLLM(nn.Module):
     def _embed(self, ids: Tensor) -> Tensor:
         return self.dropout(self.causal_lm.get_input_embeddings()(ids))
 
-    def _decode(self, embedded: Tensor) -> Tensor:
-        return self.causal_lm.get_decoder()(inputs_embeds=embedded, use_cache=False).last_hidden_state
-
     def _hidden(self, rows: Sequence[Tensor]) -> Tensor:
         """Last hidden states, shape (batch, longest, hidden)."""
         with machine.tf32(self):
             return self._decode(self.embedded(rows))
+
+    def _decode(self, embedded: Tensor) -> Tensor:
+        return self.causal_lm.get_decoder()(inputs_embeds=embedded, use_cache=False).last_hidden_state
 
     def _head(self, states: Tensor) -> Tensor:
         """Logits of all tokens, shape (…, vocabulary)."""
@@ -218,8 +211,6 @@ class EmotionSLLM(nn.Module):
         trained = getattr(head, "token_adapter", None)  # PEFT keeps rows that it trains beside the head, in float32
         rows = head.weight[base:] if trained is None else trained.trainable_tokens_delta["default"]
         return F.linear(self.dropout(states), rows[part.start - base:part.stop - base].to(states.dtype))
-
-    # -- what it answers -----------------------------------------------------------------------------------
 
     def emotion_logits(self, prefixes: Sequence[Tensor]) -> Tensor:
         """Emotion logits, shape (batch, emotions), after each prefix: tokens that end in `<audio_end>`."""
@@ -243,16 +234,11 @@ class EmotionSLLM(nn.Module):
         """Last hidden states, shape (batch, hidden), at the end of each prefix, where its emotion is read."""
         return _last(self._hidden(prefixes), prefixes).float()
 
-    # -- how it is surprised -------------------------------------------------------------------------------
-
     def next_code_loss(self, prefixes: Sequence[Tensor], targets: Sequence[Tensor],
                        vocabulary: str = "codes") -> Tensor:
-        """L_t of Algorithm 1, shape (batch,): mean next-token cross-entropy over each target's tokens given
-        its prefix, teacher forced. With an empty prefix the first token has nothing to be predicted from and
-        drops out of the mean. `vocabulary`: see `code_losses`.
-
-        Raises UserError where prefix + target exceed the window.
-        """
+        """L_t of Algorithm 1, shape (batch,): mean next-token cross-entropy over each target's tokens given its
+        prefix, teacher forced; without a prefix the first token follows nothing and drops out of the mean.
+        `vocabulary`: see `code_losses`. UserError where prefix + target exceed the window."""
         self.fits(prefixes, targets)
         rows = [torch.cat([p, t]) for p, t in zip(prefixes, targets, strict=True)]
         return self.code_losses(self._hidden(rows), rows, [max(len(p), 1) for p in prefixes], vocabulary)
@@ -277,11 +263,9 @@ class EmotionSLLM(nn.Module):
     def _next_losses(self, states: Tensor, label: Tensor, vocabulary: str) -> Tensor:
         """Cross-entropy of the token after each state (eq. 3), shape (states,); `vocabulary`: see `code_losses`."""
         if vocabulary == "all":
-            logits = self._head(states)  # (states, vocabulary)
-        else:
-            logits = self._logits(states, self.vocabulary.sound)  # (states, codes + 1)
-            label = label - self.vocabulary.base
-        return F.cross_entropy(logits.float(), label, reduction="none")
+            return F.cross_entropy(self._head(states).float(), label, reduction="none")
+        logits = self._logits(states, self.vocabulary.sound).float()  # (states, codes + 1)
+        return F.cross_entropy(logits, label - self.vocabulary.base, reduction="none")
 
     # -- training ------------------------------------------------------------------------------------------
 
@@ -297,10 +281,8 @@ class EmotionSLLM(nn.Module):
         weight = code_weight[row, place + 1]
         l_a = (losses * weight).sum() / weight.sum().clamp_min(1e-9)  # eq. 4
         states, truth = hidden[emotion >= 0], emotion[emotion >= 0]  # (labelled, hidden), (labelled,)
-        if self.loss_vocabulary == "all":
-            logits = self._head(states)[:, self.vocabulary.emotion].float()  # (labelled, emotions), eq. 5
-        else:
-            logits = self._logits(states, self.vocabulary.emotion).float()
+        every, emotions = self.loss_vocabulary == "all", self.vocabulary.emotion
+        logits = (self._head(states)[:, emotions] if every else self._logits(states, emotions)).float()  # eq. 5
         l_e = F.cross_entropy(logits, truth) if len(truth) else hidden.sum() * 0.0  # eq. 6
         return {"loss": (l_a + l_e) / 2, "l_a": l_a, "l_e": l_e, "logits": logits.detach(), "truth": truth}
 
@@ -331,7 +313,7 @@ class EmotionSLLM(nn.Module):
 
         Raises UserError where there is no such SLLM, or its backbone is gone or another.
         """
-        folder = backbones.downloaded(str(folder))
+        folder, origin = backbones.downloaded(str(folder)), {}
         try:
             card = json.loads((folder / CARD).read_text(encoding="utf-8"))
             vocabulary = Vocabulary(**{**card["vocabulary"], "emotions": tuple(card["vocabulary"]["emotions"])})
@@ -345,10 +327,11 @@ class EmotionSLLM(nn.Module):
             source = backbones.again(origin, home or Settings().home_path, backbone)
             model = backbones.load(source, known["dtype"], known["layers"])
             backbones.widen(model, vocabulary.size)
-            sllm = cls(backbones.adapted(model, folder), vocabulary, window)
-            sllm.origin = origin
+            model = backbones.adapted(model, folder)
         else:
-            sllm = cls(backbones.load(str(folder), "auto"), vocabulary, window)
+            model = backbones.load(str(folder), "auto")
+        sllm = cls(model, vocabulary, window)
+        sllm.origin = origin
         if (folder / "tokenizer.json").is_file():
             sllm.texts = backbones.tokenizer(str(folder))
         return sllm.requires_grad_(False).eval()

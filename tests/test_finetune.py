@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer
+from test_backbones import made
+from transformers import Trainer
 
 from dpmkit import finetune, metrics, protocols, runs
 from dpmkit.finetune import Dialogues, collate_sequences, train
@@ -314,17 +315,12 @@ def test_an_epoch_s_cuts_are_drawn_after_a_resume_too(learning, toy):
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_lora_on_a_pretrained_backbone_killed_and_resumed(tied, learning, toy, tmp_path):
     corpus, codes = toy
-    torch.manual_seed(3)
-    LlamaForCausalLM(LlamaConfig(
-        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-        intermediate_size=48, max_position_embeddings=128, tie_word_embeddings=tied)
-    ).save_pretrained(tmp_path / "text")
-    lora = changed(learning, {"backbone.source": str(tmp_path / "text"), "finetune.lora_rank": 4,
+    lora = changed(learning, {"backbone.source": made(tmp_path / "text", tied=tied), "finetune.lora_rank": 4,
                               "finetune.epochs": 3})
     whole = train(elsewhere(lora, tmp_path), corpus, codes)
     assert whole.history[-1]["train_loss"] < whole.history[0]["train_loss"]
-    # 2 blocks of 7 linear layers of rank 4, and 21 new rows of the embedding and of the head each
-    shapes = 2 * 4 * (4 * (32 + 32) + 3 * (32 + 48))
+    # 3 blocks of 7 linear layers of rank 4, and 21 new rows of the embedding and of the head each
+    shapes = 3 * 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))
     assert whole.trained_parameters == shapes + 21 * 32 * 2
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         in_a_step(5)(patch)
