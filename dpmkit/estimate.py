@@ -76,7 +76,7 @@ def shell(settings: Settings, codebook_size: int, emotions: tuple[str, ...]) -> 
 
 
 def training(settings: Settings, shell: EmotionSLLM, forwards: Forwards) -> Estimate:
-    """What these forwards of an epoch take of memory and, in all epochs, of time."""
+    """What these forwards of an epoch take of memory and, in all epochs, of time, as autograd and AdamW do."""
     tune, config, where = settings.finetune, shell.causal_lm.config, device(settings)
     dtype, vocabulary = getattr(torch, settings.backbone.dtype), shell.vocabulary
     linear = list(shell.linear_layers().values())

@@ -132,20 +132,15 @@ class EmotionSLLM(nn.Module):
                 and not any(part in name for part in (".base_layer", ".lora_"))}
 
     def in_precision(self, precision: str) -> EmotionSLLM:
-        """Itself, or a frozen copy with its weights in `precision` (float32 or bfloat16; empty: as they are).
-
-        Buffers stay as they are: with rotary frequencies rounded to bfloat16 the phase would be off by 0.09 rad at
-        token 511 and by 0.37 at 2,048.
-        """
+        """Itself, or a frozen copy with its weights in `precision` (float32 or bfloat16; empty: as they are)."""
         dtype = getattr(torch, precision or "float32")
         if not precision or next(self.parameters()).dtype == dtype:
             return self
         sllm = copy.deepcopy(self).requires_grad_(False).eval()
-        for weight in sllm.parameters():
+        for weight in sllm.parameters():  # no buffers: rounded rotary frequencies are off by 0.37 rad at token 2,048
             weight.data = weight.data.to(dtype)
         if sllm.device.type == "cpu" and dtype == torch.bfloat16:
-            # torch's fused attention for CPUs is 2 to 5 times slower than its parts backwards in bfloat16.
-            sllm.causal_lm.set_attn_implementation("eager")
+            sllm.causal_lm.set_attn_implementation("eager")  # torch's fused one is 2 to 5 times slower backwards
         return sllm
 
     # -- tokens --------------------------------------------------------------------------------------------
@@ -182,8 +177,7 @@ class EmotionSLLM(nn.Module):
     # -- forwards ------------------------------------------------------------------------------------------
 
     def embedded(self, rows: Sequence[Tensor]) -> Tensor:
-        """Embeddings, shape (batch, longest, hidden). Padding stands on the right, where a causal model cannot see
-        it from any real position."""
+        """Embeddings, shape (batch, longest, hidden), padded on the right, where no real position sees it."""
         longest = max(len(r) for r in rows)
         if longest > self.window:
             raise UserError(f"{longest} tokens do not fit the window of n_limit = {self.window}; cut the history")
@@ -316,8 +310,8 @@ class EmotionSLLM(nn.Module):
         folder, origin = backbones.downloaded(str(folder)), {}
         try:
             card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-            vocabulary = Vocabulary(**{**card["vocabulary"], "emotions": tuple(card["vocabulary"]["emotions"])})
-            window = int(card["window"])
+            window, emotions = int(card["window"]), tuple(card["vocabulary"]["emotions"])
+            vocabulary = Vocabulary(**{**card["vocabulary"], "emotions": emotions})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder} holds no trained SLLM (a readable {CARD} is missing): run notebook 02 "
                             "with the same settings") from error
