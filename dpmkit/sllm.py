@@ -137,7 +137,7 @@ class EmotionSLLM(nn.Module):
         if not precision or next(self.parameters()).dtype == dtype:
             return self
         sllm = copy.deepcopy(self).requires_grad_(False).eval()
-        for weight in sllm.parameters():  # no buffers: rounded rotary frequencies are off by 0.37 rad at token 2,048
+        for weight in sllm.parameters():  # no buffers: rounded, a rotary phase is 0.37 rad off at token 2,048
             weight.data = weight.data.to(dtype)
         if sllm.device.type == "cpu" and dtype == torch.bfloat16:
             sllm.causal_lm.set_attn_implementation("eager")  # torch's fused one is 2 to 5 times slower backwards
