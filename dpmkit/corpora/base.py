@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..settings import Settings, UserError
 from . import files
 
 ALIKE = 10  # clips of one length, to the millisecond, that are no chance; and half of all
@@ -116,6 +117,23 @@ class Corpus:
             "split": split[c.id], "session": c.session, "conversation": c.id, "utterance": u.id,
             "speaker": u.speaker, "emotion": u.emotion, "start": u.start, "end": u.end, "seconds": u.seconds,
         } for c in self.conversations if c.id in split for u in c.utterances])
+
+
+def checked(settings: Settings, root: Path, title: str, counts: Sequence[Count],
+            skipped: Sequence[Skipped]) -> tuple[str, ...]:
+    """A note where counts are not the published ones; UserError where `source.allow_partial` does not allow that,
+    as figures on such a tree do not compare."""
+    off = [f"{c.group} {c.emotion} {c.found:,} of {c.published:,}".removeprefix("all ")
+           for c in counts if c.found != c.published]
+    if not off:
+        return ()
+    words = (f"not the published {title}: of {sum(c.published for c in counts):,} recordings with a label "
+             f"{sum(c.found for c in counts):,} are here ({files.some(off)})")
+    if settings.source.allow_partial:
+        return (f"This is {words}.",)
+    why = f"; {len(skipped)} item(s) cannot be used, e.g. {skipped[0].item}: {skipped[0].reason}" if skipped else ""
+    raise UserError(f"{root} is {words}{why}; fetch what is missing from its source again, or use the tree as it "
+                    "is with the setting source.allow_partial=true")
 
 
 def damage(conversations: Sequence[Conversation]) -> Iterator[str]:

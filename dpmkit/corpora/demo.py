@@ -1,6 +1,6 @@
 """The embedded corpus: conversations synthesised by espeak-ng, whose emotion dynamics are known.
 
-`plan` draws everything that is said and how, without a sound; `render` makes one conversation audible; `load`
+`plan` draws every text and how it is spoken, without a sound; `render` makes one conversation audible; `load`
 does both in two processes, keeps what is finished, and gives the corpus. Two speakers of one session talk; a
 speaker is a voice variant with baselines of pitch, range, rate, loudness and vocal effort of their own. A
 speaker's emotions follow IEMOCAP's measured chain with a small contagion from the partner; they move the same
@@ -77,7 +77,7 @@ the back; it is down the hall; I have the ticket
 
 @dataclass(frozen=True)
 class Turn:
-    """What is said and how, before it is audible; `manner` has the five dimensions of the knobs."""
+    """A text and how it is spoken, before it is audible; `manner` has the five dimensions of the knobs."""
 
     speaker: str
     voice: str

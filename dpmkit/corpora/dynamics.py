@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -82,8 +83,8 @@ def transition_matrix(conversations: Iterable[Conversation], emotions: tuple[str
 
 def emotion_prior(conversations: Iterable[Conversation], emotions: tuple[str, ...]) -> np.ndarray:
     """Relative frequency of each emotion, add-one smoothed, shape (emotions,)."""
-    said = [u.emotion for c in conversations for u in c.utterances if u.emotion is not None]
-    counts = np.array([said.count(e) + 1.0 for e in emotions])
+    number = Counter(u.emotion for c in conversations for u in c.utterances)
+    counts = np.array([number[e] + 1.0 for e in emotions])
     return counts / counts.sum()
 
 

@@ -2,7 +2,7 @@
 
 The library keeps state between utterances: flutter, phase of the glottal wave, random numbers of the breath,
 seeded by the clock. Neither setting the voice anew nor espeak_Terminate resets it. So `speak` loads the library
-afresh every time (1 ms) and seeds it: the same arguments give the same samples, whatever was said before.
+afresh every time (1 ms) and seeds it: the same arguments give the same samples, whatever was spoken before.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..settings import UserError
 # espeakPITCH, espeakRANGE.
 SYNCHRONOUS, DONT_EXIT, UTF8 = 2, 1 << 15, 1
 RATE, PITCH, RANGE = 1, 3, 4
+CURE = "install espeakng-loader anew, as requirements.lock pins it"
 
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
@@ -43,12 +44,11 @@ def speak(text: str, voice: str, pitch: int, pitch_range: int, rate: int) -> tup
     with _library() as (library, hertz):
         library.espeak_SetSynthCallback(callback)
         if library.espeak_SetVoiceByName(voice.encode()):
-            raise UserError(f"espeak-ng has no voice {voice!r}; reinstall espeakng-loader as requirements.lock "
-                            "pins it")
+            raise UserError(f"espeak-ng has no voice {voice!r}; {CURE}")
         for parameter, value in ((RATE, rate), (PITCH, pitch), (RANGE, pitch_range)):
             library.espeak_SetParameter(parameter, int(value), 0)
-        said = text.encode() + b"\0"
-        library.espeak_Synth(said, ctypes.c_size_t(len(said)), 0, 1, 0, UTF8, None, None)
+        data = text.encode() + b"\0"
+        library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 1, 0, UTF8, None, None)
     samples = np.concatenate(pieces) if pieces else np.zeros(0, np.int16)
     return samples.astype(np.float32) / 32768, hertz
 
@@ -60,13 +60,11 @@ def _library() -> Iterator[tuple[ctypes.CDLL, int]]:
         import espeakng_loader
         library = ctypes.CDLL(espeakng_loader.get_library_path())
     except (ImportError, OSError) as error:
-        raise UserError(f"espeak-ng cannot be loaded ({error}); install the wheel espeakng-loader as "
-                        "requirements.lock pins it") from error
+        raise UserError(f"espeak-ng cannot be loaded ({error}); {CURE}") from error
     try:
         hertz = library.espeak_Initialize(SYNCHRONOUS, 0, os.fsencode(espeakng_loader.get_data_path()), DONT_EXIT)
         if hertz <= 0:
-            raise UserError(f"espeak-ng does not start (code {hertz}); reinstall espeakng-loader as "
-                            "requirements.lock pins it")
+            raise UserError(f"espeak-ng does not start (code {hertz}); {CURE}")
         library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         ctypes.CDLL(None).srand(1)  # two of its voices draw from the C library instead
         yield library, hertz

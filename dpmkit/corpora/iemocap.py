@@ -4,9 +4,6 @@ Layout: `SessionN/dialog/EmoEvaluation/<dialogue>.txt` has times and label of ev
 `SessionN/sentences/wav/<dialogue>/<turn>.wav` its audio; nothing else of the release is read. Every turn is heard,
 also one outside the label set. Each fold tests a session; a share of the others' dialogues validates, so that
 validation knows its speakers and test does not.
-
-Counts are checked against the published ones on what can be heard: a tree that lacks a recording is not the
-corpus of the literature, and its figures do not compare.
 """
 
 from __future__ import annotations
@@ -15,17 +12,16 @@ import codecs
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from .. import runs
 from ..settings import Settings, UserError
 from . import dynamics, files
-from .base import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance
+from .base import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance, checked
 
 PUBLISHED = {  # utterances a session and label
     "Ses01": {"ang": 229, "hap": 135, "exc": 143, "neu": 384, "sad": 194, "fru": 280},
@@ -61,7 +57,7 @@ def load(settings: Settings) -> Corpus:
     """The release at or below `settings.root`; what is not used is listed as skipped.
 
     A wav that is longer or shorter than its turn's times is heard whole, and a note counts such turns. Raises
-    UserError for a root of another shape, for counts that are not the published ones (with a table, unless
+    UserError for a root of another shape, for counts that are not the published ones (unless
     `source.allow_partial`), and for a tree too small for its folds.
     """
     root = settings.root_path
@@ -81,17 +77,18 @@ def load(settings: Settings) -> Corpus:
             t.id, t.speaker, t.start, t.end, emotion if emotion in emotions else None, Clip(wavs[t.id])))
     conversations = tuple(Conversation(d, DIALOGUE.fullmatch(d)[1], tuple(placed[d])) for d in sorted(placed))
 
-    counts = _counts(conversations, emotions, merged)
-    if any(c.published != c.found for c in counts) and not settings.source.allow_partial:
-        raise UserError(_refusal(root, counts, skipped))
+    found = Counter((c.session, u.emotion) for c in conversations for u in c.utterances)
+    counts = tuple(Count(session, e, sum(n for label, n in row.items() if merged.get(label, label) == e),
+                         found[session, e]) for session, row in PUBLISHED.items() for e in emotions)
+    notes = checked(settings, root, "IEMOCAP", counts, skipped)
     share, seed = settings.source.validation, settings.conversation.seed % 2**32  # scikit-learn takes no more
     folds = _folds(root, conversations, share, seed)
     lengths = {t.id: (audio[wavs[t.id]].seconds, t.end - t.start) for t in heard}
     content = sorted([t.id, t.speaker, t.start, t.end, t.label, audio[wavs[t.id]].sha256] for t in heard)
     key = runs.key("iemocap", settings.source.classes, share, seed, content,
                    [[s.item, s.reason] for s in skipped], runs.code_version(load))
-    notes = _notes(counts, folds, lengths)
-    return Corpus("iemocap", conversations, emotions, folds, tuple(skipped), key, notes, counts)
+    return Corpus("iemocap", conversations, emotions, folds, tuple(skipped), key, (*notes, *_notes(folds, lengths)),
+                  counts)
 
 
 def _places(root: Path) -> tuple[dict[Path, str], dict[Path, str]]:
@@ -195,29 +192,6 @@ def _unheard(dialogues: Mapping[str, Sequence[Turn]], wavs: Mapping[str, Path],
     return skipped
 
 
-def _counts(conversations: Sequence[Conversation], emotions: Sequence[str],
-            merged: Mapping[str, str]) -> tuple[Count, ...]:
-    """A row a published session and emotion, of the utterances that can be heard."""
-    found = Counter((c.session, u.emotion) for c in conversations for u in c.utterances)
-    published = Counter()
-    for session, row in PUBLISHED.items():
-        for label, number in row.items():
-            published[session, merged.get(label, label)] += number
-    return tuple(Count(s, e, published[s, e], found[s, e]) for s in PUBLISHED for e in emotions)
-
-
-def _refusal(root: Path, counts: Sequence[Count], skipped: Sequence[Skipped]) -> str:
-    """Why a tree is refused: a line, a table of what differs, the first reasons, and the cure."""
-    rows = [(c.group, c.emotion, c.published, c.found) for c in counts if c.published != c.found]
-    table = pd.DataFrame(rows, columns=["session", "emotion", "published", "found"]).to_string(index=False)
-    lines = [f"{root} is not the published IEMOCAP; labelled utterances that can be heard:", table]
-    if skipped:
-        lines += [f"{len(skipped)} item(s) cannot be used:", *(f"  {s.item}: {s.reason}" for s in skipped[:10]),
-                  *["  …"][:len(skipped) > 10]]
-    return "\n".join([*lines, "fetch what is missing from the release again, or use the tree as it is with the "
-                      "setting source.allow_partial=true"])
-
-
 def _folds(root: Path, conversations: Sequence[Conversation], share: float, seed: int) -> tuple[Fold, ...]:
     """A fold a session; of the others' dialogues this share, rounded up, validates, drawn from each session and
     kind (improvised, scripted) alike; from each session, or from all, where a tree is too small for that."""
@@ -243,23 +217,15 @@ def _folds(root: Path, conversations: Sequence[Conversation], share: float, seed
     return tuple(folds)
 
 
-def _notes(counts: Sequence[Count], folds: Sequence[Fold],
-           lengths: Mapping[str, tuple[float, float]]) -> tuple[str, ...]:
+def _notes(folds: Sequence[Fold], lengths: Mapping[str, tuple[float, float]]) -> Iterator[str]:
     """What differs from the release. `lengths`: seconds of a turn's wav, and by its times."""
-    notes = []
-    if any(c.published != c.found for c in counts):
-        by = [(s, sum(c.found for c in counts if c.group == s), sum(c.published for c in counts if c.group == s))
-              for s in PUBLISHED]
-        notes.append(f"This is not the published IEMOCAP: of its {sum(p for *_, p in by):,} labelled utterances "
-                     f"{sum(f for _, f, _ in by):,} are here ("
-                     + ", ".join(f"{s} {f:,} of {p:,}" for s, f, p in by)
-                     + f"); folds 1 to {len(folds)} test {', '.join(f.test[0][:5] for f in folds)}.")
+    if len(folds) < len(PUBLISHED):
+        yield f"Folds 1 to {len(folds)} test {', '.join(f.test[0][:5] for f in folds)}."
     if len(lengths) != TURNS:
-        notes.append(f"{len(lengths):,} turns are heard where the release has {TURNS:,}.")
+        yield f"{len(lengths):,} turns are heard where the release has {TURNS:,}."
     off = sorted(((abs(wav - times), i, wav, times) for i, (wav, times) in lengths.items()
                   if abs(wav - times) > SLACK), reverse=True)
     if off:
         worst = ", ".join(f"{i}: {wav:.2f} s for {times:.2f} s" for _, i, wav, times in off[:3])
-        notes.append(f"{len(off):,} turns' wavs differ from their annotated times by more than {SLACK} s, most of "
-                     f"all {worst}; each wav is heard whole.")
-    return tuple(notes)
+        yield (f"{len(off):,} turns' wavs differ from their annotated times by more than {SLACK} s, most of all "
+               f"{worst}; each wav is heard whole.")

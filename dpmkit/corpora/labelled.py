@@ -24,7 +24,7 @@ import numpy as np
 from .. import audio, runs
 from ..settings import Settings, UserError, plain
 from . import composed, dynamics, files
-from .base import Clip, Corpus, Count, Skipped, Utterance
+from .base import Clip, Corpus, Count, Skipped, Utterance, checked
 
 
 @dataclass(frozen=True)
@@ -132,50 +132,37 @@ def _published(settings: Settings, root: Path) -> Recordings:
                             Clip(path)) for path, file in read.items()]
     found = Counter(u.emotion for u in utterances)
     counts = tuple(Count("all", emotion, number, found[emotion]) for emotion, number in used.values())
-    off = ", ".join(f"{c.emotion} {c.found:,} of {c.published:,}" for c in counts if c.found != c.published)
-    if off and not settings.source.allow_partial:
-        why = "".join(f"; {s.item} {s.reason}" for s in (faults + left)[:1])
-        raise UserError(f"{root} is not the published {layout.title}: it has {off}{why}; fetch what is missing "
-                        "from its source, or use it as it is with the setting source.allow_partial=true")
+    notes = checked(settings, root, layout.title, counts, faults + left)
     if copies:
         left.append(Skipped(f"{len(copies)} file(s)", f"another file of the same clip counts: {copies[0]}"))
     left += [Skipped(f"{number} file(s) of {emotion}", "outside the emotions that are used")
              for emotion, number in sorted(outside.items())]
     return Recordings(utterances, counts, faults + left + others,
-                      {path: file.sha256 for path, file in read.items()},
-                      (f"This is not the published {layout.title}: it has {off}.",) if off else ())
+                      {path: file.sha256 for path, file in read.items()}, notes)
 
 
 def _own(settings: Settings, root: Path) -> Recordings:
     """Whatever is labelled by the names of files or folders; UserError for fewer than two emotions."""
-    pattern, found = _pattern(settings.source.pattern), {}
+    pattern = _pattern(settings.source.pattern)
     sounds, others = _sounds(root)
-    left = []
+    found, left = {}, []
     for path, name in sounds.items():
-        match = pattern.search(plain(path.name)) if pattern else None
-        told = {group: text for group, text in match.groupdict().items() if text} if match else {}
-        lacking = [group for group in pattern.groupindex if group not in told] if pattern else []
+        match = pattern.search(plain(path.name))
+        parts = {group: text for group, text in match.groupdict().items() if text} if match else {}
+        lacking = [group for group in pattern.groupindex if group not in parts]
         if lacking:
             left.append(Skipped(name, f"source.pattern {pattern.pattern!r} finds no {lacking[0]} in its name"))
-        elif "emotion" not in told and "/" not in name:
+        elif "emotion" not in parts and "/" not in name:
             left.append(Skipped(name, "lies in the root, not in a folder named after its emotion"))
         else:
-            emotion = told.get("emotion", name.partition("/")[0])
-            found[path] = told.get("speaker", ""), " ".join(emotion.lower().split())
+            emotion = parts.get("emotion", name.partition("/")[0])
+            found[path] = parts.get("speaker", ""), " ".join(emotion.lower().split())
     read, faults = _read(settings, root, found, sounds)
-    twins = defaultdict(list)
-    for path, file in read.items():
-        twins[file.sha256].append(path)
-    utterances = []
-    for same in twins.values():
-        if len({found[path][1] for path in same}) > 1:
-            left += [Skipped(sounds[path], "is the same recording as another emotion's: "
-                             + next(sounds[p] for p in same if found[p][1] != found[path][1])) for path in same]
-            continue
-        left += [Skipped(sounds[path], f"is the same recording as {sounds[same[0]]}") for path in same[1:]]
-        speaker, emotion = found[same[0]]
-        utterances.append(Utterance(sounds[same[0]], speaker, 0.0, read[same[0]].seconds, emotion, Clip(same[0])))
-    skipped = faults + left + others
+    utterances = [Utterance(sounds[path], found[path][0], 0.0, file.seconds, found[path][1], Clip(path))
+                  for path, file in read.items()]
+    sha256 = {path: file.sha256 for path, file in read.items()}
+    utterances, copies = _distinct(utterances, sha256)
+    skipped = faults + left + copies + others
     labels = tuple(sorted({u.emotion for u in utterances}))
     if len(labels) < 2:
         why = "".join(f"; {s.item} {s.reason}" for s in skipped[:3])
@@ -185,12 +172,26 @@ def _own(settings: Settings, root: Path) -> Recordings:
     if len(labels) == 4 and {NAMES.get(e) for e in labels} == set(dynamics.EMOTIONS):
         labels, utterances = dynamics.EMOTIONS, [replace(u, emotion=NAMES[u.emotion]) for u in utterances]
     number = Counter(u.emotion for u in utterances)
-    return Recordings(utterances, tuple(Count("all", e, None, number[e]) for e in labels), skipped,
-                      {path: file.sha256 for path, file in read.items()})
+    return Recordings(utterances, tuple(Count("all", e, None, number[e]) for e in labels), skipped, sha256)
 
 
-def _pattern(text: str) -> re.Pattern[str] | None:
-    """The compiled source.pattern, None where it is empty; UserError where it is none or lacks its groups."""
+def _distinct(utterances: Sequence[Utterance], sha256: Mapping[Path, str]) -> tuple[list[Utterance], list[Skipped]]:
+    """The first of each recording, and its copies; none of one that has several emotions."""
+    twins, kept, copies = defaultdict(list), [], []
+    for u in utterances:
+        twins[sha256[u.audio.path]].append(u)
+    for first, *others in twins.values():
+        if odd := next((u for u in others if u.emotion != first.emotion), None):
+            copies += [Skipped(u.id, "is the same recording as another emotion's: "
+                               + (first if u.emotion != first.emotion else odd).id) for u in (first, *others)]
+        else:
+            kept.append(first)
+            copies += [Skipped(u.id, f"is the same recording as {first.id}") for u in others]
+    return kept, copies
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    """The compiled source.pattern (empty: it asks for nothing); UserError where it is none, or of other groups."""
     try:
         pattern = re.compile(text)
     except (re.error, OverflowError, RecursionError) as error:
@@ -199,7 +200,7 @@ def _pattern(text: str) -> re.Pattern[str] | None:
     if text and (not pattern.groupindex or {*pattern.groupindex} - {"speaker", "emotion"}):
         raise UserError(f"setting source.pattern {text!r} must have the named groups speaker, emotion or both, and "
                         "no other, e.g. '^(?P<speaker>[^_]+)_' for spk1_003.wav")
-    return pattern if text else None
+    return pattern
 
 
 def _sounds(root: Path) -> tuple[dict[Path, str], list[Skipped]]:

@@ -86,7 +86,7 @@ def load(settings: Settings) -> Corpus:
     root = settings.root_path
     path = root / "manifest.csv"
     rows, unread, faults = read_rows(path)
-    # Heard before the table's faults are told, as only then all are known; a second call hears nothing again.
+    # Before the table's faults are listed, as only then all are known; a second call decodes nothing again.
     places = {r.path: on_disk(root / r.path) for r in rows if 0 < len(r.path) <= LONGEST}
     heard = _survey(settings, root, set(places.values()))
     turns, unheard = _turns(places, rows, heard, faults)
