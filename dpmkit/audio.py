@@ -2,7 +2,7 @@
 
 libsndfile decodes what it knows (wav, flac, ogg, mp3; any rate, width and number of channels), PyAV all else
 (videos, m4a, amr, wma, …): by its content, whatever its name. A file is decoded to its end and its waveform held,
-230 MB per hour; damage anywhere makes it unreadable: `fault` gives the reason, all others raise it.
+230 MB per hour; damage anywhere makes it unreadable.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from . import machine, runs
 from .settings import SegmentsSettings, UserError
 
 RATE = 16_000  # samples per second of every waveform in this kit
-# Lower case; for those who look for sound in a folder. What is opened is told by its content.
+# Lower case; for those who look for sound in a folder. What is opened is known by its content.
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff", ".aifc", ".au", ".caf",
             ".w64", ".mp4", ".m4a", ".m4b", ".m4v", ".mov", ".mkv", ".mka", ".webm", ".avi", ".aac", ".3gp", ".flv",
             ".wmv", ".wma", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".amr", ".ac3", ".wv", ".tta", ".g722",
@@ -46,7 +46,7 @@ LONG = 600.0  # seconds of recording from which on a progress bar is shown
 
 
 class Unreadable(UserError):
-    """A file without sound, damaged or cut off; `why` in words that follow 'it'."""
+    """A file that is missing, empty, no audio, damaged or cut off; `why` in words that follow 'it'."""
 
     def __init__(self, path: Path, why: str):
         super().__init__(f"cannot read {path}: it {why}; fetch the file again from its source, or take it out of "
@@ -81,20 +81,6 @@ def load(path: Path | str) -> Sound:
     if not stat.st_size:
         raise Unreadable(path, "is empty (0 bytes)")
     return _loaded(path, stat.st_size, stat.st_mtime_ns)
-
-
-def fault(path: Path | str) -> str | None:
-    """Why the file cannot be read (missing, empty, not audio, cut off, no or non-finite samples), else None."""
-    try:
-        load(path)
-    except Unreadable as error:
-        return error.why
-    return None
-
-
-def seconds(path: Path | str) -> float:
-    """How long the file lasts; errors as of `load`."""
-    return load(path).seconds
 
 
 def read(path: Path | str, start: float = 0.0, end: float | None = None) -> np.ndarray:
@@ -167,7 +153,7 @@ def _decoded(path: Path) -> Iterator[tuple[np.ndarray, int]]:
     file, rate = _known(path), 0
     for block, rate in _by_libsndfile(path, file) if file else _by_pyav(path):
         if not RATES[0] <= rate <= RATES[1]:
-            raise Unreadable(path, f"claims {rate} samples a second")
+            raise Unreadable(path, f"claims {rate} samples per second")
         peak = np.abs(block).max()
         if not np.isfinite(peak):
             raise Unreadable(path, "holds samples that are not finite numbers")

@@ -20,10 +20,8 @@ from tqdm.auto import tqdm
 from . import audio, runs, tokenizers
 from .corpora import Clip, Corpus, Utterance, files
 from .settings import Settings, UserError
-from .tokenizers import FITTED, TOKENIZERS, Tokenizer, checkpoint
+from .tokenizers import FITTED, Tokenizer, checkpoint
 from .tokenizers.acoustics import pooled
-
-__all__ = ["TOKENIZERS", "CorpusCodes", "make"]
 
 CHUNK = 100  # clips per part: what a kill loses at most
 COLUMNS = ["id", "codes", "features", "seconds", "spent"]  # of a part; seconds of audio, seconds of encoding
@@ -147,12 +145,9 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 def _described(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     """What made the codes of `folder`, kept there: a package's version is that of then."""
     path = folder / "facts.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if not path.is_file():
         learned = "codebook_sha256" if tokenizer.files else "weights_sha256"
         codebook = {learned: checkpoint.sha256(folder / FITTED)} if tokenizer.learns else {}
-        facts = {"tokenizer": tokenizer.name, "codebook_size": tokenizer.codebook_size,
-                 "frame_rate": tokenizer.frame_rate, **tokenizer.facts, **codebook}
-        runs.write_json(path, facts)
-        return facts
+        runs.write_json(path, {"tokenizer": tokenizer.name, "codebook_size": tokenizer.codebook_size,
+                               "frame_rate": tokenizer.frame_rate, **tokenizer.facts, **codebook})
+    return json.loads(path.read_text(encoding="utf-8"))

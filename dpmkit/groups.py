@@ -113,7 +113,7 @@ class SegmentsSettings(Group):
 
 class CodesSettings(Group):
     """The speech tokenizer. 0 for a size or a rate is the tokenizer's own (kmeans: 256 codes at 25 Hz)."""
-    tokenizer: Text = "kmeans"  # one of codes.TOKENIZERS
+    tokenizer: Text = "kmeans"  # one of tokenizers.TOKENIZERS
     source: str = ""  # neural tokenizers: a local folder or a hub id; empty: the published weights
     codebook_size: Size = 0  # K of the k-means tokenizers
     frame_rate: Weight = 0.0  # frames per second

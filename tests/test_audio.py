@@ -39,6 +39,14 @@ def loudest_hertz(waveform):
     return np.abs(np.fft.rfft(waveform * np.hanning(len(waveform)))).argmax() * audio.RATE / len(waveform)
 
 
+def fault(path):
+    """Why the file cannot be read, else None."""
+    try:
+        audio.load(path)
+    except audio.Unreadable as error:
+        return error.why
+
+
 @pytest.fixture
 def wav(tmp_path):
     """One second of a tone, 16-bit, at the kit's rate."""
@@ -59,7 +67,7 @@ def test_every_rate_and_width_keeps_the_tone(tmp_path, rate, subtype, channels):
     read = audio.read(path)
     assert read.dtype == np.float32 and read.shape == (audio.RATE,)
     assert np.abs(read - tone())[2000:-2000].max() < (0.02 if subtype == "PCM_U8" else 0.002)
-    assert audio.seconds(path) == 1.0 and audio.fault(path) is None
+    assert audio.load(path).seconds == 1.0 and fault(path) is None
 
 
 PCM = {"codec": "pcm_s16le", "kind": "s16"}
@@ -80,7 +88,7 @@ def clip(folder, suffix, seconds=1.0):
 
 
 @pytest.mark.parametrize("suffix", [*KINDS, ".flac", ".ogg", ".mp3"])
-def test_what_is_opened_is_told_by_its_content(tmp_path, suffix):
+def test_what_is_opened_is_known_by_its_content(tmp_path, suffix):
     if suffix in KINDS:
         made = clip(tmp_path, suffix)
     else:
@@ -90,7 +98,7 @@ def test_what_is_opened_is_told_by_its_content(tmp_path, suffix):
     for name in [made.name] if suffix == ".g722" else [made.name, "named.WAV", "named.mp3", "named"]:
         path = made.with_name(name)
         path.write_bytes(made.read_bytes())
-        assert audio.fault(path) is None
+        assert fault(path) is None
         read = audio.read(path)
         assert len(read) == pytest.approx(audio.RATE, abs=0.06 * audio.RATE)  # codecs pad
         assert loudest_hertz(read[2000:14_000]) == pytest.approx(440, abs=2)
@@ -104,7 +112,7 @@ def test_a_videos_samples_are_those_that_decoding_gives(tmp_path, rate):
     with av.open(str(path)) as container:
         assert len(container.streams.video) == 1
         samples = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
-    assert audio.seconds(path) == len(samples) / rate
+    assert audio.load(path).seconds == len(samples) / rate
     np.testing.assert_array_equal(audio.read(path), np.clip(audio.resample(samples, rate), -1, 1))
 
 
@@ -140,14 +148,14 @@ def test_a_wav_from_a_pipe_is_whole(wav):
     data = wav.read_bytes()
     at = data.index(b"data") + 4
     wav.write_bytes(data[:at] + struct.pack("<I", 0xFFFFFFFF) + data[at + 4:])  # as ffmpeg to a pipe
-    assert audio.fault(wav) is None and len(audio.read(wav)) == audio.RATE
+    assert fault(wav) is None and len(audio.read(wav)) == audio.RATE
 
 
 @pytest.mark.parametrize("samples", [1, 160])
 def test_very_short_and_silent_files_are_read(tmp_path, samples):
     path = tmp_path / "short.wav"
     soundfile.write(path, np.zeros(samples), audio.RATE)
-    assert audio.fault(path) is None and not audio.load(path).inverted
+    assert fault(path) is None and not audio.load(path).inverted
     assert audio.read(path).shape == (samples,) and not audio.read(path).any()
 
 
@@ -162,12 +170,12 @@ def test_a_name_is_nothing_but_a_name(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     name = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name
     clip(tmp_path, ".mp4").rename(name)
-    assert audio.fault(name) is None and len(audio.read(name)) > 3200
+    assert fault(name) is None and len(audio.read(name)) > 3200
 
 
 def test_a_title_in_another_alphabet_is_no_fault(tmp_path):
     _replaced(b"SoundHandler", b"\xe9oundHandler")(tmp_path / "tone.mp4")
-    assert audio.fault(tmp_path / "tone.mp4") is None
+    assert fault(tmp_path / "tone.mp4") is None
 
 
 # -- channels and rates ------------------------------------------------------------------------------------------
@@ -395,7 +403,7 @@ FAULTS = {
     "infinity.wav": (_floats(-np.inf), "not finite"), "infinity.mov": (_floats(-np.inf), "not finite"),
     "integers as floats.wav": (_floats(9000.0), "where full scale is 1"),
     "integers as floats.mov": (_floats(9000.0), "where full scale is 1"),
-    "impossible rate.wav": (lambda path: soundfile.write(path, np.zeros(9), 3), "claims 3 samples a second")}
+    "impossible rate.wav": (lambda path: soundfile.write(path, np.zeros(9), 3), "claims 3 samples per second")}
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -403,7 +411,7 @@ def test_a_file_that_cannot_be_read_is_named_with_why(tmp_path, name, capfd):
     path = tmp_path / name
     spoil, reason = FAULTS[name]
     spoil(path)
-    assert reason in audio.fault(path)
+    assert reason in fault(path)
     with pytest.raises(UserError) as error:
         audio.read(path)
     message = str(error.value)
@@ -419,31 +427,13 @@ def test_half_of_what_says_how_long_it_is_is_a_fault(tmp_path, suffix):
     else:
         clip(tmp_path, suffix, 4.0).rename(path)
     path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
-    assert re.search("is not audio that can be decoded|is cut off", audio.fault(path))
-
-
-@examples(max_examples=60, deadline=None)
-@given(st.sampled_from([".mp4", ".mkv", ".avi"]),
-       st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=9), st.floats(0, 1))
-def test_no_damage_gives_anything_but_words(tmp_path_factory, suffix, bytes_at, share):
-    folder = tmp_path_factory.getbasetemp()
-    whole = folder / f"tone{suffix}"
-    data = bytearray((whole if whole.exists() else clip(folder, suffix, 0.3)).read_bytes())
-    for place, value in bytes_at:
-        data[int(place * (len(data) - 1))] = value
-    path = folder / f"damaged{suffix}"
-    path.write_bytes(data[:int(share * len(data)) + 1] if share < 0.5 else data)
-    fault = audio.fault(path)
-    if fault is None:
-        assert np.isfinite(audio.read(path)).all()
-    else:
-        assert fault.splitlines() == [fault]
+    assert re.search("is not audio that can be decoded|is cut off", fault(path))
 
 
 def test_without_pyav_the_cure_is_named(tmp_path, monkeypatch):
     path = clip(tmp_path, ".mp4")
     monkeypatch.setitem(sys.modules, "av", None)
-    for ask in (audio.fault, audio.read, audio.seconds):
+    for ask in (audio.load, audio.read):
         with pytest.raises(UserError, match=r'tone\.mp4.*PyAV.*pip install -e "\.\[meld\]"'):
             ask(path)
 

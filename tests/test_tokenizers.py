@@ -468,6 +468,6 @@ def test_a_kit_that_is_not_installed_has_tokenizers_and_a_demo_corpus(tmp_path, 
     assert tokenizers.create(settings).facts["version"] == "dpmkit ?, scikit-learn ?"
     synthesised = []
     monkeypatch.setattr(demo, "synthesise", lambda folder, plans: synthesised.append(folder))
-    with pytest.raises(UserError, match=r"manifest\.csv"):  # of the recordings that were not synthesised
+    with pytest.raises(FileNotFoundError, match="s1c01"):  # of the recordings that were not synthesised
         demo.load(settings)
     assert synthesised

@@ -15,7 +15,7 @@ CEPSTRA = 12  # MFCCs 1 to 12; the zeroth is energy again
 PROSODY = slice(CEPSTRA, CEPSTRA + 3)  # log energy, log2 F0, voicing
 PITCH = (60.0, 600.0)  # Hz, searched for F0
 VOICED = 0.5  # of 1, normalised autocorrelation from which a frame counts as voiced
-FLOOR = 1e-5  # root mean square below which nothing is heard: -100 dB of full scale
+FLOOR = 1e-5  # root mean square below which there is no voice: -100 dB of full scale
 CENTRE = 160.0  # Hz, F0 of an utterance without a voiced frame
 
 
@@ -38,10 +38,10 @@ def frames(waveform: np.ndarray, frame_rate: float = 25.0) -> np.ndarray:
         rms = windows.square().mean(dim=1).sqrt()
         f0, strength = _pitch(windows)
     energy = torch.log10(rms.clamp_min(FLOOR)).numpy()
-    heard = (strength.numpy() > VOICED) & (rms.numpy() > FLOOR)
+    voiced = (strength.numpy() > VOICED) & (rms.numpy() > FLOOR)
     log_f0 = np.full(count, np.log2(CENTRE))
-    if heard.any():
-        log_f0 = np.interp(np.arange(count), np.flatnonzero(heard), np.log2(f0.numpy()[heard]))
+    if voiced.any():
+        log_f0 = np.interp(np.arange(count), np.flatnonzero(voiced), np.log2(f0.numpy()[voiced]))
     return np.column_stack([cepstra.numpy(), energy, log_f0, strength.numpy()]).astype(np.float32)
 
 

@@ -1,7 +1,7 @@
 """K-means over frames: HuBERT's way to discrete units (Hsu et al. 2021, arXiv 2106.07447).
 
-`KMeans` is fitted on the frames of the training fold, whatever a frame is. `KMeansTokenizer`'s are acoustic, as in
-HuBERT's first iteration, here with log energy and voiced log F0 beside the MFCCs, as emotion needs prosody.
+Frames are acoustic, as in HuBERT's first iteration, here with log energy and voiced log F0 beside the MFCCs, as
+emotion needs prosody; `ssl` has hidden states instead.
 """
 
 from __future__ import annotations
@@ -27,22 +27,43 @@ from .protocol import versions
 FITTED = "tokenizer.safetensors"
 
 
-class KMeans:
-    """Nearest of `codebook_size` centroids of standardised frames; subclasses give `frames` and `standard`."""
+# prosody_weight was chosen by what a logistic regression on an utterance's histogram of codes reaches on the demo
+# corpus' validation speakers (WA, fold 1): 2: 66.1, 3: 66.1, 4: 66.3, 5: 65.5, 6: 65.5, a plateau; with the
+# corpus' first, harder knobs 1: 55.1, 2: 58.5, 4: 60.0.
+class KMeansTokenizer:
+    """Nearest of K centroids of standardised frames, fitted on the training fold: 256 at 25 Hz by default, prosody
+    weighted by `prosody_weight`."""
 
-    name: str
-    codebook_size: int
-    frame_rate: float
-    described: dict[str, Any]  # what a saved codebook must agree on
+    name = "kmeans"
+    learns = inf
     mean = scale = centroids = None  # (features,), (features,), (codebook_size, features) once fitted
 
+    def __init__(self, settings: Settings):
+        codes = settings.codes
+        self.codebook_size, self.frame_rate = codes.codebook_size or 256, codes.frame_rate or 25.0
+        if not 1 <= self.frame_rate <= 100:
+            raise UserError(f"setting codes.frame_rate is {codes.frame_rate:g}, but tokenizer kmeans can do 1 to "
+                            "100 alone; codes.frame_rate=0 takes its own")
+        self.prosody_weight, self.files = codes.prosody_weight, {}
+        self.facts = {"source": "the training fold", "version": versions("dpmkit", "scikit-learn")}
+
+    def described(self) -> dict[str, Any]:
+        """What a saved codebook must agree on."""
+        return {"name": self.name, "codebook_size": self.codebook_size, "frame_rate": self.frame_rate,
+                "prosody_weight": self.prosody_weight}
+
     def frames(self, waveform: np.ndarray) -> np.ndarray:
-        """What is clustered, float32, shape (frames, features)."""
-        raise NotImplementedError
+        """MFCC 1 to 12, log energy, log F0, voicing; float32, shape (frames, 15)."""
+        return acoustics.frames(waveform, self.frame_rate)
 
     def standard(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and scale by which frames, shape (frames, features), are standardised; each (features,)."""
-        raise NotImplementedError
+        """Mean and scale of frames, shape (frames, features), for unit deviation times the weight; (features,)."""
+        weights = np.ones(x.shape[1])
+        weights[acoustics.PROSODY] = self.prosody_weight
+        deviation = x.std(axis=0, dtype=np.float64)
+        # A feature that never moves (all silent) says nothing: weight 0 rather than a division by nothing.
+        scale = np.where(deviation > 1e-6, weights / np.maximum(deviation, 1e-6), 0)
+        return x.mean(axis=0, dtype=np.float64).astype(np.float32), scale.astype(np.float32)
 
     def fit(self, waveforms: Iterable[np.ndarray]) -> None:
         """Mean, scale and centroids from these waveforms; UserError where their frames are too few."""
@@ -67,7 +88,7 @@ class KMeans:
         """`tokenizer.safetensors`, atomically: weights, and what they are in its metadata."""
         with runs.atomic(Path(folder) / FITTED) as temporary:
             save_file({"mean": self.mean, "scale": self.scale, "centroids": self.centroids}, temporary,
-                      metadata={"dpmkit": json.dumps(self.described)})
+                      metadata={"dpmkit": json.dumps(self.described())})
 
     def load(self, folder: Path) -> None:
         """What `save` wrote; UserError for a file that is missing, damaged, or of another tokenizer."""
@@ -76,43 +97,9 @@ class KMeans:
             with safe_open(path, "np") as file:
                 described = json.loads(file.metadata()["dpmkit"])
                 mean, scale, centroids = (file.get_tensor(name) for name in ("mean", "scale", "centroids"))
-            if described != self.described or centroids.shape != (self.codebook_size, len(mean)):
+            if described != self.described() or centroids.shape != (self.codebook_size, len(mean)):
                 raise ValueError(f"it is of {described} and {len(centroids)} centroids")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not the tokenizer of these settings ({error}); delete its folder and run "
                             "again") from error
         self.mean, self.scale, self.centroids = mean, scale, centroids
-
-
-# prosody_weight was chosen by what a logistic regression on an utterance's histogram of codes reaches on the demo
-# corpus' validation speakers (WA, fold 1): 2: 66.1, 3: 66.1, 4: 66.3, 5: 65.5, 6: 65.5, a plateau; with the
-# corpus' first, harder knobs 1: 55.1, 2: 58.5, 4: 60.0.
-class KMeansTokenizer(KMeans):
-    """Acoustic frames, standardised, prosody weighted by `prosody_weight`: 256 centroids at 25 Hz by default."""
-
-    name = "kmeans"
-    learns = inf
-
-    def __init__(self, settings: Settings):
-        codes = settings.codes
-        self.codebook_size, self.frame_rate = codes.codebook_size or 256, codes.frame_rate or 25.0
-        if not 1 <= self.frame_rate <= 100:
-            raise UserError(f"setting codes.frame_rate is {codes.frame_rate:g}, but tokenizer kmeans can do 1 to "
-                            "100 alone; codes.frame_rate=0 takes its own")
-        self.prosody_weight, self.files = codes.prosody_weight, {}
-        self.described = {"name": self.name, "codebook_size": self.codebook_size, "frame_rate": self.frame_rate,
-                          "prosody_weight": self.prosody_weight}
-        self.facts = {"source": "the training fold", "version": versions("dpmkit", "scikit-learn")}
-
-    def frames(self, waveform: np.ndarray) -> np.ndarray:
-        """MFCC 1 to 12, log energy, log F0, voicing; shape (frames, 15)."""
-        return acoustics.frames(waveform, self.frame_rate)
-
-    def standard(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Zero mean, unit deviation, times the weight."""
-        weights = np.ones(x.shape[1])
-        weights[acoustics.PROSODY] = self.prosody_weight
-        deviation = x.std(axis=0, dtype=np.float64)
-        # A feature that never moves (all silent) says nothing: weight 0 rather than a division by nothing.
-        scale = np.where(deviation > 1e-6, weights / np.maximum(deviation, 1e-6), 0)
-        return x.mean(axis=0, dtype=np.float64).astype(np.float32), scale.astype(np.float32)

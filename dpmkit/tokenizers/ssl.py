@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +16,13 @@ import torch
 from .. import audio, machine
 from ..settings import Settings, UserError
 from . import checkpoint
-from .kmeans import KMeans
+from .kmeans import KMeansTokenizer
 from .protocol import count, own, pieces, versions
 
 FRAMES = 100_000  # that the codebook is fitted on at most: 200 per centroid, 0.3 GB, 33 minutes at 50 Hz
 
 
-class HubertKMeans(KMeans):
+class HubertKMeans(KMeansTokenizer):
     """Nearest of K centroids (500 by default) of the hidden states after layer `codes.layer`."""
 
     name, model_class, default = "hubert-kmeans", "HubertModel", "facebook/hubert-base-ls960"
@@ -41,11 +42,14 @@ class HubertKMeans(KMeans):
         self.codebook_size = codes.codebook_size or 500
         self.frame_rate = own(self.name, "frame_rate", codes.frame_rate, (rate, rate / 2))
         self.pooled = round(rate / self.frame_rate)  # frames of the model per code
-        self.described = {"name": self.name, "codebook_size": self.codebook_size, "frame_rate": self.frame_rate}
         self.learns = FRAMES / self.frame_rate
         self.facts = {"source": found.source, "version": versions("transformers", "scikit-learn"),
                       "weights_sha256": found.files[found.weights.name], "layer": self.layer}
         self.model = None
+
+    def described(self) -> dict[str, Any]:
+        """What a saved codebook must agree on."""
+        return {"name": self.name, "codebook_size": self.codebook_size, "frame_rate": self.frame_rate}
 
     def frames(self, waveform: np.ndarray) -> np.ndarray:
         """Hidden states, averaged over `pooled` frames; shape (codes, hidden size).
