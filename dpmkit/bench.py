@@ -34,14 +34,14 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from . import codes, corpora, finetune, machine, metrics, protocols, records, speakers, tables
+from . import cheaper, codes, corpora, finetune, machine, metrics, protocols, records, speakers, tables
+from .algorithm1 import algorithm1
 from .codes import CorpusCodes
 from .corpora import Conversation
 from .corpora.dynamics import EMOTIONS
 from .finetune import Finetuned
-from .lora import TemporaryLoRA
 from .machine import BUSY, MARK, NAMES, QUIET
-from .memory import DynamicParameterMemory
+from .memory import EMPTY, Part, tail
 from .settings import MemorySettings, Settings
 from .sllm import EmotionSLLM, Vocabulary
 from .speakers import OffsetModel
@@ -68,17 +68,16 @@ def label_after(model: EmotionSLLM, codes: np.ndarray, sentence: int, settings: 
     wide = EmotionSLLM(model.model, model.vocabulary, window=sum(map(len, tokens)) + 1)
 
     def dpm() -> None:
-        memory = DynamicParameterMemory(model, settings)
-        before = tokens[0][:0]
-        for i, now in enumerate(tokens):
-            if i:
-                memory.write([before], [now])
+        exact, before = cheaper.memory(model, replace(settings, prefix_states="recompute")), EMPTY
+        for turn, now in enumerate(tokens):
+            if turn:
+                exact.write([Part(before, now)], [0])
             context = torch.cat([before, now])
-            before = context[max(0, len(context) - settings.prefix):]
-        memory.read([context])
+            before = tail(context, settings.prefix)
+        exact.read([Part(EMPTY, context)], [0])
 
     def reuse() -> None:
-        kept = DynamicParameterMemory(model, replace(settings, prefix_states="reuse"))
+        kept = cheaper.memory(model, replace(settings, prefix_states="reuse"))
         for _ in kept.listen(codes[i:i + sentence] for i in range(0, len(codes), sentence)):
             pass
 
@@ -114,7 +113,7 @@ def of_method(settings: Settings, tuned: Finetuned, codes: CorpusCodes, conversa
 
     how = protocols.METHODS[method].settings(settings.memory, tuned.sllm.window)
     learns = protocols.METHODS[method].writes and how.steps
-    changed = TemporaryLoRA(tuned.sllm, 1, how.rank, how.alpha, how.layers).parameters if learns else 0
+    changed = len(cheaper.memory(tuned.sllm, replace(how, scope="conversation")).lora.fresh) if learns else 0
     return {**_priced(hear, codes, conversations, tuned.sllm.device), "parameters": changed}
 
 
@@ -209,8 +208,8 @@ def crossings(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     for memory, other in itertools.product(("dpm", "dpm, reuse"), ("full context", "full context in chunks")):
         line = {"memory": memory, "cheaper than": other}
         for measure in ("seconds", "peak_bytes"):
-            cheaper = table[measure][memory] < table[measure][other]
-            lasting = cheaper[::-1].cummin()[::-1]  # from here on at every longer one
+            below = table[measure][memory] < table[measure][other]
+            lasting = below[::-1].cummin()[::-1]  # from here on at every longer one
             line[measure] = int(lasting.idxmax()) if lasting.any() else None
         out.append(line)
     return pd.DataFrame(out)
@@ -241,55 +240,6 @@ STREAM_ROWS = 10  # parts of a long stream, each with a row of its own
 SHAPES = {"8 layers of a 135 M Llama": (576, 8, 9, 3, 1536, torch.float32, 64, 8)}
 GPU_SHAPES = {"135 M Llama": (576, 30, 9, 3, 1536, torch.float32, 64, 32),
               "7 B Llama": (4096, 32, 32, 32, 11008, torch.bfloat16, 1024, 1)}
-
-
-def peft_loop(sllm: EmotionSLLM, conversation: Sequence[np.ndarray], settings: MemorySettings,
-              start: Sequence[torch.Tensor] | None = None) -> tuple[list[float], list[np.ndarray]]:
-    """Algorithm 1 as a user of PEFT writes it from its documentation: a fresh adapter and AdamW a conversation, a
-    step a sentence, the emotion read out, the adapter gone. The reference of tests and of this bench.
-
-    `conversation`: codes, shape (frames,), a sentence; `start`: the A of each layer, where it is not to be
-    random. Returns L_t a write and probabilities, shape (emotions,), a sentence.
-    """
-    from peft import LoraConfig, get_peft_model
-    from peft.tuners.lora import LoraLayer
-
-    blocks = len(sllm.causal_lm.get_decoder().layers)
-    top = None if settings.layers == "all" else list(range(blocks))[-int(settings.layers.partition("-")[2]):]
-    model = get_peft_model(sllm.model, LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, layers_to_transform=top,
-        target_modules=sorted({name.rpartition(".")[2] for name in sllm.linear_layers()})))
-    if start is not None:
-        with torch.no_grad():
-            for layer, a in zip((m for m in model.modules() if isinstance(m, LoraLayer)), start, strict=True):
-                layer.lora_A["default"].weight.copy_(a)
-    trained = [p for n, p in model.named_parameters() if "lora_" in n]
-    maker = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.SGD
-    optimizer = maker(trained, lr=settings.lr, weight_decay=settings.weight_decay)
-    vocabulary, device = sllm.vocabulary, sllm.device
-    before, losses, probabilities = torch.empty(0, dtype=torch.long), [], []
-    for turn, said in enumerate(conversation):
-        sentence = sllm.sentence(said)
-        ids = torch.cat([before[max(0, len(before) - settings.prefix):], sentence]).to(device)
-        for step in range(settings.steps if turn else 0):
-            logits = model(input_ids=ids[None]).logits[0, -len(sentence) - 1:-1].float()
-            target = ids[-len(sentence):]
-            if settings.loss_vocabulary == "codes":
-                logits, target = logits[:, vocabulary.base:vocabulary.end + 1], target - vocabulary.base
-            loss = torch.nn.functional.cross_entropy(logits, target)
-            optimizer.zero_grad()
-            loss.backward()
-            if settings.clip:
-                torch.nn.utils.clip_grad_norm_(trained, settings.clip)
-            optimizer.step()
-            if not step:
-                losses.append(loss.item())
-        with torch.no_grad():
-            logits = model(input_ids=ids[None]).logits[0, -1, vocabulary.emotion]
-        probabilities.append(logits.float().softmax(-1).cpu().numpy())
-        before = torch.cat([before, sentence])
-    sllm.model = model.unload()
-    return losses, probabilities
 
 
 def merged(sllm: EmotionSLLM) -> EmotionSLLM:
@@ -328,9 +278,9 @@ def _rates(shape: str, sllm: EmotionSLLM, base: MemorySettings, conversations: l
 
     def loop() -> int:
         with machine.tf32(plain):
-            return sum(len(peft_loop(plain, c, base)[1]) for c in conversations[:few])
+            return sum(len(algorithm1(plain, c, base)[1]) for c in conversations[:few])
 
-    engines = {name: DynamicParameterMemory(sllm, dataclasses.replace(base, **rung), len(conversations))
+    engines = {name: cheaper.memory(sllm, dataclasses.replace(base, **rung), len(conversations))
                for name, rung in RUNGS.items()}
     arms = {LOOP: loop} | {name: lambda engine=engine: sum(1 for _ in engine.batch(conversations))
                            for name, engine in engines.items()}
@@ -387,7 +337,7 @@ def stream(settings: Settings, hours: float) -> Path:
     rate, names = spoken.facts["frame_rate"], list(corpus.emotions)
     lasting = sum(len(spoken.codes[u.id]) for u in said) / rate
     utterances = list(itertools.islice(itertools.cycle(said), int(hours * 3600 / lasting * len(said)) + 1))
-    turns = DynamicParameterMemory(tuned.sllm, settings.memory).listen(spoken.codes[u.id] for u in utterances)
+    turns = cheaper.memory(tuned.sllm, settings.memory).listen(spoken.codes[u.id] for u in utterances)
     process, rows, heard, since, hits, losses = psutil.Process(), [], 0.0, _clocks(), [], []
     pairs = zip(utterances, turns, strict=True)
     for number, (u, turn) in enumerate(tqdm(pairs, total=len(utterances), desc="bench: stream", unit="utt"), 1):
@@ -527,7 +477,7 @@ def print_rates(profile: str, seconds: float = 4.0) -> None:
 
     steps = _rate(train, seconds)
     talks = [[rng.integers(0, size, int(rng.integers(15, 40))) for _ in range(6)] for _ in range(16)]
-    memory = DynamicParameterMemory(sllm, settings.memory, len(talks))
+    memory = cheaper.memory(sllm, settings.memory, len(talks))
     sentences = _rate(lambda: sum(1 for _ in memory.batch(talks)), seconds)
     chose = " ".join(f"{n}={os.environ[n]}" for n in NAMES if os.environ.get(n)) or "OpenMP's default"
     print(json.dumps({"sentences_per_second": sentences, "steps_per_second": steps, "chose": chose}))

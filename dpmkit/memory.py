@@ -1,343 +1,396 @@
-"""Dynamic Parameter Memory: a temporary LoRA that hears a conversation by gradient steps (Algorithm 1).
+"""Dynamic Parameter Memory, exact (Algorithm 1 of the paper): a temporary LoRA that a conversation is written into.
 
-B conversations side by side, each with its own low-rank factors, optimiser moments, step count and history.
+B conversations side by side: each is a stream with a temporary LoRA, an optimiser's state and a history of its own.
+A stream's numbers are those of `algorithm1`, the same for one conversation in plain PEFT. What is cheaper, and
+other rules of what to write, are in `cheaper`.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import machine, runs
-from .cheaper import Prefixes
-from .history import EMPTY, History, Part, Turn, taught
-from .lora import TemporaryLoRA
-from .optimizer import StreamOptimizer
-from .prefix import Batch, Decoder
 from .settings import MemorySettings, UserError
 from .sllm import EmotionSLLM
 
-FORMAT = 2  # of a saved memory
+EMPTY = torch.empty(0, dtype=torch.long)
+EXACT = {"layers": "all", "stepping": "sentence", "rule": "semantic", "read": "after", "prefix_states": "recompute"}
+FORMAT = 3  # of a saved memory
+
+
+class Sentence(NamedTuple):
+    """A stream's next sentence, in tokens of `EmotionSLLM.sentence`."""
+
+    tokens: Tensor
+    donor: Tensor | None = None  # what is written in its place, in a control; EMPTY once the donor has ended
+    speaker: str = ""  # of what is written
+    label: int | None = None  # index of the true emotion, of a bound
+
+
+class Part(NamedTuple):
+    """A row of tokens: what is written, or read, after the n_r tokens before it. Both fit the window."""
+
+    prefix: Tensor  # (n,), n <= n_r
+    piece: Tensor  # (m,)
+    sentence: Sentence = Sentence(EMPTY)  # that it is a piece of
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What came of one sentence."""
+
+    probabilities: np.ndarray  # of the emotions, (emotions,)
+    loss: float  # L_t of what was written, mean of its pieces; NaN where nothing was
+    own_loss: float  # L_t of the sentence itself under the memory before that; NaN for a conversation's first
+    norm: float  # of the memory's change
+    pieces: int
+    skipped: int  # updates left out so far, as loss or gradient was not finite
+
+
+@dataclass
+class History:
+    """What a stream has behind it."""
+
+    own: Tensor = EMPTY  # its last n_r tokens
+    written: Tensor = EMPTY  # the last ones that its memory was written from: the same, but in a control
+    turns: int = 0
+
+
+class TemporaryLoRA:
+    """Low-rank factors of B conversations for some linear layers of a frozen SLLM.
+
+    `memories`: a parameter per stream, shape (parameters,), float32: every layer's A, shape (rank, inputs), and B,
+    shape (outputs, rank), one after the other. `fresh`: where all start, as PEFT does (A Kaiming uniform, B zero).
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], streams: int, rank: int, alpha: float, seed: int):
+        self.modules, self.scaling = modules, alpha / rank
+        self.shapes = [shape for m in modules.values() for shape in ((rank, m.in_features), (m.out_features, rank))]
+        generator, start = torch.Generator().manual_seed(seed), []
+        for module in modules.values():
+            bound = 1 / math.sqrt(module.in_features)  # kaiming_uniform_(a=sqrt(5))
+            start += [(torch.rand(rank * module.in_features, generator=generator) * 2 - 1) * bound,
+                      torch.zeros(module.out_features * rank)]
+        self.fresh = torch.cat(start).to(next(iter(modules.values())).weight.device)
+        self.memories = [nn.Parameter(self.fresh.clone()) for _ in range(streams)]
+
+    def factors(self, streams: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """(A, B) of each layer: shapes (streams, rank, inputs) and (streams, outputs, rank)."""
+        flat = torch.stack([self.memories[i] for i in streams])  # (streams, parameters)
+        parts = flat.split([rows * columns for rows, columns in self.shapes], dim=1)
+        shaped = [part.view(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        return list(zip(shaped[::2], shaped[1::2], strict=True))
+
+    @torch.no_grad()
+    def norm(self, streams: Sequence[int]) -> Tensor:
+        """Frobenius norm of the change to the weights, (alpha / rank) B A over all layers; shape (streams,)."""
+        squares = [((b.transpose(1, 2) @ b) * (a @ a.transpose(1, 2))).sum((1, 2))  # trace of (BA)'(BA)
+                   for a, b in self.factors(streams)]
+        return self.scaling * torch.stack(squares).sum(0).clamp_min(0).sqrt()
+
+    @contextmanager
+    def active(self, streams: Sequence[int]) -> Iterator[None]:
+        """While the block lasts row i of a batch goes through the memory of streams[i]: W x + (alpha / rank) B A x.
+        Forward hooks leave the backbone's modules and weights as they are."""
+        with ExitStack() as hooks:
+            for module, (a, b) in zip(self.modules.values(), self.factors(streams), strict=True):
+                hooks.callback(module.register_forward_hook(partial(self._added, a, b)).remove)
+            yield
+
+    def _added(self, a: Tensor, b: Tensor, _module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        x = inputs[0]  # (rows, tokens, inputs)
+        low = x @ a.to(x.dtype).transpose(1, 2)  # (rows, tokens, rank)
+        return torch.baddbmm(output, low, b.to(x.dtype).transpose(1, 2), alpha=self.scaling)
 
 
 class DynamicParameterMemory:
     """B conversations, each with its own temporary LoRA.
 
-    listen(sentences): one conversation, turn by turn. batch(conversations): many, B at a time.
-    hear(sentences): one sentence of several streams; write, read, reset: the steps of it.
-    The backbone's weights are the same bits before and after. In float32 a stream's numbers do not depend on which
-    others share the batch, and equal a plain PEFT loop's: probabilities alone, in 2 and in 16 differ by at most
-    7e-7 (CPU, demo shape, 96 sentences) and 8e-7 (H100). In bfloat16 that is not promised: products of other shapes
-    round elsewhere, by 0.009 on the H100; the CPU gave the same bits.
+    listen(sentences): one conversation, turn by turn. batch(conversations): many, B at a time. turn(sentences): the
+    next sentence of several streams. write, read, reset: the steps of it.
+    The backbone's weights are the same bits before and after. In float32 a stream's numbers do not depend on who
+    shares the batch (to 8e-7 in 96 sentences, on a CPU and an H100); in bfloat16 products of other shapes round
+    elsewhere (by 0.009 on the H100).
     """
 
-    def __init__(self, sllm: EmotionSLLM, settings: MemorySettings, streams: int = 1, seed: int = 0,
-                 inertia: tuple[np.ndarray, np.ndarray] | None = None):
-        """`inertia`: transitions, shape (emotions, emotions), and prior, (emotions,), for the target `filtered`.
-
-        UserError for settings that contradict each other, or that this backbone cannot honour.
-        """
+    def __init__(self, sllm: EmotionSLLM, settings: MemorySettings, streams: int = 1, seed: int = 0):
+        """UserError for settings that this class or this backbone cannot honour."""
+        if type(self) is DynamicParameterMemory and not is_exact(settings):
+            raise UserError(f"DynamicParameterMemory is Algorithm 1 alone, with settings memory.{EXACT}: make any "
+                            "other memory with dpmkit.cheaper.memory(sllm, settings)")
         if settings.scope == "speaker":
             raise UserError("setting memory.scope = speaker: DynamicParameterMemory takes what it is given for one "
                             "conversation; give it each speaker's utterances (protocols.grouped), with "
                             "memory.scope = conversation")
-        if settings.target == "filtered" and inertia is None:
-            raise UserError("setting memory.target = filtered needs the emotions' transitions and prior: pass "
-                            "DynamicParameterMemory(…, inertia=(transition, prior))")
-        self.inertia = inertia
-        self.histories = [History(settings, sllm.window) for _ in range(streams)]
-        sllm = sllm.in_precision(settings.precision).requires_grad_(False).eval()
-        self.sllm, self.settings, self.streams, self.seed = sllm, settings, streams, seed
-        self.end = sllm.sentence(EMPTY.numpy())
-        self.lora = TemporaryLoRA(sllm, streams, settings.rank, settings.alpha, settings.layers, seed)
-        self.optimizer = StreamOptimizer(settings, self.lora.flat, self.lora.fresh)
-        self.decoder = Decoder(sllm, self.lora.lowest)
-        self.decoder.check()
-        self.prefixes = Prefixes(settings, self.decoder, self.lora)
+        self.n_r = settings.prefix + settings.sinks
+        if self.n_r >= sllm.window:
+            raise UserError(f"n_limit = {sllm.window} tokens must hold n_max + n_r, but memory.prefix is n_r = "
+                            f"{self.n_r}: lower memory.prefix or raise backbone.window")
+        self.sllm = sllm.in_precision(settings.precision).requires_grad_(False).eval()
+        self.settings, self.streams, self.seed = settings, streams, seed
+        self.decoder = self.sllm.causal_lm.get_decoder()
+        self.lora = TemporaryLoRA(self._layers(), streams, settings.rank, settings.alpha, seed)
+        kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings.optimizer]
+        self.optimizer = kind(self.lora.memories, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+        self.histories, self.skipped = [History() for _ in range(streams)], [0] * streams
+
+    def _layers(self) -> dict[str, nn.Module]:
+        """The linear layers that carry a memory."""
+        return self.sllm.linear_layers()
 
     def reset(self, streams: Sequence[int] | None = None) -> None:
-        """A fresh memory, moments, counts and history for these streams (default: all), in place."""
-        index = list(range(self.streams) if streams is None else streams)
-        self.optimizer.reset(index)
-        for i in index:
-            self.histories[i] = History(self.settings, self.sllm.window)
-        self.prefixes.reset(index)
+        """A fresh memory, optimiser's state and history for these streams (default: all), in place."""
+        for i in range(self.streams) if streams is None else streams:
+            self._forget(i)
+            self.histories[i], self.skipped[i] = History(), 0
+
+    def _forget(self, stream: int) -> None:
+        self.lora.memories[stream].data.copy_(self.lora.fresh)
+        self.optimizer.state.pop(self.lora.memories[stream], None)
 
     # -- whole conversations ---------------------------------------------------------------------------------
 
-    def listen(self, sentences: Iterable[np.ndarray], stream: int = 0, fresh: bool = True,
+    def listen(self, sentences: Iterable[np.ndarray], fresh: bool = True,
                speakers: Iterable[str] = ()) -> Iterator[Turn]:
-        """A turn for each sentence, as they come; sentences: codes, shape (frames,), one array each; `speakers`:
-        who says each, where that is known.
-
-        With `fresh=False` the stream goes on where it is, e.g. after `load`.
-        """
+        """A turn for each sentence of one conversation, as they come; sentences: codes, shape (frames,), one array
+        each; `speakers`: who says each, where that is known. With `fresh=False` it goes on, e.g. after `load`."""
         if fresh:
-            self.reset([stream])
-        for codes, speaker in zip(sentences, itertools.chain(speakers, itertools.repeat("")), strict=False):
-            yield self.hear({stream: self.sllm.sentence(codes)}, speakers={stream: speaker})[stream]
+            self.reset([0])
+        for sentence in self._sentences(sentences, None, speakers, ()):
+            yield self.turn({0: sentence})[0]
 
     def batch(self, conversations: Iterable[Iterable[np.ndarray]],
-              donors: Iterable[Iterable[np.ndarray]] | None = None,
-              speakers: Iterable[Iterable[str]] | None = None,
+              donors: Iterable[Iterable[np.ndarray]] | None = None, speakers: Iterable[Iterable[str]] | None = None,
               labels: Iterable[Iterable[int | None]] | None = None) -> Iterator[tuple[int, Turn]]:
         """(number of the conversation, its next turn) for all turns of all conversations, B at a time: a stream
         whose conversation ends takes the next one. The numbers are those of `listen`.
 
         `donors`: the memory of conversation i is written from donors[i] instead (a control). `speakers`: who says
-        each sentence that i is written from. `labels`: i's true emotions (index, or None), for a bound: see `hear`.
+        each sentence that i is written from. `labels`: i's true emotions (index, or None), for a bound: see `turn`.
         """
         none = itertools.repeat(())
-        waiting = zip(itertools.count(), conversations, donors or itertools.repeat(None), speakers or none,
-                      labels or none, strict=False)
-        live: dict[int, tuple[int, Iterator]] = {}
-        while True:
-            now = {}
-            for stream in range(self.streams):
-                while stream not in now:
-                    if stream not in live:
-                        if (following := next(waiting, None)) is None:
-                            break
-                        live[stream] = following[0], self._turns(*following[1:])
-                        self.reset([stream])
-                    if (turn := next(live[stream][1], None)) is None:
-                        del live[stream]
-                    else:
-                        now[stream] = turn
-            if not now:
-                return
-            given = ({i: turn[n] for i, turn in now.items() if turn[n] is not None} for n in range(4))
-            for stream, turn in self.hear(*given).items():
-                yield live[stream][0], turn
+        waiting = enumerate(zip(conversations, donors or itertools.repeat(None), speakers or none, labels or none,
+                                strict=False))
 
-    def _turns(self, own: Iterable[np.ndarray], other: Iterable[np.ndarray] | None, speakers: Iterable[str],
-               labels: Iterable[int | None]) -> Iterator[tuple]:
-        """A conversation's sentences: tokens, those to be written instead, who says these, and a true emotion."""
-        said, after = self.sllm.sentence, itertools.chain
-        told = itertools.repeat(None) if other is None else after(map(said, other), itertools.repeat(EMPTY))
-        return zip(map(said, own), told, after(speakers, itertools.repeat("")),
-                   after(labels, itertools.repeat(None)), strict=False)
+        def queue(stream: int) -> Iterator[tuple[int, Sentence]]:
+            for number, conversation in waiting:
+                self.reset([stream])
+                for sentence in self._sentences(*conversation):
+                    yield number, sentence
 
-    def hear(self, sentences: Mapping[int, Tensor], told: Mapping[int, Tensor] | None = None,
-             speakers: Mapping[int, str] | None = None,
-             labels: Mapping[int, int | None] | None = None) -> dict[int, Turn]:
-        """The next sentence (tokens of `EmotionSLLM.sentence`) of some streams: written, the first of a
-        conversation excepted, then its emotion read (`memory.read = before`: before any of it is written).
+        queues = [queue(stream) for stream in range(self.streams)]
+        while now := {i: found for i, q in enumerate(queues) if (found := next(q, None))}:
+            for stream, turn in self.turn({i: sentence for i, (_, sentence) in now.items()}).items():
+                yield now[stream][0], turn
 
-        `told`: the sentences that a stream's memory is written from, where they are not its own; `speakers`: who
-        says them. `labels`: true emotions, for a bound: once all has been read, one more step lowers the
-        cross-entropy of each at its sentence's `<audio_end>`, over the emotion logits alone (as L_e). A label bears
-        on later sentences only.
+    def _sentences(self, own: Iterable[np.ndarray], donor: Iterable[np.ndarray] | None, speakers: Iterable[str],
+                   labels: Iterable[int | None]) -> Iterator[Sentence]:
+        tokens, then, repeat = self.sllm.sentence, itertools.chain, itertools.repeat
+        written = repeat(None) if donor is None else then(map(tokens, donor), repeat(EMPTY))
+        return map(Sentence, map(tokens, own), written, then(speakers, repeat("")), then(labels, repeat(None)))
+
+    def turn(self, sentences: Mapping[int, Sentence]) -> dict[int, Turn]:
+        """The next sentence of some streams: written, the first of a conversation excepted, then its emotion read.
+
+        Of a sentence with a label one more step lowers the cross-entropy of it at its `<audio_end>`, over the
+        emotion logits alone (as L_e, equations 5 and 6): that bears on later sentences only.
         """
-        told, streams, self.speakers = told or {}, list(sentences), speakers or {}
-        every, before = self.settings.reset_every, self.settings.read == "before"
-        if due := [i for i in streams if every and self.histories[i].turns and not self.histories[i].turns % every]:
-            self.optimizer.forget(due)
-        plans = {i: self.histories[i].plan(sentences[i], told.get(i)) for i in streams}
-        losses: dict[int, list[float]] = {i: [] for i in streams}
-        own = self._own_losses({i: sentences[i] for i in streams if self.histories[i].turns
-                                and (i in told or self.settings.stepping != "sentence")})
-        if copied := [i for i in streams if plans[i].copied]:
-            self.prefixes.told.take(copied, self.prefixes.own, copied)
-        if not before:
-            self._apart({i: p.writes for i, p in plans.items()}, losses)
-        self._apart({i: p.reads for i, p in plans.items()}, losses)
-        batch, kept = self.prefixes.prepared([plans[i].main for i in streams], streams, self.prefixes.own), []
-        logits = torch.empty(len(streams), len(self.sllm.vocabulary.emotions), device=self.sllm.device)
-        writers = [n for n, i in enumerate(streams) if plans[i].main.writes]
-        readers = [n for n in range(len(streams)) if not (before and n in writers)]
-        if writers:
-            part = batch.select(writers)
-            written, answers = self._write(part, [streams[n] for n in writers])
-            for n, loss in zip(writers, written.tolist(), strict=True):
-                losses[streams[n]].append(loss)
-            if before:
-                logits[writers] = answers
-                kept.append((writers, part))
-        if readers:
-            part = batch if len(readers) == len(streams) else batch.select(readers)
-            logits[readers] = self._read(part, [streams[n] for n in readers])
-            kept.append((readers, part))
-        if before:
-            self._apart({i: p.writes for i, p in plans.items()}, losses)
-        probabilities, norms = logits.softmax(-1).cpu().numpy(), self.lora.norm().tolist()
-        out = {}
+        streams, every = list(sentences), self.settings.reset_every
+        for i in streams:
+            if every and self.histories[i].turns and self.histories[i].turns % every == 0:
+                self._forget(i)
+        own = self._own_losses({i: s for i, s in sentences.items() if self.histories[i].turns})
+        losses, logits = self._written_and_read(sentences)
+        probabilities, norms = logits.softmax(-1).cpu().numpy(), self.lora.norm(streams).tolist()
+        self._learn({i: s for i, s in sentences.items() if s.label is not None})
+        turns = {}
         for n, i in enumerate(streams):
-            loss = float(np.mean(losses[i])) if losses[i] else float("nan")
+            loss = float(np.mean(losses[i])) if losses[i] else math.nan
+            turns[i] = Turn(probabilities[n], loss, own.get(i, loss), norms[n], len(losses[i]), self.skipped[i])
             answer = self.sllm.answer(int(probabilities[n].argmax()))
-            self.histories[i].heard(sentences[i], told.get(i), plans[i].unwritten,
-                                    answer if self.settings.history_emotions == "predicted" else EMPTY)
-            out[i] = Turn(probabilities[n], loss, own.get(i, loss), norms[i], len(losses[i]),
-                          int(self.optimizer.skipped[i]))
-        if known := [n for n, i in enumerate(streams) if (labels or {}).get(i) is not None]:
-            self._label(batch.select(known), [streams[n] for n in known], [labels[streams[n]] for n in known])
-        for rows, part in kept:
-            self.prefixes.advance(self.prefixes.own, [streams[n] for n in rows], part)
-        return out
+            self._remember(i, sentences[i], answer if self.settings.history_emotions == "predicted" else EMPTY)
+        return turns
+
+    # -- the steps -------------------------------------------------------------------------------------------
+
+    def _written_and_read(self, sentences: Mapping[int, Sentence]) -> tuple[dict[int, list[float]], Tensor]:
+        """L_t of each piece that a stream writes now, and the emotion logits after that, (streams, emotions)."""
+        losses = defaultdict(list)
+        for streams, parts in side_by_side({i: self._due(i, sentence) for i, sentence in sentences.items()}):
+            for i, loss in zip(streams, self.write(parts, streams)[0].tolist(), strict=True):
+                losses[i].append(loss)
+        return losses, self.read([self._context(i, s) for i, s in sentences.items()], list(sentences))
+
+    def _due(self, stream: int, sentence: Sentence) -> list[Part]:
+        """What is written now: the sentence, or nothing where it is the conversation's first."""
+        history = self.histories[stream]
+        written = sentence.tokens if sentence.donor is None else sentence.donor
+        return self._pieces(history.written, written, sentence) if history.turns else []
+
+    def _pieces(self, before: Tensor, tokens: Tensor, sentence: Sentence) -> list[Part]:
+        """Tokens as one part, or, where the window cannot hold them, as several, each after the n_r before it."""
+        whole, room = torch.cat([before, tokens]), self.sllm.window - self.n_r
+        return [Part(tail(whole[:start], self.n_r), whole[start:start + room], sentence)
+                for start in range(len(before), len(whole), room)]
+
+    def _context(self, stream: int, sentence: Sentence) -> Part:
+        """What an emotion is read after: the n_r tokens before the sentence, and the sentence."""
+        return Part(EMPTY, torch.cat([self.histories[stream].own, sentence.tokens])[-self.sllm.window:], sentence)
+
+    def _hidden(self, parts: Sequence[Part], streams: Sequence[int]) -> Tensor:
+        """Last hidden states, (rows, longest, hidden): row i through the memory of streams[i]."""
+        with machine.tf32(self.sllm), self.lora.active(streams):
+            embedded = self.sllm.embedded(rows(parts))  # (rows, longest, hidden), padded on the right
+            return self.decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state
+
+    def _losses(self, hidden: Tensor, parts: Sequence[Part]) -> Tensor:
+        """L_t of each row, (rows,): mean cross-entropy of its piece, teacher forced (as L_a, equations 3 and 4)."""
+        first = [max(1, len(part.prefix)) for part in parts]  # nothing predicts the very first token
+        return self.sllm.code_losses(hidden, rows(parts), first, self.settings.loss_vocabulary)
+
+    def write(self, parts: Sequence[Part], streams: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """A step on L_t, or as many as `settings.steps`, of each of these streams. Returns, of the forward before
+        the first: L_t, (rows,), and the emotion logits, (rows, emotions).
+
+        A stream whose loss or gradient is not finite keeps its memory and counts in `skipped`. Raises UserError
+        where n_limit < n_max + n_r.
+        """
+        self.sllm.fits([p.prefix for p in parts], [p.piece for p in parts])
+        first, steps = None, self.settings.steps
+        for _ in range(max(1, steps)):
+            with torch.set_grad_enabled(steps > 0):
+                hidden = self._hidden(parts, streams)
+                losses = self._losses(hidden, parts)
+                first = first or (losses.detach(), self.sllm.emotions_after(hidden.detach(), rows(parts)))
+                if steps:
+                    self._step(streams, self._lowered(losses, hidden, parts, streams, first[1]))
+        return first
+
+    @torch.no_grad()
+    def read(self, parts: Sequence[Part], streams: Sequence[int]) -> Tensor:
+        """Emotion logits at each row's end, (rows, emotions): no other logits bear on the answer (equation 5)."""
+        return self.sllm.emotions_after(self._hidden(parts, streams), rows(parts))
+
+    def _lowered(self, losses: Tensor, hidden: Tensor, parts: Sequence[Part], streams: Sequence[int],
+                 answers: Tensor) -> Tensor:
+        """What a step lowers, (rows,): L_t."""
+        return losses
+
+    def _step(self, streams: Sequence[int], losses: Tensor) -> None:
+        """One optimiser step of each of these streams on its own loss, (len(streams),)."""
+        self.optimizer.zero_grad()  # to None: a stream without a gradient takes no step
+        with machine.tf32(self.sllm):
+            losses.sum().backward()  # a loss depends on its stream's memory alone: so does that memory's gradient
+        memories = [self.lora.memories[i] for i in streams]
+        norms = torch.stack([nn.utils.clip_grad_norm_(m, self.settings.clip or math.inf) for m in memories])
+        finite = (losses.detach().isfinite() & norms.isfinite()).tolist()
+        for i, memory, fine in zip(streams, memories, finite, strict=True):
+            if not fine:
+                memory.grad = None
+                self.skipped[i] += 1
+        self.optimizer.step()
+        if self.settings.decay:
+            for memory in itertools.compress(memories, finite):
+                memory.data.lerp_(self.lora.fresh, self.settings.decay)
+
+    @torch.no_grad()
+    def _own_losses(self, sentences: Mapping[int, Sentence]) -> dict[int, float]:
+        """L_t of the streams' own sentences under their memories as they are, where others are written."""
+        losses = defaultdict(list)
+        for streams, parts in side_by_side({i: self._pieces(self.histories[i].own, s.tokens, s) for i, s in
+                                            sentences.items() if not self._writes_itself(s)}):
+            for i, loss in zip(streams, self._losses(self._hidden(parts, streams), parts).tolist(), strict=True):
+                losses[i].append(loss)
+        return {i: float(np.mean(values)) for i, values in losses.items()}
+
+    def _writes_itself(self, sentence: Sentence) -> bool:
+        """Whether what is written with a sentence is the sentence."""
+        return sentence.donor is None
+
+    def _learn(self, sentences: Mapping[int, Sentence]) -> None:
+        """The step of a bound, on the true emotions of these streams' sentences."""
+        if sentences:
+            parts, streams = [self._context(i, s) for i, s in sentences.items()], list(sentences)
+            answers = self.sllm.emotions_after(self._hidden(parts, streams), rows(parts))  # (rows, emotions)
+            labels = torch.tensor([s.label for s in sentences.values()], device=answers.device)
+            self._step(streams, F.cross_entropy(answers, labels, reduction="none"))
+
+    def _remember(self, stream: int, sentence: Sentence, answer: Tensor) -> None:
+        """Add a sentence, and its emotion token where that stands in the history; only the last n_r are kept."""
+        history, own = self.histories[stream], torch.cat([sentence.tokens, answer])
+        written = own if sentence.donor is None else sentence.donor
+        history.own = tail(torch.cat([history.own, own]), self.n_r)
+        history.written = tail(torch.cat([history.written, written]), self.n_r)
+        history.turns += 1
 
     # -- on disk ---------------------------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
-        """Everything that a conversation has left here, as one safetensors file, written atomically."""
-        tensors = {name: getattr(self.optimizer, name) for name in (*StreamOptimizer.STATE, "flat")}
-        for i, history in enumerate(self.histories):
-            tensors |= {f"own.{i}": history.own, f"told.{i}": history.told}
-        for name, states in self.prefixes.kept.items():
-            tensors |= {f"{name}.{key}": value for key, value in states.tensors().items()}
-        facts = {"version": FORMAT, "backbone": self.sllm.fingerprint(), "settings": asdict(self.settings),
-                 "streams": self.streams, "seed": self.seed,
-                 "inertia": self.inertia and [part.tolist() for part in self.inertia],
-                 "histories": [[h.unwritten, h.turns, {who: belief.tolist() for who, belief in h.beliefs.items()}]
-                               for h in self.histories]}
-        with runs.atomic(Path(path)) as temporary:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary,
-                      metadata={"dpmkit": json.dumps(facts)})
+        """All that the conversations have left here, in one file of torch's, written atomically."""
+        made_of = {"version": FORMAT, "backbone": self.sllm.fingerprint(), "settings": asdict(self.settings),
+                   "streams": self.streams, "seed": self.seed}
+        with runs.atomic(Path(path)) as temporary, open(temporary, "wb") as file:
+            torch.save({**made_of, "state": self._state()}, file)
 
     @classmethod
     def load(cls, path: Path, sllm: EmotionSLLM) -> DynamicParameterMemory:
         """The memory that `save` wrote, over the backbone that it was written with; `listen(…, fresh=False)` goes
         on with the numbers that it would have had. UserError for another backbone or a file of another kind."""
         try:
-            with safe_open(path, "pt", device=str(sllm.device)) as file:
-                facts = json.loads(file.metadata()["dpmkit"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            if facts["version"] != FORMAT:
-                raise ValueError(f"format {facts['version']}, not {FORMAT}")
-            inertia = facts["inertia"] and tuple(np.array(part) for part in facts["inertia"])
-            memory = cls(sllm, MemorySettings(**facts["settings"]), facts["streams"], facts["seed"], inertia)
-            if facts["backbone"] != memory.sllm.fingerprint():
-                raise UserError(f"the memory in {path} was written over the backbone {facts['backbone']}, not over "
-                                f"{memory.sllm.fingerprint()}: load the SLLM that it was saved with")
-            for name in (*StreamOptimizer.STATE, "flat"):
-                getattr(memory.optimizer, name).copy_(tensors[name])
-            for i, history in enumerate(memory.histories):
-                history.own, history.told = (tensors[f"{which}.{i}"].cpu() for which in ("own", "told"))
-                history.unwritten, history.turns, beliefs = facts["histories"][i]
-                history.beliefs = {who: np.array(belief) for who, belief in beliefs.items()}
-            for name, states in memory.prefixes.kept.items():
-                states.restore({k.removeprefix(f"{name}."): v for k, v in tensors.items()
-                                if k.startswith(f"{name}.")})
-            return memory
-        except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{path} is not a memory that this version of dpmkit saved ({error}); hear the "
-                            "conversation again") from error
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            if saved["version"] != FORMAT:
+                raise ValueError(f"format {saved['version']}, not {FORMAT}")
+        except (OSError, EOFError, RuntimeError, UnpicklingError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is not a memory that this version of dpmkit saved ({error})") from error
+        memory = cls(sllm, MemorySettings(**saved["settings"]), saved["streams"], saved["seed"])
+        if saved["backbone"] != memory.sllm.fingerprint():
+            raise UserError(f"the memory in {path} was written over the backbone {saved['backbone']}, not over "
+                            f"{memory.sllm.fingerprint()}: load the SLLM that it was saved with")
+        memory._restore(saved["state"])
+        return memory
 
-    # -- the steps -------------------------------------------------------------------------------------------
+    def _state(self) -> dict[str, Any]:
+        return {"memories": [memory.data for memory in self.lora.memories], "skipped": self.skipped,
+                "optimizer": self.optimizer.state_dict(), "histories": list(map(asdict, self.histories))}
 
-    def write(self, prefixes: Sequence[Tensor], sentences: Sequence[Tensor],
-              streams: Sequence[int] | None = None) -> Tensor:
-        """One sentence into each stream; returns L_t before the first of its steps, shape (len(streams),).
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        for memory, saved in zip(self.lora.memories, state["memories"], strict=True):
+            memory.data.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.histories, self.skipped = [History(**saved) for saved in state["histories"]], state["skipped"]
 
-        `prefixes`: the n_r tokens before each sentence; both are tokens of `EmotionSLLM.sentence`. A stream
-        whose loss or gradient is not finite keeps its last memory and counts in `skipped`.
-        Raises UserError where n_limit < n_max + n_r.
-        """
-        streams = list(range(self.streams) if streams is None else streams)
-        self.sllm.fits(prefixes, sentences)
-        self.prefixes.reset(streams)  # what stands before is given
-        parts = [Part(p, s, True) for p, s in zip(prefixes, sentences, strict=True)]
-        return self._write(self.prefixes.prepared(parts, streams, self.prefixes.own), streams)[0]
 
-    def read(self, prefixes: Sequence[Tensor], streams: Sequence[int] | None = None) -> Tensor:
-        """Emotion probabilities, shape (len(streams), emotions), after each prefix (ends in `<audio_end>`)."""
-        streams = list(range(self.streams) if streams is None else streams)
-        batch = self.decoder.lower(Batch(tuple(prefixes), (1,) * len(streams)))
-        return self._read(batch, streams).softmax(-1)
+def is_exact(settings: MemorySettings) -> bool:
+    """Whether these are settings of Algorithm 1."""
+    return all(getattr(settings, name) == value for name, value in EXACT.items())
 
-    def _apart(self, parts: Mapping[int, Sequence[Part]], losses: dict[int, list[float]]) -> None:
-        """Hear parts, a stream's one after the other: those that write with a step."""
-        longest = max(map(len, parts.values()), default=0)
-        for number, writes, other in itertools.product(range(longest), (True, False), (True, False)):
-            streams = [i for i, p in parts.items() if number < len(p)
-                       and (p[number].writes, p[number].other) == (writes, other)]
-            if not streams:
-                continue
-            states = self.prefixes.told if other else self.prefixes.own
-            batch = self.prefixes.prepared([parts[i][number] for i in streams], streams, states)
-            if writes:
-                for i, loss in zip(streams, self._write(batch, streams)[0].tolist(), strict=True):
-                    losses[i].append(loss)
-            if self.settings.prefix_states == "reuse":
-                if not writes or self.settings.read == "after":
-                    self._read(batch, streams)  # its states are those of the memory after the write
-                self.prefixes.advance(states, streams, batch)
 
-    @torch.no_grad()
-    def _own_losses(self, sentences: Mapping[int, Tensor]) -> dict[int, float]:
-        """L_t of these streams' next sentences under their memories as they are: no step, no state kept."""
-        pieces = {i: self.histories[i].pieces(s) for i, s in sentences.items()}
-        losses: dict[int, list[float]] = {i: [] for i in sentences}
-        for number in range(max(map(len, pieces.values()), default=0)):
-            streams = [i for i, p in pieces.items() if number < len(p)]
-            states = self.prefixes.own if self.settings.prefix_states == "reuse" and not number else None
-            batch = self.prefixes.prepared([Part(*pieces[i][number], False) for i in streams], streams, states)
-            with self.lora.active(self.lora.flat[streams]):
-                got = self._losses(self.decoder.upper(batch), batch)
-            for i, loss in zip(streams, got.tolist(), strict=True):
-                losses[i].append(loss)
-        return {i: float(np.mean(values)) for i, values in losses.items()}
+def rows(parts: Iterable[Part]) -> list[Tensor]:
+    """Each prefix and piece as one row, (n + m,)."""
+    return [torch.cat([part.prefix, part.piece]) for part in parts]
 
-    def _losses(self, hidden: Tensor, batch: Batch) -> Tensor:
-        return self.sllm.code_losses(hidden, batch.rows, batch.first, self.settings.loss_vocabulary)
 
-    def _label(self, batch: Batch, streams: list[int], labels: list[int]) -> None:
-        """One step on the cross-entropy of each stream's true emotion, at the end of its row."""
-        with torch.enable_grad(), machine.tf32(self.sllm):
-            leaf = self.lora.flat[streams].requires_grad_()
-            with self.lora.active(leaf):
-                answered = self.sllm.emotions_after(self.decoder.upper(batch), batch.rows)
-            lowered = F.cross_entropy(answered, torch.tensor(labels, device=answered.device), reduction="none")
-            gradient, = torch.autograd.grad(lowered.sum(), leaf)
-        self.optimizer.step(streams, gradient, torch.isfinite(lowered.detach()))
+def side_by_side(parts: Mapping[int, Sequence[Part]]) -> Iterator[tuple[list[int], list[Part]]]:
+    """(streams, a part of each): the first parts of all streams, then the second ones of those that have two, …"""
+    for number in range(max(map(len, parts.values()), default=0)):
+        streams = [i for i, some in parts.items() if number < len(some)]
+        yield streams, [parts[i][number] for i in streams]
 
-    def _write(self, batch: Batch, streams: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """The steps on a batch's L_t: the loss before the first of them, (rows,), and the emotion logits of that
-        same forward, (rows, emotions), where they are what is read."""
-        index, first, answers, target = list(streams), None, None, None
-        for step in range(max(1, self.settings.steps)):
-            if step:  # what the first forward left in a cache is that of the memory before
-                batch = batch.select(range(len(batch.rows)))
-            with torch.set_grad_enabled(self.settings.steps > 0):
-                leaf = self.lora.flat[index].requires_grad_(self.settings.steps > 0)
-                with self.lora.active(leaf):
-                    hidden = self.decoder.upper(batch)
-                losses = lowered = self._losses(hidden, batch)
-                if self.settings.rule != "semantic":
-                    answered = self.sllm.emotions_after(hidden, batch.rows)
-                    ends = [torch.equal(row[-1:], self.end) for row in batch.rows]
-                    said = answered.detach().softmax(-1)
-                    if target is None:
-                        target = taught([self.histories[i] for i in index],
-                                        [self.speakers.get(i, "") for i in index], said, ends, self.inertia)
-                    surprise = -(target * answered.log_softmax(-1)).sum(-1)
-                    # A target that is the answer teaches nothing; AdamW would make full steps of rounding noise.
-                    new = (target - said).abs().amax(-1) > 1e-6
-                    surprise = surprise * (new & torch.tensor(ends).to(new))  # not of a sentence's earlier pieces
-                    lowered = surprise if self.settings.rule == "emotion" else losses + surprise
-            if first is None:
-                first = losses.detach()
-                if self.settings.read == "before":
-                    answers = self.sllm.emotions_after(hidden.detach(), batch.rows)
-            if self.settings.steps:
-                # Each stream's loss depends on its own row alone, so the sum's gradient is each one's own.
-                with machine.tf32(self.sllm):
-                    gradient, = torch.autograd.grad(lowered.sum(), leaf)
-                self.optimizer.step(index, gradient, torch.isfinite(lowered.detach()))
-        return first, answers
 
-    @torch.no_grad()
-    def _read(self, batch: Batch, streams: Sequence[int]) -> Tensor:
-        with self.lora.active(self.lora.flat[list(streams)]):
-            return self.sllm.emotions_after(self.decoder.upper(batch), batch.rows)
+def tail(tokens: Tensor, count: int) -> Tensor:
+    """The last `count` tokens."""
+    return tokens[max(0, len(tokens) - count):]

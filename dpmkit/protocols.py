@@ -24,12 +24,12 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from . import runs
+from . import cheaper, runs
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus, Fold
 from .corpora.dynamics import emotion_prior, transition_matrix
 from .finetune import Finetuned
-from .memory import DynamicParameterMemory, Turn
+from .memory import Turn
 from .settings import MemorySettings, Settings, UserError
 from .sllm import EmotionSLLM
 
@@ -178,7 +178,7 @@ def listen(model: EmotionSLLM, conversations: Sequence[Conversation], codes: Map
             writers = [donors[c.id] for c in conversations]
             written = [[codes[u.id] for u in c.utterances] for c in writers]
         known = {emotion: i for i, emotion in enumerate(emotions)} if how.bound else {}
-        memory = DynamicParameterMemory(model, settings, min(streams, max(1, len(heard))), seed, inertia)
+        memory = cheaper.memory(model, settings, min(streams, max(1, len(heard))), seed, inertia)
         turns = memory.batch(heard, written, [[u.speaker for u in c.utterances] for c in writers],
                              [[known.get(u.emotion) for u in c.utterances] for c in conversations])
     else:

@@ -11,6 +11,7 @@ import torch
 from dpmkit.codes import CorpusCodes
 from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance
 from dpmkit.corpora.dynamics import EMOTIONS
+from dpmkit.memory import EMPTY, Part
 from dpmkit.settings import BackboneSettings, FinetuneSettings, Settings
 from dpmkit.sllm import EmotionSLLM
 
@@ -77,6 +78,18 @@ def make_settings(home):
     return Settings.of("smoke", {
         "home": str(home), "device": "cpu", "codes.codebook_size": CODEBOOK, "backbone.window": 64,
         "finetune.n_o": 16, "finetune.n_p": 48, "finetune.n_q": 64, "memory.prefix": 16, "evaluation.streams": 4})
+
+
+def written(memory, prefixes, sentences, streams=None):
+    """L_t of one sentence that each stream (default: all) writes after its prefix."""
+    streams = range(memory.streams) if streams is None else streams
+    return memory.write(list(map(Part, prefixes, sentences)), streams)[0]
+
+
+def answered(memory, prefixes, streams=None):
+    """The emotions' probabilities of each stream (default: all) after its prefix."""
+    streams = range(memory.streams) if streams is None else streams
+    return memory.read([Part(EMPTY, prefix) for prefix in prefixes], streams).softmax(-1)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from dpmkit import cheaper
 from dpmkit.corpora.dynamics import forward_step
-from dpmkit.lora import TemporaryLoRA
 
 NONE = torch.empty(0, dtype=torch.long)
 
@@ -55,8 +55,8 @@ class SlowMemory:
             for weight in self.model.parameters():
                 weight.data = weight.data.bfloat16()
             self.model.set_attn_implementation("eager")
-        start = TemporaryLoRA(sllm, 1, settings.rank, settings.alpha, settings.layers, seed)
-        self.start = [part[0].clone() for pair in start.factors(start.flat) for part in pair]
+        start = cheaper.memory(sllm, settings, 1, seed, inertia).lora
+        self.start = [part[0].detach().clone() for pair in start.factors([0]) for part in pair]
         layers = dict(self.model.model.layers.named_modules())
         for n, name in enumerate(start.modules):
             layers[name].register_forward_hook(
@@ -107,11 +107,18 @@ class SlowMemory:
         else:
             states, position, row = DynamicCache(config=self.model.config), 0, torch.cat([prefix, piece])
 
+        return self.after(states, position, row, len(row) - len(piece) or 1)
+
+    def exactly(self, prefix, piece):
+        """The same, in one row and without a cache."""
+        return self.after(DynamicCache(config=self.model.config), 0, torch.cat([prefix, piece]), len(prefix) or 1)
+
+    def after(self, states, position, row, first):
         def hear():
             cache = copy.deepcopy(states)
             logits = self.model(row[None], past_key_values=cache,
                                 position_ids=position + torch.arange(len(row))[None]).logits[0].float()
-            return row, logits, len(row) - len(piece) or 1, cache
+            return row, logits, first, cache
         return hear
 
     def l_t(self, row, logits, first):
@@ -126,13 +133,12 @@ class SlowMemory:
         return logits[-1, self.vocabulary.emotion]
 
     def write(self, hear, speaker):
-        """The steps on one piece; L_t before the first, and the cache that was left then."""
-        target = None
-        for step in range(max(1, self.settings.steps)):
+        """The steps on one piece; of the first forward L_t and logits, of the last one the cache."""
+        target = before = None
+        for _ in range(max(1, self.settings.steps)):
             row, logits, first, cache = hear()
             lowered = l_t = self.l_t(row, logits, first)
-            if not step:
-                before = l_t.item(), row, cache
+            before = before or (l_t.item(), logits.detach())
             if self.settings.rule != "semantic":
                 answer, surprise = self.emotions(logits).softmax(-1), logits.sum() * 0
                 if row[-1] == self.vocabulary.end:
@@ -142,7 +148,7 @@ class SlowMemory:
                 lowered = surprise if self.settings.rule == "emotion" else l_t + surprise
             if self.settings.steps:
                 self.step(lowered)
-        return before
+        return *before, row, cache
 
     def target(self, answer, speaker):
         if self.settings.target == "filtered":
@@ -163,9 +169,8 @@ class SlowMemory:
             own_loss = np.nan
             if turn:
                 with torch.no_grad():
-                    own_loss = np.mean([self.l_t(*self.look(*part, None if n or s.prefix_states != "reuse" else
-                                                            self.own_kept)()[:3])
-                                        for n, part in enumerate(self.pieces(self.own, sentence))])
+                    own_loss = np.mean([self.l_t(*self.exactly(*part)()[:3])
+                                        for part in self.pieces(self.own, sentence)])
             due = []
             kind, _, size = s.stepping.partition("-")
             if kind == "sentence" and turn:
@@ -178,14 +183,13 @@ class SlowMemory:
                     at = len(stream) - len(waiting)
                     due.append((self.tail(stream[:at]), waiting[:room]))
                     waiting = waiting[room:]
+            read = self.exactly(NONE, torch.cat([self.tail(self.own), sentence])[-self.window:])
             if s.prefix_states == "reuse":
-                losses, logits, read = self.reused(sentence, due, swapped, speaker, bool(turn))
+                losses, logits = self.reused(sentence, due, swapped, speaker, bool(turn))
             else:
                 losses = []
-                context = torch.cat([self.tail(self.own), sentence])[-self.window:]
                 if s.read == "after":
                     losses = [self.write(self.look(*part), speaker)[0] for part in due]
-                read = self.look(NONE, context)
                 logits = self.emotions(read()[1]).detach()
                 if s.read == "before":
                     losses = [self.write(self.look(*part), speaker)[0] for part in due]
@@ -202,33 +206,30 @@ class SlowMemory:
 
     def reused(self, sentence, due, swapped, speaker, later):
         """One turn of `reuse`: every own piece is heard once after what was kept, and once written from there."""
-        own, losses, logits = self.pieces(self.own, sentence), [], None
-        before = copy.copy(self.own_kept)
-        before.tokens = list(before.tokens)
+        losses, before = [], self.settings.read == "before"
 
         def hear(kept, part):
-            look = self.look(*part, kept)
             with torch.no_grad():
-                row, got, _, cache = look()
+                row, got, _, cache = self.look(*part, kept)()
             kept.keep(row, cache)
-            return self.emotions(got), look
+            return self.emotions(got)
 
-        if swapped and later and due and self.told_kept is None:  # the prefix of the first write is heard then
+        def apart():
+            return [hear(self.own_kept, part) for part in self.pieces(self.own, sentence)][-1]
+
+        if swapped and due and self.told_kept is None:  # the prefix of the first write is heard then
             self.told_kept = Kept(self.n_r - 1, self.settings.sinks)
             if len(due[0][0]):
                 hear(self.told_kept, (NONE, due[0][0]))
-        kept = self.told_kept if swapped else before if self.settings.read == "before" else self.own_kept
-        if self.settings.read == "before":
-            for part in own:
-                logits, look = hear(self.own_kept, part)
+        logits = apart() if before and (swapped or not later) else None
         for part in due:
-            loss, row, cache = self.write(self.look(*part, kept), speaker)
+            kept = self.told_kept if swapped else self.own_kept
+            loss, first, row, cache = self.write(self.look(*part, kept), speaker)
             losses.append(loss)
-            if self.settings.read == "before":
+            if before:
                 kept.keep(row, cache)
+                answer = self.emotions(first)
             else:
-                logits, look = hear(kept, part)
-        if self.settings.read == "after" and (swapped or not later):
-            for part in own:
-                logits, look = hear(self.own_kept, part)
-        return losses, logits, look
+                answer = hear(kept, part)
+            logits = logits if swapped else answer
+        return losses, logits if before or (later and not swapped) else apart()

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dpmkit import backbones, finetune
-from dpmkit.bench import merged, peft_loop
+from dpmkit import backbones, cheaper, finetune
+from dpmkit.algorithm1 import algorithm1
+from dpmkit.bench import merged
 from dpmkit.memory import DynamicParameterMemory
 from dpmkit.settings import BackboneSettings, FinetuneSettings, MemorySettings, Settings, UserError
 from dpmkit.sllm import EmotionSLLM
@@ -83,8 +84,8 @@ def test_another_family_is_refused_by_name_before_its_weights_are_read(kind, tmp
 def test_kept_states_are_refused_where_positions_cannot_be_turned_back(kind, tmp_path):
     sllm = created(made(tmp_path / "text", kind))
     for kept in ("detach", "reuse"):
-        with pytest.raises(UserError, match=r"prefix_states = reuse or detach.*choose recompute"):
-            DynamicParameterMemory(sllm, MemorySettings(prefix=8, prefix_states=kept))
+        with pytest.raises(UserError, match=rf"prefix_states = {kept} .*choose recompute"):
+            cheaper.memory(sllm, MemorySettings(prefix=8, prefix_states=kept))
 
 
 def test_the_first_layers_are_the_models_own(tmp_path):
@@ -353,9 +354,9 @@ def test_the_memory_of_an_adapted_backbone_is_the_peft_loops(kind, tied, tmp_pat
     conversation = [rng.integers(0, 16, 5) for _ in range(5)]
     settings = MemorySettings(rank=4, alpha=4.0, prefix=8, lr=5e-3)
     memory = DynamicParameterMemory(sllm, settings)
-    start = [a[0].clone() for a, _ in memory.lora.factors(memory.lora.flat)]
+    start = [a[0].clone() for a, _ in memory.lora.factors([0])]
     turns = list(memory.listen(conversation))
-    losses, probabilities = peft_loop(merged(sllm), conversation, settings, start)
+    losses, probabilities = algorithm1(merged(sllm), conversation, settings, start)
     np.testing.assert_allclose([t.loss for t in turns[1:]], losses, atol=1e-4)
     np.testing.assert_allclose([t.probabilities for t in turns], probabilities, atol=1e-4)
     still = list(DynamicParameterMemory(sllm, MemorySettings(prefix=8, lr=0.0)).listen(conversation))
@@ -366,7 +367,7 @@ def test_the_memory_of_an_adapted_backbone_is_the_peft_loops(kind, tied, tmp_pat
 def test_the_peft_loop_hears_an_adapted_backbone_in_bfloat16_too(tmp_path):
     sllm = created(made(tmp_path / "text"), dtype="bfloat16").requires_grad_(False).eval()
     conversation = [np.random.default_rng(i).integers(0, 16, 5) for i in range(3)]
-    losses, probabilities = peft_loop(merged(sllm), conversation, MemorySettings(rank=2, prefix=8))
+    losses, probabilities = algorithm1(merged(sllm), conversation, MemorySettings(rank=2, prefix=8))
     assert len(losses) == 2 and np.isfinite(losses).all() and np.isfinite(probabilities).all()
     memory = DynamicParameterMemory(sllm, MemorySettings(rank=2, prefix=8))
     ours = [t.probabilities for t in memory.listen(conversation)]

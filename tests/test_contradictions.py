@@ -12,9 +12,8 @@ import torch
 from conftest import make_toy
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, LlamaForCausalLM
 
-from dpmkit import backbones, bench, protocols, speakers
+from dpmkit import backbones, bench, cheaper, protocols, speakers
 from dpmkit.finetune import Finetuned, sequences
-from dpmkit.memory import DynamicParameterMemory
 from dpmkit.protocols import one_by_one, predict
 from dpmkit.settings import MemorySettings, UserError
 from dpmkit.sllm import EmotionSLLM, Vocabulary
@@ -47,14 +46,14 @@ def test_notebook_03_checks_hold(change, settings, toy, tuned):
     tables = {m: predict(settings, corpus, codes, tuned, m) for m in ("dpm", "current", "window")}
     tables["dpm-tuned-still"] = predict(settings, corpus, codes, tuned, "dpm-still")
     given = {"tuned": tuned, "before": tuned.sllm.fingerprint(), "settings": settings, "data": corpus, "np": np,
-             "spoken": codes, "tables": tables}
+             "spoken": codes, "answers": tables}
     exec("".join(CHECKS["source"]), given)
     # ... and are no empty ones
     assert given["short"].sum() == (1 if "scope" in change else 3)
     for name, column in (("dpm", "loss"), ("current", P[0]), ("dpm-tuned-still", "norm")):
         wrong = tables[name].assign(**{column: 0.5})
         with pytest.raises(AssertionError):
-            exec("".join(CHECKS["source"]), {**given, "tables": {**tables, name: wrong}})
+            exec("".join(CHECKS["source"]), {**given, "answers": {**tables, name: wrong}})
 
 
 @pytest.mark.parametrize("method", ["window", "current", "at-once", "kv-window"])
@@ -127,7 +126,7 @@ def test_a_swapped_memory_is_told_the_donors_speakers(settings, toy, sharp):
         dataclasses.replace(u, speaker="abc"[n % 3]) for n, u in enumerate(donor.utterances)))
 
     def heard(talker):
-        memory = DynamicParameterMemory(sharp, asked, inertia=CHAIN)
+        memory = cheaper.memory(sharp, asked, inertia=CHAIN)
         own, other = ([codes.codes[u.id] for u in c.utterances] for c in (conversation, donor))
         return np.stack([t.probabilities for _, t in memory.batch([own], [other], [[u.speaker for u in
                                                                                    talker.utterances]])])
@@ -168,13 +167,13 @@ def test_a_decoder_that_is_another_in_parts_is_refused(config, kind, more, fits)
     for layers in ("top-1", "top-2", "top-3", "all"):
         asked = MemorySettings(rank=2, prefix=8, lr=0.0, layers=layers)
         if layers in fits:
-            turn = next(DynamicParameterMemory(sllm, asked).listen(conversation))
+            turn = next(cheaper.memory(sllm, asked).listen(conversation))
             np.testing.assert_allclose(turn.probabilities, alone, atol=1e-6)
         else:
             with pytest.raises(UserError, match=rf"memory\.layers = top-k.*{kind.__name__}"):
-                DynamicParameterMemory(sllm, asked)
+                cheaper.memory(sllm, asked)
 
 
 def test_llama_in_parts_is_llama(sllm):
     assert isinstance(sllm.causal_lm, LlamaForCausalLM)
-    DynamicParameterMemory(sllm, MemorySettings(rank=2, prefix=8, layers="top-1"))
+    cheaper.memory(sllm, MemorySettings(rank=2, prefix=8, layers="top-1"))

@@ -204,7 +204,7 @@ def test_the_memory_of_a_bfloat16_backbone_has_its_float32_products_in_tf32(corp
                               FinetuneSettings(lora_rank=4), 16, EMOTIONS)
     with gpus() as gpu:
         memory = DynamicParameterMemory(on_gpu(sllm), BASE)
-        memory.lora.norm = lambda: torch.zeros(1)
+        memory.lora.norm = lambda streams: torch.zeros(1)
         list(memory.listen([np.arange(5), np.arange(7)]))
     digits = "high" if dtype == "bfloat16" else "highest"
     assert {p for kind, p in gpu.products if kind == torch.float32} == {digits}

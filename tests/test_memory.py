@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from conftest import answered, written
 
-from dpmkit.bench import peft_loop
+from dpmkit import cheaper
+from dpmkit.algorithm1 import algorithm1
 from dpmkit.memory import DynamicParameterMemory
 from dpmkit.settings import MemorySettings, UserError
 
@@ -21,9 +23,9 @@ def talk(sllm, turns, seed):
 
 
 def loop(sllm, conversation, settings):
-    """The plain PEFT loop from the memory's own start."""
+    """Algorithm 1 in plain PEFT, from the memory's own start."""
     fresh = DynamicParameterMemory(sllm, settings).lora
-    return peft_loop(sllm, conversation, settings, [a[0] for a, _ in fresh.factors(fresh.flat)])
+    return algorithm1(sllm, conversation, settings, [a[0] for a, _ in fresh.factors([0])])
 
 
 def hear(memory, conversations, prefix=8):
@@ -34,23 +36,22 @@ def hear(memory, conversations, prefix=8):
         before = [torch.cat([torch.empty(0, dtype=torch.long), *conversations[s][:turn]])[-prefix:] for s in live]
         now = [conversations[s][turn] for s in live]
         if turn:
-            for s, loss in zip(live, memory.write(before, now, live), strict=True):
+            for s, loss in zip(live, written(memory, before, now, live), strict=True):
                 out[s][0].append(float(loss))
-        for s, p in zip(live, memory.read([torch.cat(pair) for pair in zip(before, now, strict=True)], live),
+        for s, p in zip(live, answered(memory, [torch.cat(pair) for pair in zip(before, now, strict=True)], live),
                         strict=True):
             out[s][1].append(p.numpy())
     return out
 
 
 @pytest.mark.parametrize("change", [
-    {}, {"rank": 1}, {"rank": 16, "alpha": 4.0}, {"steps": 3}, {"clip": 0.1}, {"optimizer": "sgd", "lr": 0.5},
-    {"weight_decay": 0.1, "lr": 1e-2},
+    {}, {"rank": 1}, {"rank": 16, "alpha": 4.0}, {"prefix": 20}, {"weight_decay": 0.1, "lr": 1e-2},
 ])
 def test_batched_streams_equal_a_plain_peft_loop(sllm, change):
     settings = MemorySettings(**{"rank": 4, "alpha": 4.0, "lr": 3e-3, "prefix": 8, **change})
     said = [spoken(turns, seed) for seed, turns in enumerate((5, 1, 8))]
     conversations = [[sllm.sentence(codes) for codes in conversation] for conversation in said]
-    got = hear(DynamicParameterMemory(sllm, settings, streams=3), conversations)
+    got = hear(DynamicParameterMemory(sllm, settings, streams=3), conversations, settings.prefix)
     for (losses, probabilities), conversation in zip(got, said, strict=True):
         expected = loop(sllm, conversation, settings)
         np.testing.assert_allclose(losses, expected[0], atol=1e-4)
@@ -74,7 +75,7 @@ def test_backbone_is_bit_identical_after_a_conversation(sllm):
     before = sllm.fingerprint()
     memory = DynamicParameterMemory(sllm, MemorySettings(rank=4, lr=1e-2, prefix=8), streams=1)
     hear(memory, [talk(sllm, 6, 0)])
-    assert memory.lora.norm() > 0
+    assert memory.lora.norm([0]) > 0
     assert sllm.fingerprint() == before
     assert not any(m._forward_hooks for m in sllm.modules())
 
@@ -85,11 +86,11 @@ def test_a_fresh_memory_answers_as_the_backbone_and_a_reset_one_is_fresh(sllm):
     prefix = [torch.cat(conversation[:3]), conversation[0]]
     with torch.no_grad():
         bare = sllm.emotion_logits(prefix).softmax(-1)
-    assert torch.equal(memory.read(prefix), bare)
+    assert torch.equal(answered(memory, prefix), bare)
     first = hear(memory, [conversation, conversation[:2]])
-    assert not torch.equal(memory.read(prefix), bare)
+    assert not torch.equal(answered(memory, prefix), bare)
     memory.reset()
-    assert torch.equal(memory.read(prefix), bare)
+    assert torch.equal(answered(memory, prefix), bare)
     assert hear(memory, [conversation, conversation[:2]])[0][0] == first[0][0]
 
 
@@ -98,19 +99,19 @@ def test_a_non_finite_stream_keeps_its_memory_and_harms_no_other(sllm):
     one, two = talk(sllm, 4, 0), talk(sllm, 4, 1)
     healthy, = hear(DynamicParameterMemory(sllm, settings, streams=1), [two])
     memory = DynamicParameterMemory(sllm, settings, streams=2)
-    memory.lora.flat[0] = float("inf")
-    broken = memory.lora.flat[0].clone()
+    memory.lora.memories[0].data.fill_(float("inf"))
+    broken = memory.lora.memories[0].clone()
     got = hear(memory, [one, two])
     np.testing.assert_allclose(got[1][0], healthy[0], atol=1e-5)
-    assert torch.equal(memory.lora.flat[0], broken) and memory.optimizer.skipped.tolist() == [3, 0]
+    assert torch.equal(memory.lora.memories[0], broken) and memory.skipped == [3, 0]
 
 
 def test_top_layers_only(sllm):
     settings = MemorySettings(rank=4, lr=1e-2, prefix=8, layers="top-1")
-    memory = DynamicParameterMemory(sllm, settings)
+    memory = cheaper.memory(sllm, settings)
     assert all(name.startswith("1.") for name in memory.lora.modules) and len(memory.lora.modules) == 7
     with pytest.raises(UserError, match="top-k"):
-        DynamicParameterMemory(sllm, MemorySettings(layers="top-9", prefix=8))
+        cheaper.memory(sllm, MemorySettings(layers="top-9", prefix=8))
 
 
 def test_the_window_must_hold_sentence_and_prefix(sllm):
@@ -119,4 +120,4 @@ def test_the_window_must_hold_sentence_and_prefix(sllm):
     memory = DynamicParameterMemory(sllm, MemorySettings(prefix=32))
     sentence = sllm.sentence(np.zeros(40, dtype=int))
     with pytest.raises(UserError, match=r"n_limit = 64.*n_max = *41.*n_r = 32"):
-        memory.write([torch.zeros(32, dtype=torch.long)], [sentence])
+        written(memory, [torch.zeros(32, dtype=torch.long)], [sentence])

@@ -10,8 +10,8 @@ import torch
 from conftest import CODEBOOK, TINY
 from slow_memory import SlowMemory
 
+from dpmkit import cheaper
 from dpmkit.corpora.dynamics import EMOTIONS
-from dpmkit.memory import DynamicParameterMemory
 from dpmkit.settings import FinetuneSettings, MemorySettings, UserError
 from dpmkit.sllm import EmotionSLLM
 
@@ -60,7 +60,7 @@ def flat(turns):
 
 def engine(sllm, settings, kind):
     """The turns of OWN, heard beside MATE."""
-    memory, voices = DynamicParameterMemory(sllm, settings, 2, inertia=CHAIN), [VOICES["mate"], VOICES["own"]]
+    memory, voices = cheaper.memory(sllm, settings, 2, inertia=CHAIN), [VOICES["mate"], VOICES["own"]]
     donors = [MATE, DONOR] if kind == "swapped" else None
     if donors:
         voices[1] = VOICES["donor"]
@@ -95,7 +95,7 @@ def examined(sllm, change, kind):
         settings = dataclasses.replace(settings, lr=settings.lr / 20)
     if settings.scope == "speaker":
         with pytest.raises(UserError, match=r"memory.scope = speaker: .*protocols\.grouped"):
-            DynamicParameterMemory(sllm, settings, inertia=CHAIN)
+            cheaper.memory(sllm, settings, inertia=CHAIN)
         return None
     got, expected = engine(sllm, settings, kind), reference(sllm, settings, kind)
     # In bfloat16 it shows where kept states are rounded once more, and AdamW makes whole steps of rounding noise.

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_toy
+from conftest import answered, make_toy, written
 
 from dpmkit import metrics, protocols
 from dpmkit.finetune import Finetuned
@@ -55,6 +55,10 @@ def close(one, two):
 
 def differ(one, two, by=1e-3):
     return np.abs(one[P].to_numpy() - two[P].to_numpy()).max() > by
+
+
+def updates(memory):
+    return int(memory.optimizer.state[memory.lora.memories[0]]["step"])
 
 
 @BOTH
@@ -139,18 +143,19 @@ def test_the_step_of_a_label_by_hand(settings, toy, tuned):
     for (_, row), u in zip(table[table["conversation"] == "s1c3"].iterrows(), conversation.utterances, strict=True):
         now = sllm.sentence(codes.codes[u.id])
         if row["turn"]:
-            memory.write([past[-n_r:]], [now])
+            written(memory, [past[-n_r:]], [now])
         context = torch.cat([past[-n_r:], now])
-        p = memory.read([context])[0].numpy()
+        p = answered(memory, [context])[0].numpy()
         np.testing.assert_allclose(row[P].to_numpy(dtype=float), p, atol=1e-4)
         if u.emotion:
-            flat = memory.lora.flat.clone().requires_grad_()
-            with memory.lora.active(flat):
-                surprise = -sllm.emotion_logits([context]).log_softmax(-1)[0, EMOTIONS.index(u.emotion)]
-            memory.optimizer.step([0], *torch.autograd.grad(surprise, flat), torch.tensor([True]))
+            with memory.lora.active([0]):
+                surprise = -sllm.emotion_logits([context]).log_softmax(-1)[:, EMOTIONS.index(u.emotion)]
+            memory.optimizer.zero_grad()
+            surprise.sum().backward()
+            memory.optimizer.step()
         past = torch.cat([past, now])
     labels = sum(u.emotion is not None for u in conversation.utterances)
-    assert memory.optimizer.updates.tolist() == [13 + labels] and 0 < labels < 14
+    assert updates(memory) == 13 + labels and 0 < labels < 14
 
 
 def test_the_loss_of_the_own_sentence_under_the_own_another_and_no_memory(settings, toy, tuned):
@@ -166,13 +171,13 @@ def test_the_loss_of_the_own_sentence_under_the_own_another_and_no_memory(settin
         got, frozen = (t.loc[t["conversation"] == c.id, "own_loss"].to_numpy() for t in (swapped, still))
         assert np.isnan([got[0], frozen[0]]).all()
         for turn in range(1, len(said)):
-            before, flat = torch.cat([empty, *said[:turn]])[-n_r:], memory.lora.flat
-            with torch.no_grad(), memory.lora.active(flat):
+            before = torch.cat([empty, *said[:turn]])[-n_r:]
+            with torch.no_grad(), memory.lora.active([0]):
                 assert got[turn] == pytest.approx(float(sllm.next_code_loss([before], [said[turn]])), abs=1e-4)
             with torch.no_grad():
                 assert frozen[turn] == pytest.approx(float(sllm.next_code_loss([before], [said[turn]])), abs=1e-5)
             if turn < len(others):
-                memory.write([torch.cat([empty, *others[:turn]])[-n_r:]], [others[turn]])
+                written(memory, [torch.cat([empty, *others[:turn]])[-n_r:]], [others[turn]])
     assert np.nanmax(np.abs(swapped["own_loss"] - still["own_loss"])) > 1e-2
 
 
@@ -240,13 +245,13 @@ def test_algorithm_1_by_hand(history, settings, toy, tuned):
     for (_, row), u in zip(table[table["conversation"] == "s1c3"].iterrows(), conversation.utterances, strict=True):
         now = sllm.sentence(codes.codes[u.id])
         if row["turn"]:
-            loss, = memory.write([past[-n_r:]], [now])
+            loss, = written(memory, [past[-n_r:]], [now])
             assert row["loss"] == pytest.approx(float(loss), abs=1e-4)
-        p = memory.read([torch.cat([past[-n_r:], now])])[0].numpy()
+        p = answered(memory, [torch.cat([past[-n_r:], now])])[0].numpy()
         np.testing.assert_allclose(row[P].to_numpy(dtype=float), p, atol=1e-4)
-        assert row["norm"] == pytest.approx(float(memory.lora.norm()), abs=1e-4)
+        assert row["norm"] == pytest.approx(float(memory.lora.norm([0])), abs=1e-4)
         past = torch.cat([past, now if history == "none" else sllm.sentence(codes.codes[u.id], int(p.argmax()))])
-    assert memory.optimizer.updates.tolist() == [13]  # 14 sentences
+    assert updates(memory) == 13  # 14 sentences
 
 
 @pytest.mark.parametrize("history", HISTORIES)
@@ -340,8 +345,8 @@ def test_the_swapped_memory_hears_the_donor_and_reads_the_target(settings, toy, 
     empty = torch.empty(0, dtype=torch.long)
     for turn, (_, row) in enumerate(table[table["conversation"] == heard.id].iterrows()):
         if 0 < turn < len(others):
-            memory.write([torch.cat([empty, *others[:turn]])[-n_r:]], [others[turn]])
-        p = memory.read([torch.cat([torch.cat([empty, *own[:turn]])[-n_r:], own[turn]])])[0]
+            written(memory, [torch.cat([empty, *others[:turn]])[-n_r:]], [others[turn]])
+        p = answered(memory, [torch.cat([torch.cat([empty, *own[:turn]])[-n_r:], own[turn]])])[0]
         np.testing.assert_allclose(row[P].to_numpy(dtype=float), p.numpy(), atol=1e-4)
         assert np.isnan(row["loss"]) == (not 0 < turn < len(others))
 
@@ -382,25 +387,25 @@ def test_where_the_gpu_cannot_hold_the_streams_half_as_many_go_on(holds, setting
     """A GPU that holds `holds` streams: the answers are those of as many streams from the start."""
     settings = settings.replace("evaluation.streams", 4)
     whole = predict(settings.replace("home", str(tmp_path / "whole")), *toy, tuned, "dpm")
-    plain, asked = DynamicParameterMemory._write, []
+    plain, asked = DynamicParameterMemory.write, []
 
-    def write(self, batch, streams):
+    def write(self, parts, streams):
         asked.append(self.streams)
         if len(streams) > holds:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return plain(self, batch, streams)
+        return plain(self, parts, streams)
 
-    monkeypatch.setattr(DynamicParameterMemory, "_write", write)
+    monkeypatch.setattr(DynamicParameterMemory, "write", write)
     close(predict(settings, *toy, tuned, "dpm"), whole)
     assert list(dict.fromkeys(asked)) == ([4, 2] if holds == 2 else [4, 2, 1])
     assert "CUDA out of memory: going on with 2 stream(s)" in capsys.readouterr().err
 
 
 def test_a_gpu_that_cannot_hold_one_stream_is_one_clear_error(settings, toy, tuned, monkeypatch):
-    def write(self, batch, streams):
+    def write(self, parts, streams):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(DynamicParameterMemory, "_write", write)
+    monkeypatch.setattr(DynamicParameterMemory, "write", write)
     with pytest.raises(UserError, match="cannot hold one conversation"):
         predict(settings, *toy, tuned, "dpm")
 

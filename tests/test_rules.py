@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import make_toy
+from conftest import answered, make_toy, written
 
-from dpmkit import memory
+from dpmkit import cheaper
+from dpmkit.cheaper import CheaperMemory
 from dpmkit.corpora.dynamics import forward_filter
 from dpmkit.finetune import Finetuned
 from dpmkit.memory import DynamicParameterMemory
@@ -24,29 +25,30 @@ def codes(turns, seed):
     return [rng.integers(0, 16, rng.integers(2, 9)) for _ in range(turns)]
 
 
-def written(sllm, conversation, inertia=None, speakers=(), **change):
-    memory = DynamicParameterMemory(sllm, dataclasses.replace(BASE, **change), inertia=inertia)
+def probabilities(sllm, conversation, inertia=None, speakers=(), **change):
+    memory = cheaper.memory(sllm, dataclasses.replace(BASE, **change), inertia=inertia)
     return np.array([t.probabilities for t in memory.listen(conversation, speakers=speakers)])
 
 
 def test_a_sharpened_own_answer_makes_the_next_one_surer(sharp):
     said = codes(1, 0)[0]
-    before = written(sharp, [said] * 2, lr=0.0)[-1]
-    after = written(sharp, [said] * 2, rule="emotion", target="sharpened", steps=3)[-1]
+    before = probabilities(sharp, [said] * 2, lr=0.0)[-1]
+    after = probabilities(sharp, [said] * 2, rule="emotion", target="sharpened", steps=3)[-1]
     assert after.max() > before.max() + 0.01 and after.argmax() == before.argmax()
 
 
 def test_the_filtered_target_is_the_inertia_filters_belief(sharp, monkeypatch):
     conversation, speakers = codes(5, 2), ["a", "b", "a", "a", "b"]
-    answered, taught, original = [], [], memory.taught
+    answered, taught, original = [], [], CheaperMemory._target
 
-    def watched(histories, speakers, answers, *rest):
-        answered.append(answers[0].numpy().astype(float))
-        taught.append(original(histories, speakers, answers, *rest)[0].numpy())
+    def watched(self, batch, streams, answers):
+        answered.append(answers.softmax(-1)[0].numpy().astype(float))
+        taught.append(original(self, batch, streams, answers)[0].numpy())
         return torch.from_numpy(taught[-1])[None]
 
-    monkeypatch.setattr(memory, "taught", watched)
-    written(sharp, conversation, CHAIN, speakers, rule="emotion", target="filtered")
+    monkeypatch.setattr(CheaperMemory, "_target", watched)
+    probabilities(sharp, conversation, CHAIN, speakers, rule="emotion", target="filtered")
+    answered, taught = answered[::2], taught[::2]  # once for the step, once to be kept
     expected = forward_filter(np.array(answered), speakers[1:], *CHAIN)  # the first sentence is not written
     np.testing.assert_allclose(taught, expected, atol=1e-6)
 
@@ -56,9 +58,9 @@ def test_both_is_the_sum_of_the_two_losses(sharp):
     sgd = {"optimizer": "sgd", "lr": 0.1, "target": "sharpened"}
 
     def moved(rule):
-        memory = DynamicParameterMemory(sharp, dataclasses.replace(BASE, rule=rule, **sgd))
+        memory = cheaper.memory(sharp, dataclasses.replace(BASE, rule=rule, **sgd))
         list(memory.listen(conversation))
-        return memory.lora.flat - memory.lora.fresh
+        return memory.lora.memories[0].detach() - memory.lora.fresh
 
     torch.testing.assert_close(moved("both"), moved("semantic") + moved("emotion"), atol=1e-6, rtol=1e-4)
 
@@ -68,47 +70,47 @@ def test_a_stream_is_the_same_alone_and_in_company_and_on_disk(rule, sharp, tmp_
     settings = dataclasses.replace(BASE, rule=rule, target="filtered")
     conversations, speakers = [codes(n, n) for n in (5, 3, 6)], [list("ababab")] * 3
     together = {0: [], 1: [], 2: []}
-    memory = DynamicParameterMemory(sharp, settings, 2, inertia=CHAIN)
+    memory = cheaper.memory(sharp, settings, 2, inertia=CHAIN)
     for number, turn in memory.batch(conversations, None, speakers):
         together[number].append(turn.probabilities)
     for number, conversation in enumerate(conversations):
-        memory = DynamicParameterMemory(sharp, settings, inertia=CHAIN)
+        memory = cheaper.memory(sharp, settings, inertia=CHAIN)
         first = [t.probabilities for t in memory.listen(conversation[:2], speakers=list("ab"))]
         memory.save(tmp_path / "m.safetensors")
-        memory = DynamicParameterMemory.load(tmp_path / "m.safetensors", sharp)
+        memory = CheaperMemory.load(tmp_path / "m.safetensors", sharp)
         rest = [t.probabilities for t in memory.listen(conversation[2:], fresh=False, speakers=list("abab"))]
         np.testing.assert_allclose(together[number], first + rest, atol=1e-4)
 
 
 def test_every_so_many_sentences_writes_each_token_once(sllm, monkeypatch):
-    rows = []
-    original = DynamicParameterMemory._write
-    monkeypatch.setattr(DynamicParameterMemory, "_write", lambda self, batch, streams: rows.append(
-        (batch.rows[0], batch.first[0])) or original(self, batch, streams))
+    steps = []
+    original = CheaperMemory.write
+    monkeypatch.setattr(CheaperMemory, "write", lambda self, parts, streams: steps.append(
+        parts[0]) or original(self, parts, streams))
     conversation = codes(8, 4)
-    turns = list(DynamicParameterMemory(sllm, dataclasses.replace(BASE, stepping="every-3")).listen(conversation))
+    turns = list(cheaper.memory(sllm, dataclasses.replace(BASE, stepping="every-3")).listen(conversation))
     assert [t.pieces for t in turns] == [0, 0, 0, 1, 0, 0, 1, 0]
     told = [sllm.sentence(c) for c in conversation]
-    for (row, first), part in zip(rows, (told[1:4], told[4:7]), strict=True):
-        assert first == 8 and torch.equal(row[first:], torch.cat(part))
+    for part, sentences in zip(steps, (told[1:4], told[4:7]), strict=True):
+        assert len(part.prefix) == 8 and torch.equal(part.piece, torch.cat(sentences))
 
 
 def test_a_reset_memory_forgets_its_steps_and_keeps_its_prefix(sharp):
     conversation = codes(7, 5)
-    reset = written(sharp, conversation, reset_every=3)
-    plain, frozen = written(sharp, conversation), written(sharp, conversation, lr=0.0)
+    reset = probabilities(sharp, conversation, reset_every=3)
+    plain, frozen = probabilities(sharp, conversation), probabilities(sharp, conversation, lr=0.0)
     np.testing.assert_allclose(reset[:3], plain[:3], atol=1e-6)
-    memory = DynamicParameterMemory(sharp, BASE)  # the fourth sentence, written into a fresh memory
+    memory = cheaper.memory(sharp, BASE)  # the fourth sentence, written into a fresh memory
     told = [sharp.sentence(c) for c in conversation]
     before = torch.cat(told[:3])[-8:]
-    memory.write([before], [told[3]])
-    np.testing.assert_allclose(reset[3], memory.read([torch.cat([before, told[3]])])[0], atol=1e-5)
+    written(memory, [before], [told[3]])
+    np.testing.assert_allclose(reset[3], answered(memory, [torch.cat([before, told[3]])])[0], atol=1e-5)
     assert np.abs(reset[3] - frozen[3]).max() > 1e-4
 
 
 def test_the_carried_cache_is_the_backbone_itself_while_nothing_falls_out(sharp):
     conversation = codes(4, 6)
-    cached = written(sharp, conversation, steps=0, prefix_states="reuse", read="before", prefix=40, sinks=4)
+    cached = probabilities(sharp, conversation, steps=0, prefix_states="reuse", read="before", prefix=40, sinks=4)
     told = torch.empty(0, dtype=torch.long)
     for p, said in zip(cached, conversation, strict=True):
         told = torch.cat([told, sharp.sentence(said)])
@@ -125,18 +127,19 @@ def test_sinks_are_the_first_tokens_and_bear_on_the_answer(sharp):
     from dpmkit.sllm import EmotionSLLM
     sllm = EmotionSLLM.create(dataclasses.replace(one_block.backbone, window=64), one_block.finetune, 16,
                               ("neu", "hap", "sad", "ang"), 0).eval()
-    kept, fell = (np.abs(written(sllm, conversation, sinks=n, **setting)[-1]
-                         - written(sllm, other, sinks=n, **setting)[-1]).max() for n in (4, 0))
+    kept, fell = (np.abs(probabilities(sllm, conversation, sinks=n, **setting)[-1]
+                         - probabilities(sllm, other, sinks=n, **setting)[-1]).max() for n in (4, 0))
     assert kept > 1e-6 and fell < 1e-7
 
 
 def test_steps_of_zero_leave_the_memory_alone_and_still_say_l_t(sllm):
-    turns = list(DynamicParameterMemory(sllm, dataclasses.replace(BASE, steps=0)).listen(codes(3, 8)))
+    turns = list(cheaper.memory(sllm, dataclasses.replace(BASE, steps=0)).listen(codes(3, 8)))
     assert turns[-1].norm == 0 and np.isfinite(turns[-1].loss)
 
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"memory.sinks": 4}, "memory.prefix_states = reuse"),
+    ({"memory.prefix_states": "reuse", "memory.stepping": "stride-8"}, "reuse goes with"),
     ({"memory.rule": "emotion", "memory.stepping": "every-2"}, "memory.stepping = sentence"),
     ({"memory.rule": "kindness"}, "memory.rule must be 'semantic', 'emotion' or 'both'"),
     ({"memory.stepping": "every-0"}, "every-N")])
@@ -147,7 +150,7 @@ def test_rules_that_cannot_go_together_are_refused(change, message):
 
 def test_a_filtered_target_without_transitions_is_refused(sllm):
     with pytest.raises(UserError, match="inertia"):
-        DynamicParameterMemory(sllm, dataclasses.replace(BASE, rule="emotion", target="filtered"))
+        cheaper.memory(sllm, dataclasses.replace(BASE, rule="emotion", target="filtered"))
 
 
 # -- through the protocols ---------------------------------------------------------------------------------
@@ -179,7 +182,7 @@ def test_a_memory_a_speaker_goes_through_all_of_the_speakers_conversations(setti
     ids = [(c.id, turn, u.id) for c in corpus.select(corpus.folds[0].test) for turn, u in enumerate(c.utterances)]
     assert list(zip(table["conversation"], table["turn"], table["utterance"], strict=True)) == ids
     one = table[table["speaker"] == "s1a"]
-    heard = list(DynamicParameterMemory(tuned.sllm, dataclasses.replace(settings.memory, scope="conversation"),
+    heard = list(cheaper.memory(tuned.sllm, dataclasses.replace(settings.memory, scope="conversation"),
                                         seed=settings.seed).listen([spoken.codes[u] for u in one["utterance"]]))
     np.testing.assert_allclose(one[P], np.array([t.probabilities for t in heard]), atol=1e-4)
 
