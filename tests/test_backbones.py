@@ -17,8 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dpmkit import backbones, cheaper, finetune
-from dpmkit.algorithm1 import algorithm1
-from dpmkit.bench import merged
+from dpmkit.algorithm1 import algorithm1, merged
 from dpmkit.memory import DynamicParameterMemory
 from dpmkit.settings import BackboneSettings, FinetuneSettings, MemorySettings, Settings, UserError
 from dpmkit.sllm import EmotionSLLM

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make_settings, make_toy
 
-from dpmkit import bench, codes, corpora, finetune, report, tables
+from dpmkit import bench, codes, corpora, cost, estimate, finetune, report, tables
 
 
 @pytest.fixture
@@ -48,17 +48,17 @@ def test_every_rung_is_timed_beside_the_loop_and_compared_with_exact(prepared, s
 
 
 def test_a_killed_bench_keeps_the_rounds_before(prepared, monkeypatch):
-    timed, rounds = bench._timed, []
+    seconds, rounds = cost.seconds, []
     monkeypatch.setattr(bench, "RUNGS", {"exact": {}, "reuse": {"prefix_states": "reuse"}})
 
     def killed(work, device):
         rounds.append(work)
         if len(rounds) > 3 + 1:  # in the second round of three arms
             raise KeyboardInterrupt
-        return timed(work, device)
+        return seconds(work, device)
 
-    monkeypatch.setattr(bench, "_timed", killed)
-    monkeypatch.setattr(bench, "_peak", lambda _: {"torch.float32": 1.0})
+    monkeypatch.setattr(cost, "seconds", killed)
+    monkeypatch.setattr(estimate, "matmul_rate", lambda *_: 1.0)
     with pytest.raises(KeyboardInterrupt):
         bench.memory(prepared.replace("memory.prefix", 8).replace("ablation.conversations", 1))
     record, = (prepared.own_path / "bench").glob("memory*.json")
@@ -79,5 +79,5 @@ def test_a_stream_of_minutes_is_heard_in_ten_parts(prepared):
 def test_cost_against_history_has_every_path_at_every_length(prepared):
     path = bench.context(prepared.replace("memory.prefix", 8))
     rows = json.loads(path.read_text(encoding="utf-8"))["results"]["rows"]
-    assert {(r["codes"], r["path"]) for r in rows} == {(n, p) for n in (100, 200) for p in bench.PATHS}
+    assert {(r["codes"], r["path"]) for r in rows} == {(n, p) for n in (100, 200) for p in cost.PATHS}
     assert all(r["seconds"] > 0 for r in rows) and "cost against history" in report.page([], prepared.own_path)

@@ -8,7 +8,7 @@ import torch
 from conftest import make_toy
 from torch._subclasses import FakeTensorMode
 
-from dpmkit import bench, speakers
+from dpmkit import cost, speakers
 from dpmkit.finetune import Finetuned
 from dpmkit.settings import MemorySettings
 
@@ -19,14 +19,14 @@ def test_peak_memory_sees_what_was_held_for_a_moment():
             held = np.ones(8_000_000)  # 64 MB
             held += 1
 
-    got = bench.measured(work, torch.device("cpu"))
+    got = cost.measured(work, torch.device("cpu"))
     assert 50e6 < got["peak_bytes"] < 200e6 and got["seconds"] > 0
 
 
-@pytest.mark.parametrize("path", bench.PATHS)
+@pytest.mark.parametrize("path", cost.PATHS)
 def test_every_path_is_measured_beyond_the_window(sllm, path):
     codes = np.random.default_rng(0).integers(0, sllm.vocabulary.codebook_size, 4 * sllm.window)
-    got = bench.label_after(sllm, codes, 8, MemorySettings(rank=2, alpha=2.0, prefix=8, lr=1e-3), path)
+    got = cost.label_after(sllm, codes, 8, MemorySettings(rank=2, alpha=2.0, prefix=8, lr=1e-3), path)
     assert got["seconds"] > 0 and got["peak_bytes"] >= 0
 
 
@@ -34,10 +34,10 @@ def test_a_method_costs_what_it_does_and_keeps_what_it_keeps(sharp, settings, tm
     settings = settings.replace("speaker.dimensions", 3)
     corpus, codes = make_toy(turns=(6, 7, 9), seed=5)
     tuned, test = Finetuned(sharp, "sharp", tmp_path, [], 0), corpus.select(corpus.folds[0].test)
-    spent = {m: bench.of_method(settings, tuned, codes, test, corpus.emotions, m)
+    spent = {m: cost.of_method(settings, tuned, codes, test, corpus.emotions, m)
              for m in ("current", "window", "dpm")}
     model, power, _ = speakers.fitted(settings, corpus, codes, tuned)
-    spent["speaker-memory"] = bench.of_speakers(settings, tuned, codes, test, corpus.emotions, model, power)
+    spent["speaker-memory"] = cost.of_speakers(settings, tuned, codes, test, corpus.emotions, model, power)
     flops = {m: row["flops_per_sentence"] for m, row in spent.items()}
     assert flops["current"] < flops["window"] < flops["dpm"] / 3  # a write: a forward, and a backward of two
     assert flops["speaker-memory"] == pytest.approx(flops["current"], rel=0.2)  # the same forward, padded otherwise
@@ -61,8 +61,8 @@ def test_fused_attention_is_counted_with_grouped_queries_on_a_gpu_and_on_a_cpu(k
         return lambda: fused(q, k, v, *([None, False] if "efficient" in way else []))
 
     with FakeTensorMode():
-        assert bench.flops(work("cuda", "flash_")) == bench.flops(work("cuda", "efficient_")) == 2 * once
+        assert cost.flops(work("cuda", "flash_")) == cost.flops(work("cuda", "efficient_")) == 2 * once
     q, k = (torch.zeros(3, heads, n, 16, requires_grad=True) for heads, n in ((8, 5), (kv_heads, 7)))
     attend = functools.partial(torch.nn.functional.scaled_dot_product_attention, q, k, k, enable_gqa=True)
-    assert bench.flops(attend) == 2 * once
-    assert bench.flops(attend().sum().backward) == 5 * once  # the scores once more, and four of the way back
+    assert cost.flops(attend) == 2 * once
+    assert cost.flops(attend().sum().backward) == 5 * once  # the scores once more, and four of the way back
