@@ -124,7 +124,7 @@ COMPARED = {
     "dpm - dpm-swapped": ("its own memory", "another conversation's"),
     "dpm-tuned - window": ("DPM at the rate that validation chose", "the window"),
     "dpm-tuned - dpm-tuned-swapped": ("its own memory", "another conversation's"),
-    "speaker-memory - speaker-head + filter": ("the memory of speakers (told who speaks)",
+    "speaker-memory - speaker-head + filter": ("the memory of speakers (which knows who speaks)",
                                                "its head under the filter without one"),
     "speaker-memory - speaker-memory-swapped": ("its own offsets", "another's"),
 }
@@ -297,13 +297,13 @@ def plan(results: dict[str, Any]) -> pd.DataFrame:
         shares = cells[["training", "writing", "reading"]].mean() / 1e15
         out.append({
             "corpus": r["corpus"], "profile": r["profile"], "folds x seeds": f"{len(cells)} x {r['seeds']}",
-            "PFLOP a cell: 02, writes, reads": ", ".join(f"{v:,.0f}" for v in shares),
+            "PFLOP per cell: 02, writes, reads": ", ".join(f"{v:,.0f}" for v in shares),
             "GB in training": f"{cells['gigabytes'].max():.0f}",
             "rate": f"{r['teraflops']:.3g} TFLOP/s {'measured here' if r['measured_here'] else 'given'}, "
                     f"{r['utilisation']:.0%} of it reached",
             "GPU hours": f"{r['gpu_hours']:.1f}",
             **{f"hours on {n} GPU{'s' * (n != '1')}": f"{h:.1f}" for n, h in r["hours_on"].items()},
-            "cost": f"{r['gpu_hours'] * r['price']:,.0f} at {r['price']:g} a GPU hour" if r["price"] else ""})
+            "cost": f"{r['gpu_hours'] * r['price']:,.0f} at {r['price']:g} per GPU hour" if r["price"] else ""})
     return pd.DataFrame(out)
 
 
@@ -326,9 +326,9 @@ def context(results: dict[str, Any]) -> pd.DataFrame:
 # Kind of bench -> its title, its table, and what is to be known of it.
 BENCHES = {
     "memory": ("the memory's rungs", rungs,
-               "Sentences a second, one write and one read each: medians of rounds in which the arms take turns, "
+               "Sentences per second, one write and one read each: medians of rounds in which the arms take turns, "
                "with the lowest and highest; the matmul peak is that of a large product in the same precision. The "
-               "loop is Algorithm 1 written with PEFT, a fresh adapter and AdamW a conversation. WA and answers: "
+               "loop is Algorithm 1 written with PEFT, a fresh adapter and AdamW per conversation. WA and answers: "
                "the trained SLLM on validation conversations."),
     "context": ("cost against history", context,
                 "Until the last sentence of a recording has its label, after so many codes of history: seconds, "
@@ -338,7 +338,7 @@ BENCHES = {
              "cell on one GPU; cost is GPU hours at the price that was given."),
     "threads": ("how threads wait", threads,
                 "How torch's threads wait, beside other work and not: sentences of the memory and steps of "
-                "training a second, medians of rounds in which the arms take turns, lowest to highest."),
+                "training per second, medians of rounds in which the arms take turns, lowest to highest."),
     "stream": ("", stream, "One stream that is never reset, lr {lr:g}: validation conversations one after the "
                            "other, over and over."),
 }
