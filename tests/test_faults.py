@@ -199,8 +199,6 @@ def sounds():
 
 # What is not an audio file is told in a reader's own words where it looks before it hears.
 ELSEWHERE = {
-    **{("manifest", name): ("is no file",) for name in ("folder", "full folder", "link to a folder")},
-    **{("manifest", name): ("cannot be reached",) for name in ("link to itself", "links in a ring")},
     ("emodb", "full folder"): ("is a folder", "a.wav: is not named like"),
     ("iemocap", "full folder"): ("is a folder", "a.wav: belongs to no annotated turn"),
     ("meld", "full folder"): ("is a folder", "a.wav: is not named"),

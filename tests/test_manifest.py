@@ -501,8 +501,8 @@ def test_audio_that_cannot_be_heard_is_listed_unless_it_is_most(tree, sounds):
     assert len(turns(corpus)) + len(corpus.skipped) == len(rows) and len(corpus.skipped) == 7
     assert Skipped("s0c1, s0c1u0: clips/s0c1/0.wav", "does not exist") in corpus.skipped
     reasons = {s.item.split(":")[0][-6:]: s.reason for s in corpus.skipped}
-    assert reasons["s0c1u1"] == "is empty (0 bytes)" and reasons["s1c1u0"] == reasons["s1c1u4"] == "is no file"
-    assert "cannot be reached (File name too long)" == reasons["s1c1u1"]
+    assert reasons["s0c1u1"] == "is empty (0 bytes)" and reasons["s1c1u0"] == "is a folder"
+    assert "cannot be read (File name too long)" == reasons["s1c1u1"]
     assert Skipped("s1c1, s1c1u4: null", "is no file") in corpus.skipped  # no path of a machine in a record
     assert next(u for u in turns(corpus) if u.id == "s1c1u5").audio.path == sounds / "d.wav"
     shutil.rmtree(root / "clips")

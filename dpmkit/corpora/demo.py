@@ -36,13 +36,9 @@ VOICES = ("f1", "f2", "f3", "f4", "f5", "Andrea", "Annie", "linda", "steph", "be
 
 # Knobs. Columns: pitch in semitones, range and rate in octaves (log2), loudness in dB, vocal effort (`filtered`).
 # Set on fold 1's training and validation speakers (sessions 2 to 5; they are tested in the other folds) before
-# anything was scored on its test speakers, and then left alone. Tried, WA on validation of single utterance /
-# inertia filter / oracle speaker offset / both (`dpmkit.baselines`):
-#   effects / 1.1, spread and noise both (1.6, .35, .10, 2.5, .20)   58.9 / 60.9 / 78.5 / 87.4
-#   effects / 1.1, spread and noise as below                         62.1 / 66.8 / 81.3 / 89.2
-#   as below                                                         64.9 / 69.5 / 84.6 / 91.3
-#   as below, 3 dB softer, where peaks are hardly ever limited (kept) 64.6 / 69.6 / 84.6 / 91.3
-# The last one where each of sessions 2 to 5 validates once, on average: 66.8 / 69.6 / 84.6 / 91.5.
+# anything was scored on its test speakers, and then left alone. Of four sets that were tried this one has, in WA
+# on validation, 64.6 by single utterances, 69.6 with the inertia filter, 84.6 with an oracle of speakers, 91.3 by
+# both.
 EFFECT = {
     "neu": np.array([0.0, 0.0, 0.0, 0.0, 0.0]),
     "hap": np.array([3.3, 0.66, 0.09, 1.7, 0.06]),

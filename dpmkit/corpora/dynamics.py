@@ -90,13 +90,12 @@ def emotion_prior(conversations: Iterable[Conversation], emotions: tuple[str, ..
 
 def forward_filter(posteriors: np.ndarray, speakers: Sequence[str], transition: np.ndarray,
                    prior: np.ndarray) -> np.ndarray:
-    """Posteriors given all of the speaker's turns up to now; shape (turns, emotions), rows sum to 1.
+    """Posteriors given all of the speaker's turns up to now; (turns, emotions), rows sum to 1.
 
-    The forward pass of a hidden Markov model, one chain a speaker within one conversation:
+    The forward pass of a hidden Markov model, one chain for each speaker of one conversation:
     belief_t ∝ (transition^T belief_{t-1}) * posterior_t / prior, belief before the first turn = `prior`.
-    `posteriors`: p(emotion | utterance), shape (turns, emotions), of every utterance, labelled or not.
-    `transition`: rows from, columns to, (emotions, emotions). `prior`: what the posteriors were trained with,
-    (emotions,). Causal: a row depends on no later one.
+    `posteriors`: p(emotion | utterance) of every utterance, labelled or not, (turns, emotions). `transition`: rows
+    from, columns to, (emotions, emotions). `prior`: what the posteriors were trained with, (emotions,).
     Raises ValueError where shapes do not fit or a row is not a distribution.
     """
     posteriors, transition, prior = (np.asarray(a, dtype=np.float64) for a in (posteriors, transition, prior))

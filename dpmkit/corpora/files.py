@@ -74,7 +74,7 @@ def listing(root: Path) -> str:
 
 
 def survey(settings: Settings, root: Path, paths: Iterable[Path]) -> Mapping[Path, File]:
-    """What became of each of `paths`, which lie below `root`; one that is missing has a fault, too."""
+    """What became of each of `paths`, most of them below `root`; one that is missing has a fault, too."""
     paths = list(dict.fromkeys(paths))
     kept = runs.artefact(settings, "files", _decoded, root=os.fsencode(root).hex())
     table = kept.folder / "files.parquet"
@@ -114,8 +114,8 @@ def _decoded(path: Path) -> File:
 
 
 def _stamp(root: Path, path: Path) -> tuple[bytes, int, int]:
-    """Name below the root (bytes: a name need not be UTF-8), size and time of change; -1 for a missing file."""
-    below = os.fsencode(path.relative_to(root).as_posix())
+    """Name below the root, if it is (bytes: a name need not be UTF-8), size, time of change; -1: missing."""
+    below = os.fsencode((path.relative_to(root) if path.is_relative_to(root) else path).as_posix())
     try:
         stat = path.stat()
         return below, stat.st_size, stat.st_mtime_ns

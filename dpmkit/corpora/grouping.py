@@ -42,7 +42,12 @@ def folds(source: object, conversations: Sequence[Conversation], splits: Mapping
     sessions = {c.session for c in conversations if weight[c.id]}
     apart = any(splits.values()) or len(sessions) >= 3
     if any(splits.values()):
-        made = (_given(source, splits),)
+        ids = {side: tuple(sorted(c for c, s in splits.items() if s == side))
+               for side in ("train", "validation", "test")}
+        if empty := [side for side in ids if not ids[side]]:
+            raise UserError(f"{source}, column split: no conversation that can be heard is of {empty[0]}; give it "
+                            "one, or empty the column, and folds are made")
+        made = (Fold(**ids),)
     elif (number := sum(w > 0 for w in weight.values())) < 3:
         raise UserError(f"{source}: {number} conversation(s) with an emotion can be heard; three are needed, one "
                         "each for training, validation and test")
@@ -64,17 +69,6 @@ def folds(source: object, conversations: Sequence[Conversation], splits: Mapping
         notes.append(f"{unknown} of {len(conversations)} conversations have unknown speakers, who count as new "
                      "ones in each: whether test voices were trained on cannot be known.")
     return made, apart and not shared and not unknown, (*notes, *lacking)
-
-
-def _given(source: object, splits: Mapping[str, str]) -> Fold:
-    """The fold that a column `split` gives."""
-    ids = {split: tuple(sorted(c for c, s in splits.items() if s == split))
-           for split in ("train", "validation", "test")}
-    for split, members in ids.items():
-        if not members:
-            raise UserError(f"{source}, column split: no conversation that can be heard is of {split}; give "
-                            "it one, or empty the column, and folds are made")
-    return Fold(**ids)
 
 
 def _dealt(unit: Mapping[str, str], weight: Mapping[str, int]) -> tuple[Fold, ...]:

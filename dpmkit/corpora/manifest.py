@@ -26,7 +26,6 @@ from __future__ import annotations
 import difflib
 import math
 import re
-import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,7 +87,7 @@ def load(settings: Settings) -> Corpus:
     rows, unread, faults = read_rows(path)
     # Before the table's faults are listed, as only then all are known; a second call decodes nothing again.
     places = {r.path: on_disk(root / r.path) for r in rows if 0 < len(r.path) <= LONGEST}
-    heard = _survey(settings, root, set(places.values()))
+    heard = files.survey(settings, root, sorted(set(places.values())))
     turns, unheard = _turns(places, rows, heard, faults)
     if faults:
         raise table.refusal(path, faults, "mend them and run again")
@@ -229,24 +228,6 @@ def _compare(rows: Sequence[Row], faults: table.Faults, times_known: bool) -> No
 
 
 # -- turns ---------------------------------------------------------------------------------------------------------
-
-def _survey(settings: Settings, root: Path, paths: Iterable[Path]) -> dict[Path, files.File]:
-    """What became of each path, be it below the root or not."""
-    out, bases = {}, defaultdict(list)
-    for path in sorted(paths):
-        try:
-            if stat.S_ISREG(path.stat().st_mode):
-                bases[root if path.is_relative_to(root) else Path(path.anchor)].append(path)
-            else:
-                out[path] = files.File(0.0, "", "is no file")
-        except FileNotFoundError:
-            out[path] = files.File(0.0, "", "does not exist")
-        except OSError as error:  # a name too long, a link to itself, a folder that may not be entered
-            out[path] = files.File(0.0, "", f"cannot be reached ({error.strerror})")
-    for base, below in bases.items():
-        out.update(files.survey(settings, base, below))
-    return out
-
 
 def _turns(places: Mapping[str, Path], rows: Sequence[Row], heard: Mapping[Path, files.File],
            faults: table.Faults) -> tuple[list[_Turn], list[tuple[Row, str]]]:
