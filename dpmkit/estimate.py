@@ -28,8 +28,7 @@ SPARE = 0.95  # of the memory at hand may be asked for
 UTILISATION = 0.4  # of the rate of a large product, which training reaches
 PUBLISHED = {"s3-v2-25hz": (6561, 25.0), "mimi": (2048, 12.5)}  # codes and rate where the setting is 0
 GPUS = (1, 15)  # that a plan's hours are shared out over
-PASSES = 2  # of a frozen backbone in a step: forward, and the gradient of its activations
-Forwards = Sequence[tuple[int, int, int]]  # rows, tokens per row and predicted tokens of each forward of an epoch
+PASSES = 2  # of a frozen backbone per step: forward, and the gradient of its activations
 
 
 @dataclass(frozen=True)
@@ -75,29 +74,30 @@ def shell(settings: Settings, codebook_size: int, emotions: tuple[str, ...]) -> 
     return EmotionSLLM(model, vocabulary, settings.backbone.window)
 
 
-def training(settings: Settings, shell: EmotionSLLM, forwards: Forwards) -> Estimate:
-    """What these forwards of an epoch take of memory and, in all epochs, of time, as autograd and AdamW do."""
-    tune, config, where = settings.finetune, shell.causal_lm.config, device(settings)
-    dtype, vocabulary = getattr(torch, settings.backbone.dtype), shell.vocabulary
-    linear = list(shell.linear_layers().values())
+def training(settings: Settings, sllm: EmotionSLLM, forwards: Sequence[tuple[int, int, int]]) -> Estimate:
+    """What an epoch of these forwards (rows, tokens per row, predicted tokens) takes of memory, and all epochs of
+    time; `sllm` may be a `shell`."""
+    tune, config, where = settings.finetune, sllm.causal_lm.config, device(settings)
+    dtype, vocabulary = getattr(torch, settings.backbone.dtype), sllm.vocabulary
+    linear = list(sllm.linear_layers().values())
     inside = sum(m.weight.numel() for m in linear)
     new = 2 * (vocabulary.size - vocabulary.base) * config.hidden_size  # of the embedding and the head
     own_head = vocabulary.base * config.hidden_size if config.tie_word_embeddings else 0
-    parameters = sum(p.numel() for p in shell.causal_lm.parameters()) + own_head + new
+    parameters = sum(p.numel() for p in sllm.causal_lm.parameters()) + own_head + new
     lora = tune.lora_rank * sum(m.in_features + m.out_features for m in linear)
     trained = lora + new if tune.lora_rank else parameters
-    largest = max(rows * longest for rows, longest, _ in forwards)
+    rows, longest, predicted = np.array(forwards).T
+    tokens, largest = int((rows * longest).sum()), int((rows * longest).max())
     classes = vocabulary.codebook_size + 1 if tune.loss_vocabulary == "codes" else vocabulary.size
     own = 4 if tune.lora_rank else 0  # PEFT keeps what it trains in float32, beside the backbone's rows
     memory = {"weights": parameters * dtype.itemsize + own * trained,
               "optimiser": trained * (8 + 4),  # AdamW's moments and the gradient
               "activations": largest * _activations(config, dtype.itemsize, tune),
-              "logits": max(asked for *_, asked in forwards) * classes * (dtype.itemsize + 3 * 4)}
-    tokens = sum(rows * longest for rows, longest, _ in forwards)
+              "logits": int(predicted.max()) * classes * (dtype.itemsize + 3 * 4)}
     passes = (4 if tune.checkpointing else 3) - (1 if tune.lora_rank else 0)  # frozen weights get no gradient
-    attention = sum(rows * longest ** 2 for rows, longest, _ in forwards) * 4 * config.hidden_size
+    attention = int((rows * longest ** 2).sum()) * 4 * config.hidden_size
     flops = passes * 2 * inside * tokens + (passes + 1) * attention * config.num_hidden_layers
-    flops += 3 * 2 * sum(asked for *_, asked in forwards) * classes * config.hidden_size
+    flops += 3 * 2 * int(predicted.sum()) * classes * config.hidden_size
     available = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else _free_memory()
     return Estimate(parameters, trained, tokens, largest, memory, flops * tune.epochs, matmul_rate(where, dtype),
                     available, torch.cuda.get_device_name(where) if where.type == "cuda" else "CPU")

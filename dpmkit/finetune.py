@@ -37,7 +37,7 @@ UNLABELLED = -100  # as torch's cross-entropy has it
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A frozen SLLM, the key of its artefact, and its history: one row an epoch."""
+    """A frozen SLLM, the key of its artefact, and its history: one row per epoch."""
 
     sllm: EmotionSLLM
     key: str
@@ -67,7 +67,7 @@ def train(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> Finetuned:
 
 
 def keyed(tune: FinetuneSettings) -> FinetuneSettings:
-    """As it enters a key: a step of several processes is one of a larger batch."""
+    """As it enters a key: several processes' step is that of one with a larger batch."""
     return replace(tune, batch=tune.batch * runs.world())
 
 
@@ -242,7 +242,7 @@ def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate
 
 def _one_gpu(arguments: TrainingArguments, where: torch.device) -> None:
     """Each process trains on one GPU, the one asked for. Transformers would take cuda:0, and give each of all GPUs
-    of the machine `finetune.batch` dialogues a step (nn.DataParallel)."""
+    of the machine `finetune.batch` dialogues per step (nn.DataParallel)."""
     if where.type != "cuda":
         return
     if arguments.world_size > 1:
@@ -326,7 +326,7 @@ class _Trainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
         try:
             super()._save_checkpoint(model, trial)
-        except (OSError, SafetensorError, RuntimeError) as error:  # torch.save tells a full disk as the last
+        except (OSError, SafetensorError, RuntimeError) as error:  # the last: torch.save of a full disk
             raise UserError(f"cannot write {self.args.output_dir}: {' '.join(str(error).split())[:120]}; free some "
                             "disk, then run again: training goes on from its last checkpoint") from error
 

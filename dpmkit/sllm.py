@@ -211,7 +211,7 @@ class EmotionSLLM(nn.Module):
         return self.emotions_after(self._hidden(prefixes), prefixes)
 
     def emotion_logits_in_chunks(self, prefix: Tensor, chunk: int) -> Tensor:
-        """Emotion logits, (emotions,), after a prefix heard `chunk` tokens at a time, keys and values kept."""
+        """Emotion logits, (emotions,), after a prefix taken `chunk` tokens at a time, keys and values kept."""
         decoder, past = self.causal_lm.get_decoder(), DynamicCache(config=self.causal_lm.config)
         for part in prefix.split(chunk):
             hidden = decoder(inputs_embeds=self.embedded([part]), past_key_values=past,
