@@ -21,7 +21,7 @@ from dpmkit.tokenizers import kmeans, mimi, s3, ssl
 # the modules' parts that run count: of `codes`, an SLLM is made with the class CorpusCodes alone.
 SOUND = "audio"
 SLLM = "backbones finetune sllm tokenizers.checkpoint"
-LISTEN = f"{SLLM} cheaper memory protocols"
+LISTEN = f"{SLLM} cheaper lora memory protocols"
 CODES = f"tokenizers.acoustics codes corpora.base corpora.files tokenizers tokenizers.protocol {SOUND}"
 STAGES = {
     "demo": ((demo.load,), "corpora.demo corpora.composed corpora.base corpora.dynamics corpora.espeak audio"),
