@@ -1,15 +1,10 @@
-"""Settings that refuse by name; artefacts that are whole or absent, under a key that changes when they would."""
+"""Settings refuse by name what they do not know, what is out of range and what contradicts."""
 
-import copy
 import dataclasses
-import errno
 import json
-import os
-from pathlib import Path
 
 import pytest
 
-from dpmkit import runs
 from dpmkit.settings import PROFILES, MemorySettings, Settings, UserError
 
 
@@ -101,95 +96,6 @@ def test_roots(tmp_path):
     with pytest.raises(UserError, match="not a folder"):
         _ = settings.replace("root", "file").root_path
     assert settings.home_path == tmp_path.resolve() and settings.results_path == tmp_path / "results" / "demo-demo"
-
-
-# -- runs --------------------------------------------------------------------------------------------------
-
-
-def write(path, text):
-    with runs.atomic(path) as temporary:
-        temporary.write_text(text)
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "deep" / "table.parquet"
-    write(path, "old")
-    with pytest.raises(KeyError), runs.atomic(path) as temporary:
-        assert temporary.suffix == ".parquet" and temporary.parent == path.parent
-        temporary.write_text("half")
-        raise KeyError
-    with pytest.raises(KeyboardInterrupt), runs.atomic(path) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-    assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["table.parquet"]
-    write(path, "new")
-    assert path.read_text() == "new" and [p.name for p in path.parent.iterdir()] == ["table.parquet"]
-
-
-@pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
-def test_a_full_disk_is_the_user_s_to_mend(moment, tmp_path, monkeypatch):
-    path = tmp_path / "record.json"
-    write(path, "old")
-
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    where = {"write": (Path, "write_text"), "fsync": (os, "fsync"), "replace": (os, "replace")}[moment]
-    monkeypatch.setattr(*where, full)
-    with pytest.raises(UserError, match=r"cannot write .*record\.json: No space left on device; free some disk"):
-        runs.write_json(path, {"a": 1})
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-
-
-def test_a_disk_that_is_really_full(tmp_path, small_disk):
-    write(tmp_path / "text", "old")
-    with small_disk(), pytest.raises(UserError, match=r"cannot write .*text: .*free some disk"):
-        write(tmp_path / "text", "x" * 100_000)
-    assert (tmp_path / "text").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_folder_that_cannot_be_made(tmp_path):
-    (tmp_path / "runs").touch()
-    settings = Settings.of("smoke", {"home": str(tmp_path)})
-    with pytest.raises(UserError, match=r"cannot make .*runs.*home="):
-        runs.folder(settings, "codes", "abc")
-    with pytest.raises(UserError, match="cannot write"):
-        write(tmp_path / "runs" / "below", "x")
-
-
-def test_json_is_readable_and_keeps_its_order(tmp_path):
-    runs.write_json(tmp_path / "a.json", {"b": 1, "a": ["ü"]})
-    assert "".join((tmp_path / "a.json").read_text(encoding="utf-8").split()) == '{"b":1,"a":["ü"]}'
-    with pytest.raises(ValueError, match="JSON"):
-        runs.write_json(tmp_path / "a.json", {"b": float("nan")})
-    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"b": 1, "a": ["ü"]}
-
-
-def test_a_key_changes_with_every_setting():
-    def moved(value):
-        if isinstance(value, tuple):
-            return (*value, value[-1])
-        return f"{value}x" if isinstance(value, str) else value + 1
-
-    def key_with(name, value):  # allowed or not
-        settings = copy.deepcopy(base)
-        group, _, leaf = name.rpartition(".")
-        object.__setattr__(getattr(settings, group) if group else settings, leaf, value)
-        return runs.key(settings)
-
-    base = Settings.of("smoke")
-    keys = {name: key_with(name, moved(value)) for name, value in base.flat().items()}
-    assert len({*keys.values(), runs.key(base)}) == len(keys) + 1
-    assert runs.key(Settings.of("smoke")) == runs.key(base)
-
-
-def test_a_key_does_not_change_with_a_dict_s_order_but_with_a_list_s():
-    assert runs.key({"a": 1, "b": {"c": 2, "d": 3}}) == runs.key({"b": {"d": 3, "c": 2}, "a": 1})
-    assert runs.key(["a", "b"]) != runs.key(["b", "a"])
-    assert runs.key("a", "b") != runs.key("ab") and runs.key(1) != runs.key("1") != runs.key(None)
-    assert runs.key((1, 2)) == runs.key([1, 2])
-    with pytest.raises(TypeError, match="cannot hash set"):
-        runs.key({1})  # its order is not the same in every process
 
 
 def test_settings_are_frozen():

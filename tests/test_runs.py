@@ -1,6 +1,8 @@
-"""Keys move with what an artefact is made by and from, and with nothing else; one process at a time makes one."""
+"""Keys move with what an artefact is made by and from, and with nothing else; one process makes it, whole or not."""
 
 import ast
+import copy
+import errno
 import json
 import os
 import subprocess
@@ -15,6 +17,7 @@ import pytest
 
 from dpmkit import audio, baselines, codes, finetune, protocols, robustness, runs, speakers
 from dpmkit.corpora import demo, files, iemocap, labelled, manifest, meld
+from dpmkit.settings import Settings, UserError
 from dpmkit.tokenizers import kmeans, mimi, s3, ssl
 
 # What each stage runs through: a change in one of these modules moves its key, a change in any other does not. Only
@@ -97,7 +100,7 @@ def test_comments_layout_and_docstrings_do_not_count_and_anything_else_does(tmp_
     assert version(f"{text[:head]}def unused():\n    return 1\n\n\n{text[head:]}") == version(text)
 
 
-# -- what enters by value ------------------------------------------------------------------------------------------
+# -- what enters by value --------------------------------------------------------------------------
 
 def test_a_step_of_several_processes_is_keyed_as_one_of_a_larger_batch(settings, monkeypatch):
     two = settings.replace("finetune.batch", 2).finetune
@@ -142,7 +145,7 @@ def test_a_record_tells_the_packages_of_what_made_its_artefacts(settings, toy, t
     assert origins()["sllm"] == {"commit": "0123456789ab", "packages": {"torch": "1.0"}}
 
 
-# -- two processes on one key --------------------------------------------------------------------------------------
+# -- two processes on one key ----------------------------------------------------------------------
 
 HELD = """
 import sys, time
@@ -240,3 +243,91 @@ def test_what_is_made_needs_no_lock_and_no_right_to_write(settings, tmp_path):
     with made.making(made.folder / "there", made.folder / "other") as absent:
         assert absent
     assert {p.name for p in made.folder.iterdir()} >= {"made.json", "there"}
+
+
+# -- files, and keys of values ---------------------------------------------------------------------
+
+def write(path, text):
+    with runs.atomic(path) as temporary:
+        temporary.write_text(text)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "deep" / "table.parquet"
+    write(path, "old")
+    with pytest.raises(KeyError), runs.atomic(path) as temporary:
+        assert temporary.suffix == ".parquet" and temporary.parent == path.parent
+        temporary.write_text("half")
+        raise KeyError
+    with pytest.raises(KeyboardInterrupt), runs.atomic(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["table.parquet"]
+    write(path, "new")
+    assert path.read_text() == "new" and [p.name for p in path.parent.iterdir()] == ["table.parquet"]
+
+
+@pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
+def test_a_full_disk_is_the_user_s_to_mend(moment, tmp_path, monkeypatch):
+    path = tmp_path / "record.json"
+    write(path, "old")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    where = {"write": (Path, "write_text"), "fsync": (os, "fsync"), "replace": (os, "replace")}[moment]
+    monkeypatch.setattr(*where, full)
+    with pytest.raises(UserError, match=r"cannot write .*record\.json: No space left on device; free some disk"):
+        runs.write_json(path, {"a": 1})
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_is_really_full(tmp_path, small_disk):
+    write(tmp_path / "text", "old")
+    with small_disk(), pytest.raises(UserError, match=r"cannot write .*text: .*free some disk"):
+        write(tmp_path / "text", "x" * 100_000)
+    assert (tmp_path / "text").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "runs").touch()
+    settings = Settings.of("smoke", {"home": str(tmp_path)})
+    with pytest.raises(UserError, match=r"cannot make .*runs.*home="):
+        runs.folder(settings, "codes", "abc")
+    with pytest.raises(UserError, match="cannot write"):
+        write(tmp_path / "runs" / "below", "x")
+
+
+def test_json_is_readable_and_keeps_its_order(tmp_path):
+    runs.write_json(tmp_path / "a.json", {"b": 1, "a": ["ü"]})
+    assert "".join((tmp_path / "a.json").read_text(encoding="utf-8").split()) == '{"b":1,"a":["ü"]}'
+    with pytest.raises(ValueError, match="JSON"):
+        runs.write_json(tmp_path / "a.json", {"b": float("nan")})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"b": 1, "a": ["ü"]}
+
+
+def test_a_key_changes_with_every_setting():
+    def moved(value):
+        if isinstance(value, tuple):
+            return (*value, value[-1])
+        return f"{value}x" if isinstance(value, str) else value + 1
+
+    def key_with(name, value):  # allowed or not
+        settings = copy.deepcopy(base)
+        group, _, leaf = name.rpartition(".")
+        object.__setattr__(getattr(settings, group) if group else settings, leaf, value)
+        return runs.key(settings)
+
+    base = Settings.of("smoke")
+    keys = {name: key_with(name, moved(value)) for name, value in base.flat().items()}
+    assert len({*keys.values(), runs.key(base)}) == len(keys) + 1
+    assert runs.key(Settings.of("smoke")) == runs.key(base)
+
+
+def test_a_key_does_not_change_with_a_dict_s_order_but_with_a_list_s():
+    assert runs.key({"a": 1, "b": {"c": 2, "d": 3}}) == runs.key({"b": {"d": 3, "c": 2}, "a": 1})
+    assert runs.key(["a", "b"]) != runs.key(["b", "a"])
+    assert runs.key("a", "b") != runs.key("ab") and runs.key(1) != runs.key("1") != runs.key(None)
+    assert runs.key((1, 2)) == runs.key([1, 2])
+    with pytest.raises(TypeError, match="cannot hash set"):
+        runs.key({1})  # its order is not the same in every process
