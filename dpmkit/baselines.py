@@ -103,6 +103,7 @@ class Classifier(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(shape.hidden), nn.Linear(shape.hidden, emotions))
 
     def forward(self, heard: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        """`loss` and what the Trainer scores; truth: labels, (utterances,)."""
         return _scored(self.logits(heard), truth)
 
     def logits(self, heard: Tensor) -> Tensor:
@@ -159,6 +160,7 @@ class Recurrent(nn.Module):
         self.head = nn.Linear(shape.hidden * (2 if bidirectional else 1), emotions)
 
     def forward(self, heard: Tensor, turns: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        """`loss` and what the Trainer scores; truth: labels, (batch, longest)."""
         return _scored(self.logits(heard, turns), truth)
 
     def logits(self, heard: Tensor, turns: Tensor) -> Tensor:
@@ -170,6 +172,7 @@ class Recurrent(nn.Module):
 
     @staticmethod
     def collate(items: Sequence[tuple[Tensor, Sequence[int]]]) -> dict[str, Tensor]:
+        """One batch of conversations, each its features and labels."""
         heard, labels = zip(*items, strict=True)
         truth = pad_sequence([torch.tensor(x) for x in labels], batch_first=True, padding_value=UNSCORED)
         return {"heard": pad_sequence(heard, batch_first=True), "turns": torch.tensor([len(h) for h in heard]),

@@ -1,4 +1,4 @@
-"""Keys move with what an artefact is made by and from, and with nothing else; one process makes it, whole or not."""
+"""Keys move with what an artefact is made by and from, and nothing else; one process makes it, whole or not."""
 
 import ast
 import copy

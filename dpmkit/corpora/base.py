@@ -40,6 +40,7 @@ class Utterance:
 
     @property
     def seconds(self) -> float:
+        """How long the turn is."""
         return self.end - self.start
 
 

@@ -60,6 +60,7 @@ class Row:
 
     @property
     def id(self) -> str:
+        """As its clip is called."""
         return f"{self.split}_dia{self.dialogue}_utt{self.number}"
 
 
