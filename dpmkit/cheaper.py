@@ -89,6 +89,7 @@ class CheaperMemory(DynamicParameterMemory):
         return {name: m for name, m in modules.items() if int(name.split(".")[0]) in blocks[-int(count):]}
 
     def reset(self, streams: Sequence[int] | None = None) -> None:
+        """As the exact memory's; what waits to be written, beliefs and kept states go, too."""
         super().reset(streams)
         for i in range(self.streams) if streams is None else streams:
             self.waiting[i], self.beliefs[i] = 0, {}
@@ -160,6 +161,7 @@ class CheaperMemory(DynamicParameterMemory):
     # -- what a step lowers -------------------------------------------------------------------------------------
 
     def write(self, parts: Sequence[Part], streams: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """As the exact memory's, by `memory.rule`."""
         parts = parts if isinstance(parts, Rows) else self._prepared(parts, streams)
         losses, answers = super().write(parts, streams)
         if self.settings.rule != "semantic" and self.settings.target == "filtered":
