@@ -2,6 +2,7 @@
 
 import dpmkit  # noqa: F401, I001 (first: it says how threads wait, which is asked once, with torch)
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,13 @@ def make_toy(sessions=5, turns=(1, 5, 6, 7), seed=0, preference=0.9):
     corpus = Corpus("toy", tuple(conversations), EMOTIONS, tuple(folds), (), f"toy{seed}")
     facts = {"tokenizer": "toy", "codebook_size": CODEBOOK, "frame_rate": 25.0}
     return corpus, CorpusCodes(f"toy{seed}", codes, {name: np.zeros(76) for name in codes}, facts)
+
+
+def changed(corpus, what, ids=None):
+    """The corpus with changes, `what(turn, utterance)`, of the utterances of these conversations (None: of all)."""
+    return replace(corpus, conversations=tuple(
+        replace(c, utterances=tuple(replace(u, **what(turn, u)) for turn, u in enumerate(c.utterances)))
+        if ids is None or c.id in ids else c for c in corpus.conversations))
 
 
 @pytest.fixture

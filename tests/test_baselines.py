@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_toy
+from conftest import changed, make_toy
 from sklearn.preprocessing import StandardScaler
 from transformers import Trainer
 
@@ -43,13 +43,6 @@ P = [f"p_{e}" for e in EMOTIONS]
 @pytest.fixture
 def toy():
     return make_toy(turns=(1, 5, 6, 12), seed=4)
-
-
-def changed(corpus, ids, what):
-    """The corpus with `what(turn, utterance)` in place of the utterances of these conversations."""
-    return dataclasses.replace(corpus, conversations=tuple(
-        c if c.id not in ids else dataclasses.replace(c, utterances=tuple(
-            what(turn, u) for turn, u in enumerate(c.utterances))) for c in corpus.conversations))
 
 
 def rows_of(corpus, split="test"):
@@ -110,8 +103,7 @@ def known_by_history():
         for turn, u in enumerate(c.utterances):
             features[u.id] = 100 + 7 * (0.3 * rng.normal(size=76) + np.repeat(np.eye(4)[kinds[turn]], 19))
             label[u.id] = EMOTIONS[kinds[max(0, turn - 1)]]
-    corpus = changed(corpus, {c.id for c in corpus.conversations},
-                     lambda _, u: dataclasses.replace(u, emotion=u.emotion and label[u.id]))
+    corpus = changed(corpus, lambda turn, u: {"emotion": u.emotion and label[u.id]})
     return corpus, dataclasses.replace(codes, features=features)
 
 
@@ -132,8 +124,8 @@ def test_a_network_learns_and_answers_every_utterance(network, tmp_path, monkeyp
 def test_a_network_hears_no_true_label_and_only_the_blstm_the_future(network):
     corpus, codes, settings = network.corpus, network.codes, short(network, 3)
     table, test, now = network.answer(settings, corpus, codes), corpus.folds[0].test, 3
-    turned = changed(corpus, test, lambda _, u: dataclasses.replace(
-        u, emotion=u.emotion and EMOTIONS[EMOTIONS.index(u.emotion) - 1]))
+    turned = changed(corpus, lambda turn, u: {
+        "emotion": u.emotion and EMOTIONS[EMOTIONS.index(u.emotion) - 1]}, test)
     other = network.answer(settings, turned, codes)
     assert (other["emotion"] != table["emotion"])[table["emotion"].notna()].all()
     np.testing.assert_array_equal(other[P], table[P])
@@ -152,7 +144,7 @@ def test_a_network_hears_no_true_label_and_only_the_blstm_the_future(network):
 def test_a_conversation_without_a_label_is_left_out_of_training(network):
     corpus, fold = network.corpus, network.corpus.folds[0]
     silent = {fold.train[1], fold.validation[1], fold.test[1]}
-    corpus = changed(corpus, silent, lambda _, u: dataclasses.replace(u, emotion=None))
+    corpus = changed(corpus, lambda turn, u: {"emotion": None}, silent)
     table = network.answer(short(network, 2, batch=1), corpus, network.codes)  # else a batch of nothing
     assert set(table["conversation"]) == set(fold.test) and np.isfinite(table[P].to_numpy()).all()
 
@@ -192,7 +184,7 @@ def test_unlabelled_utterances_are_heard_but_not_scored(network):
     corpus, codes, learning = network.corpus, network.codes, short(network, 2)
     table = recurrent(learning, corpus, codes)
     test = corpus.folds[0].test
-    some = changed(corpus, test, lambda turn, u: dataclasses.replace(u, emotion=None if turn == 4 else u.emotion))
+    some = changed(corpus, lambda turn, u: {"emotion": None if turn == 4 else u.emotion}, test)
     fewer = recurrent(learning, some, codes)  # which of them have a label changes no answer
     np.testing.assert_array_equal(fewer[P], table[P])
     assert fewer["emotion"].isna().sum() > table["emotion"].isna().sum() > 0
@@ -292,10 +284,7 @@ def test_last_true_repeats_the_speaker_s_last_label_and_no_later_one(settings, t
         if isinstance(row["emotion"], str):  # an unlabelled one leaves it as it is
             last[who] = row["emotion"]
     test = corpus.folds[0].test
-    turned = dataclasses.replace(corpus, conversations=tuple(
-        c if c.id not in test else dataclasses.replace(c, utterances=tuple(
-            dataclasses.replace(u, emotion="neu" if turn >= 3 else u.emotion)
-            for turn, u in enumerate(c.utterances))) for c in corpus.conversations))
+    turned = changed(corpus, lambda turn, u: {"emotion": "neu" if turn >= 3 else u.emotion}, test)
     other = last_true(settings, turned)
     np.testing.assert_array_equal(other.loc[other["turn"] <= 3, P], table.loc[table["turn"] <= 3, P])
     assert (other[P] != table[P]).to_numpy().any()
@@ -304,9 +293,7 @@ def test_last_true_repeats_the_speaker_s_last_label_and_no_later_one(settings, t
 def test_last_true_is_as_sure_as_training_speakers_stay_and_more_than_chance(settings):
     corpus, _ = make_toy(turns=(20, 20))
     for change, least in ((lambda turn: EMOTIONS[turn // 2 % 4], 0.25), (lambda turn: "neu", 0.9)):
-        made = dataclasses.replace(corpus, conversations=tuple(dataclasses.replace(c, utterances=tuple(
-            dataclasses.replace(u, emotion=change(turn)) for turn, u in enumerate(c.utterances)))
-            for c in corpus.conversations))
+        made = changed(corpus, lambda turn, u, change=change: {"emotion": change(turn)})
         sure = last_true(settings, made)[P].max(axis=1).to_numpy()[2:20]
         assert (sure == sure[0]).all() and least < sure[0] < least + 0.1
 
@@ -485,10 +472,8 @@ def test_the_filter_helps_where_emotions_last(settings):
     corpus, _ = make_toy(turns=(20,) * 12)
     kept = {}
     rng = np.random.default_rng(0)
-    corpus = dataclasses.replace(corpus, conversations=tuple(
-        dataclasses.replace(c, utterances=tuple(
-            dataclasses.replace(u, emotion=kept.setdefault((c.id, u.speaker), EMOTIONS[rng.integers(4)]))
-            for u in c.utterances)) for c in corpus.conversations))
+    corpus = changed(corpus, lambda turn, u: {
+        "emotion": kept.setdefault((u.id.split("u")[0], u.speaker), EMOTIONS[rng.integers(4)])})
     validation, table = (guesses(rows_of(corpus, split), 5, skill=0.8) for split in ("validation", "test"))
     assert metrics.wa(inertia(table, validation, settings, corpus), EMOTIONS) > metrics.wa(table, EMOTIONS) + 10
 
@@ -556,9 +541,7 @@ def test_nothing_but_an_oracle_s_offset_is_fitted_on_the_scored_split():
 def test_an_oracle_does_without_a_label_of_a_speaker():
     corpus, fold, features = simulated()
     ids = set(fold.validation[1:])
-    silent = dataclasses.replace(corpus, conversations=tuple(
-        dataclasses.replace(c, utterances=tuple(dataclasses.replace(u, emotion=None) for u in c.utterances))
-        if c.id in ids else c for c in corpus.conversations))
+    silent = changed(corpus, lambda turn, u: {"emotion": None}, ids)
     assert set(classifiers(silent, fold, features)["utterances"]) == {27}
 
 

@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import make_settings, make_toy
+from conftest import changed, make_settings, make_toy
 from safetensors.numpy import load_file
 
 from dpmkit import baselines, finetune, methods, metrics, protocols, speakers, tables
@@ -103,10 +103,8 @@ def run(sharp, tmp_path, monkeypatch):
         said = {u.id for c in corpus.select(ids) for u in c.utterances}
         made, spoken = corpus, codes
         if labels:
-            made = dataclasses.replace(corpus, conversations=tuple(
-                c if c.id not in ids else dataclasses.replace(c, utterances=tuple(
-                    dataclasses.replace(u, emotion=u.emotion and EMOTIONS[EMOTIONS.index(u.emotion) - 1])
-                    for u in c.utterances)) for c in corpus.conversations))
+            made = changed(corpus, lambda turn, u: {
+                "emotion": u.emotion and EMOTIONS[EMOTIONS.index(u.emotion) - 1]}, ids)
         if sounds:
             spoken = dataclasses.replace(
                 codes, codes={i: 15 - c if i in said else c for i, c in codes.codes.items()},

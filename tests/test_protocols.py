@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import answered, make_toy, written
+from conftest import answered, changed, make_toy, written
 
 from dpmkit import metrics, protocols
 from dpmkit.finetune import Finetuned
@@ -17,7 +17,8 @@ from dpmkit.settings import UserError
 EMOTIONS = ("neu", "hap", "sad", "ang")
 P = [f"p_{e}" for e in EMOTIONS]
 HISTORIES = ("none", "predicted")
-BOTH = pytest.mark.parametrize(("method", "history"), [(m, h) for m in METHODS for h in HISTORIES])
+PAIRS = [*((m, "none") for m in METHODS), *((m, "predicted") for m in ("window", "dpm", "dpm-swapped", "dpm-told"))]
+BOTH = pytest.mark.parametrize(("method", "history"), PAIRS)
 
 
 @pytest.fixture
@@ -44,9 +45,7 @@ def as_if_retrained(tuned, name):
 
 def relabelled(corpus, label):
     """The corpus with every utterance's emotion replaced by label(utterance)."""
-    return dataclasses.replace(corpus, conversations=tuple(
-        dataclasses.replace(c, utterances=tuple(dataclasses.replace(u, emotion=label(u)) for u in c.utterances))
-        for c in corpus.conversations))
+    return changed(corpus, lambda turn, u: {"emotion": label(u)})
 
 
 def close(one, two):
@@ -94,8 +93,7 @@ def test_earlier_utterances_do_change_later_predictions(method, settings, toy, t
     assert differ(one[one["emotion"].notna()], two[two["emotion"].notna()])
 
 
-@pytest.mark.parametrize("history", HISTORIES)
-@pytest.mark.parametrize("method", [m for m in METHODS if not METHODS[m].bound])
+@pytest.mark.parametrize(("method", "history"), [pair for pair in PAIRS if not METHODS[pair[0]].bound])
 def test_no_true_label_changes_a_prediction(method, history, settings, toy, tuned):
     settings = settings.replace("memory.history_emotions", history)
     corpus, codes = toy
@@ -118,8 +116,8 @@ def test_a_label_of_the_bound_reaches_later_predictions_of_its_conversation_alon
     codes = {**codes.codes, "s1c3u4": np.arange(60) % 16}  # in pieces
 
     def labelled(label):
-        changed = relabelled(corpus, lambda u: label if u.id == f"s1c3u{now}" else u.emotion)
-        test = changed.select(corpus.folds[0].test)
+        other = relabelled(corpus, lambda u: label if u.id == f"s1c3u{now}" else u.emotion)
+        test = other.select(corpus.folds[0].test)
         tables = protocols.listen(tuned.sllm, test, codes, corpus.emotions, settings.memory, "dpm-told", streams=3)
         return pd.concat(list(tables)).sort_values(["conversation", "turn"], ignore_index=True)
 
@@ -294,21 +292,15 @@ def test_a_long_sentence_is_written_in_pieces_and_counted(prefix, pieces, settin
     assert table.loc[name, "loss"] == pytest.approx(np.mean(losses), abs=1e-5)
 
 
-def test_one_token_more_than_the_window_without_a_prefix(settings, toy, tuned):
-    # The last piece is <audio_end> alone, after nothing: nothing to predict, and no crash.
+@pytest.mark.parametrize(("prefix", "length", "pieces"), [
+    (16, 47, 1),  # 64 - 16 = 48 tokens: 47 codes and <audio_end>
+    (16, 48, 2),
+    (0, 64, 2)])  # the last piece is <audio_end> alone, after nothing: nothing to predict, and no crash
+def test_the_longest_sentence_that_goes_in_one_piece(prefix, length, pieces, settings, toy, tuned):
     corpus, codes = toy
-    codes = dataclasses.replace(codes, codes={**codes.codes, "s1c2u4": np.arange(64) % 16})
-    table = predict(settings.replace("memory.prefix", 0), corpus, codes, tuned, "dpm").set_index("utterance")
-    assert table.loc["s1c2u4", "pieces"] == 2 and np.isfinite(table[P]).all(axis=None)
-
-
-def test_a_longest_sentence_that_fits_goes_in_one_piece(settings, toy, tuned):
-    corpus, codes = toy
-    for extra in (0, 1):  # 64 - 16 = 48 tokens: 47 codes and <audio_end>
-        said = {**codes.codes, "s1c2u4": np.arange(47 + extra) % 16}
-        table = predict(settings, corpus, dataclasses.replace(codes, codes=said),
-                        as_if_retrained(tuned, f"{extra}"), "dpm").set_index("utterance")
-        assert table.loc["s1c2u4", "pieces"] == 1 + extra
+    codes = dataclasses.replace(codes, codes={**codes.codes, "s1c2u4": np.arange(length) % 16})
+    table = predict(settings.replace("memory.prefix", prefix), corpus, codes, tuned, "dpm").set_index("utterance")
+    assert table.loc["s1c2u4", "pieces"] == pieces and np.isfinite(table[P]).all(axis=None)
 
 
 # -- the swapped control -----------------------------------------------------------------------------------

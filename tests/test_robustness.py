@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import import_silero, make_toy
+from conftest import changed, import_silero, make_toy
 
 from dpmkit import audio, codes, corpora, plots, robustness
 from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance
@@ -140,8 +140,7 @@ def test_babble_is_of_strangers_of_the_split(tones):
 
 def test_babble_of_acquaintances_where_there_are_no_strangers(tones):
     settings, corpus, _ = tones
-    first, second = (dataclasses.replace(c, utterances=tuple(
-        dataclasses.replace(u, speaker="x") for u in c.utterances)) for c in corpus.conversations[:2])
+    first, second = changed(corpus, lambda turn, u: {"speaker": "x"}).conversations[:2]
     shared = dataclasses.replace(second, utterances=(*second.utterances, first.utterances[0]))
     small = dataclasses.replace(corpus, conversations=(first, shared), folds=(Fold((), (), ("c0", "c1")),))
     wave = heard(settings, small, first, Disturbance("babble", 0.0))[0] - render(first)[0]
@@ -225,10 +224,8 @@ def test_same_seed_same_codes_whatever_else_is_asked_and_labelled(tones, disturb
     for path in (settings.home_path / "runs" / "disturbed").rglob("*.parquet"):
         path.unlink()
     # Other labels, another order, another company.
-    changed = dataclasses.replace(corpus, conversations=tuple(dataclasses.replace(c, utterances=tuple(
-        dataclasses.replace(u, emotion=None if u.emotion == "neu" else "neu") for u in c.utterances))
-        for c in corpus.conversations))
-    again = disturbed(settings, changed, spoken, changed.select(("c5", "c4", "c3")), disturbance)
+    other = changed(corpus, lambda turn, u: {"emotion": None if u.emotion == "neu" else "neu"})
+    again = disturbed(settings, other, spoken, other.select(("c5", "c4", "c3")), disturbance)
     assert set(both.weights) < set(again.weights) and set(both.codes) < set(again.codes)
     for u, weights in both.weights.items():
         assert again.weights[u] == weights

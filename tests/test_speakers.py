@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_toy
+from conftest import changed, make_toy
 from scipy.stats import multivariate_normal
 
 from dpmkit import protocols, speakers
@@ -133,10 +133,7 @@ def test_later_utterances_and_true_labels_change_no_answer(prepared):
     later = {u.id for c in test for u in c.utterances[now:]}
     said = {i: rng.integers(0, 16, 7) if i in later else c for i, c in codes.codes.items()}
     after = heard(prepared, codes=dataclasses.replace(codes, codes=said), key="other words")
-    ids = {c.id for c in test}
-    relabelled = dataclasses.replace(corpus, conversations=tuple(
-        dataclasses.replace(c, utterances=tuple(dataclasses.replace(u, emotion="neu") for u in c.utterances))
-        if c.id in ids else c for c in corpus.conversations))
+    relabelled = changed(corpus, lambda turn, u: {"emotion": "neu"}, {c.id for c in test})
     other = heard(prepared, corpus=relabelled, key="other labels")
     kept = {"speaker-memory-kept", "speaker-memory-kept-swapped"}  # hear earlier conversations: the test below
     for name in set(before) - {"speaker-oracle"}:  # this bound is made of labels
@@ -146,8 +143,8 @@ def test_later_utterances_and_true_labels_change_no_answer(prepared):
         if name != "speaker-told":
             np.testing.assert_allclose(before[name][P], other[name][P], atol=1e-9)
     first = before["speaker-told"].groupby(["conversation", "speaker"]).cumcount() == 0
-    changed = np.abs(before["speaker-told"][P] - other["speaker-told"][P]).to_numpy().max(axis=1) > 1e-9
-    assert not changed[first].any() and changed[~first].any()  # knows what was said before, not what is asked
+    moved = np.abs(before["speaker-told"][P] - other["speaker-told"][P]).to_numpy().max(axis=1) > 1e-9
+    assert not moved[first].any() and moved[~first].any()  # knows what was said before, not what is asked
     assert np.abs(before["speaker-memory"][P] - after["speaker-memory"][P]).to_numpy().max() > 1e-3
 
 
@@ -157,13 +154,13 @@ def test_what_is_kept_hears_earlier_conversations_and_no_later_one(prepared):
     test = corpus.select(corpus.folds[0].test)
     order = list(dict.fromkeys(before["conversation"]))
     assert len(order) > 1
-    for changed in (order[0], order[-1]):
-        ids = {u.id for c in test if c.id == changed for u in c.utterances}
+    for other in (order[0], order[-1]):
+        ids = {u.id for c in test if c.id == other for u in c.utterances}
         said = {i: rng.integers(0, 16, 7) if i in ids else c for i, c in codes.codes.items()}
-        after = heard(prepared, codes=dataclasses.replace(codes, codes=said), key=changed)["speaker-memory-kept"]
+        after = heard(prepared, codes=dataclasses.replace(codes, codes=said), key=other)["speaker-memory-kept"]
         moved = np.abs(before[P] - after[P]).to_numpy().max(axis=1) > 1e-9
-        later = (before["conversation"] != changed).to_numpy()
-        assert moved[~later].any() and moved[later].any() == (changed == order[0])
+        later = (before["conversation"] != other).to_numpy()
+        assert moved[~later].any() and moved[later].any() == (other == order[0])
 
 
 def test_a_stranger_is_another_speaker_whom_one_never_talks_with_where_there_is_one():
@@ -185,10 +182,8 @@ def test_a_conversation_alone_gives_the_same_answers(prepared):
 
 def test_one_training_speaker_and_an_emotion_that_nobody_has_are_no_end(prepared):
     settings, corpus, codes, tuned = prepared
-    few = dataclasses.replace(corpus, conversations=tuple(
-        dataclasses.replace(c, utterances=tuple(dataclasses.replace(
-            u, speaker="one", emotion=None if u.emotion == "ang" else u.emotion) for u in c.utterances))
-        for c in corpus.conversations))
+    few = changed(corpus, lambda turn, u: {
+        "speaker": "one", "emotion": None if u.emotion == "ang" else u.emotion})
     m, power, _ = speakers.fitted(settings, few, codes, tuned)
     for table in speakers.predict(settings, few, codes, tuned, m, power).values():
         assert np.isfinite(table[P].to_numpy()).all()
@@ -198,10 +193,8 @@ def test_one_training_speaker_and_an_emotion_that_nobody_has_are_no_end(prepared
 def test_one_label_per_speaker_allows_no_fit_and_says_so(prepared, split):
     settings, corpus, codes, tuned = prepared
     once, ids = set(), getattr(corpus.folds[0], split)
-    few = dataclasses.replace(corpus, conversations=tuple(
-        dataclasses.replace(c, utterances=tuple(dataclasses.replace(
-            u, emotion=None if u.speaker in once or once.add(u.speaker) else u.emotion) for u in c.utterances))
-        if c.id in ids else c for c in corpus.conversations))
+    few = changed(corpus, lambda turn, u: {
+        "emotion": None if u.speaker in once or once.add(u.speaker) else u.emotion}, ids)
     with pytest.raises(NotFitted, match="too few speakers of the training or validation"):
         speakers.fitted(settings, few, codes, tuned)
 
