@@ -102,7 +102,7 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     asked = how.settings(settings.memory, tuned.sllm.window)
     conversations = corpus.select(getattr(fold, split)[:limit or None])
     heard = grouped(conversations, settings.memory, method)
-    donors = donors_of(heard, how.donor) if how.donor in ("stranger", "speaker") else {}
+    donors = donors_of(heard, how.donor)
     filters = how.writes and asked.rule != "semantic" and asked.target == "filtered"
     inertia = inertia_of(corpus, fold) if filters else None
     made = runs.artefact(
@@ -135,7 +135,7 @@ def one_by_one(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fi
     how, fold = METHODS[method], corpus.folds[settings.fold - 1]
     conversations = corpus.select(getattr(fold, split)[:limit or None])
     heard = grouped(conversations, settings.memory, method)
-    whole = donors_of(heard, how.donor) if how.donor in ("stranger", "speaker") else {}
+    whole = donors_of(heard, how.donor)
     labelled = [[u.id for u in c.utterances if u.emotion is not None] for c in conversations]
     targets = {name for names in labelled for name in (names if protocol == "all-lengths" else names[-1:])}
     recordings, donors = [], {}
@@ -257,7 +257,10 @@ def grouped(conversations: Sequence[Conversation], settings: MemorySettings, met
 
 def donors_of(conversations: Sequence[Conversation], kind: str) -> dict[str, Conversation]:
     """Another conversation for each, of other speakers (`stranger`) or with one of the same (`speaker`) where the
-    split has any, and no shorter (a memory of fewer updates would be no control). UserError for a single one."""
+    split has any, and no shorter (a memory of fewer updates would be no control); none for another kind. UserError
+    for a single conversation."""
+    if kind not in ("stranger", "speaker"):
+        return {}
     if len(conversations) < 2:
         raise UserError("a control with another's memory needs two conversations or more in the split")
     by_id = {c.id: c for c in conversations}
