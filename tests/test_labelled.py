@@ -267,6 +267,14 @@ def test_the_real_cremad_counts_as_published(monkeypatch):
         assert len(corpus.folds) == 5 and "91 speakers were drawn into 5 sessions of 18 to 19" in corpus.notes[0]
         apart(corpus, lambda u: u.speaker)
     refused(SHARED / "cremad", r"\(dis 0 of 1,271, fea 0 of 1,271\); fetch", "cremad", **{"source.classes": 6})
+    found = dict(labelled.files.walk(root))
+    first = next(iter(found))
+    for instead, words in (("1001_ANG_XX.ogg", "e\\.g\\. 1001_ANG_XX.ogg: is not named like AudioWAV/1001_DFA_ANG"),
+                           ("notes.csv", "")):
+        changed = {**found, first: instead}
+        monkeypatch.setattr(labelled.files, "walk", lambda root, changed=changed: (
+            (root / name, name) for name in changed.values()))
+        refused(root, r"CREMA-D: of 4,900 .* 4,899 are here \(ang 1,270 of 1,271\).*" + words, "cremad")
 
 
 # ---- folders of one's own ----
