@@ -8,13 +8,10 @@ Nothing that a checkpoint holds is ever run: weights are safetensors, or they ar
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
-import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -31,6 +28,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
+from . import runs
 from .settings import BackboneSettings, FinetuneSettings, UserError
 from .tokenizers.checkpoint import sha256
 
@@ -180,24 +178,6 @@ def downloaded(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.md"]))
 
 
-@contextmanager
-def whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, moved onto it when the block ends well, removed when it does not.
-    UserError where it cannot be written."""
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write {folder}: {reason}; free some disk or give a writable folder as home=…, "
-                        "then run again: finished work is kept") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _named(source: str) -> dict[str, str]:
     name, _, revision = (source, "", "") if Path(source).exists() else source.partition("@")
     return {"pretrained_model_name_or_path": name, "revision": revision or "main"}
@@ -234,7 +214,8 @@ def _unpacked(source: str, home: Path) -> str:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"), tempfile.TemporaryDirectory(dir=folder.parent) as packed:
             if not folder.is_dir():  # no other process has made it meanwhile
-                with whole(folder) as new:
+                with runs.atomic(folder) as new:
+                    new.mkdir()
                     _convert(_download("==".join(match.groups()), Path(packed)), new)
     return str(folder)
 

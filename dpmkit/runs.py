@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -238,7 +239,8 @@ def world() -> int:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, moved onto it when the block ends well, removed when it does not.
+    """A temporary path beside `path`, moved onto it when the block ends well, removed when it does not; the block
+    makes a file there, or a folder.
 
     The temporary name keeps the suffix, as writers choose the format by it. An OSError (full disk, read-only
     folder) becomes a UserError that names the file.
@@ -248,14 +250,18 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
+        if temporary.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot write {path}: {reason}; free some disk or give a writable folder as home=…, then "
                         "run again: finished work is kept") from error
     finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # leaves a file alone
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from . import backbones, machine
+from . import backbones, machine, runs
 from .settings import BackboneSettings, FinetuneSettings, Settings, UserError
 
 CARD = "dpmkit.json"  # what a transformers folder does not say: vocabulary, window, codes, which backbone
@@ -287,7 +287,8 @@ class EmotionSLLM(nn.Module):
         model the adapter alone, and in `dpmkit.json` which backbone it is of. `codes` says which speech tokenizer
         its codes come from. `folder` is whole or absent: UserError where the disk is full."""
         card = {"vocabulary": asdict(self.vocabulary), "window": self.window, "codes": codes}
-        with backbones.whole(Path(folder)) as temporary:
+        with runs.atomic(Path(folder)) as temporary:
+            temporary.mkdir()
             if hasattr(self.model, "peft_config"):
                 self.model.peft_config["default"].base_model_name_or_path = self.origin["source"]
                 self.model.save_pretrained(temporary, save_embedding_layers=False)
