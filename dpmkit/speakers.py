@@ -46,7 +46,6 @@ HEARS = {
                       "the help of the true labels of all of its utterances",
 }
 SHRINKAGE = 0.05  # of the covariances
-BATCH = 64  # utterances of one forward
 
 
 class NotFitted(UserError):
@@ -318,7 +317,8 @@ def _heard(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetu
 def _states(model: EmotionSLLM, codes: Mapping[str, np.ndarray], utterances: Sequence[str],
             title: str) -> np.ndarray:
     """(utterances, hidden), each utterance heard alone."""
-    batches = [utterances[i:i + BATCH] for i in range(0, len(utterances), BATCH)]
-    states = [model.answer_states([model.sentence(codes[u]) for u in batch]).cpu().numpy()
-              for batch in tqdm(batches, desc=title, unit="batch")]
-    return np.concatenate(states).astype(float)
+    rows = [model.sentence(codes[u]) for u in utterances]
+    states = np.empty((len(rows), model.answer_states(rows[:1]).shape[1]))
+    for batch in tqdm(list(protocols.even(rows)), desc=title, unit="batch"):
+        states[batch] = model.answer_states([rows[row] for row in batch]).cpu().numpy()
+    return states

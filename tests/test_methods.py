@@ -32,7 +32,6 @@ def test_every_row_says_what_it_hears_and_stands_once(described):
 
 def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, settings, tmp_path, monkeypatch):
     settings = settings.replace("speaker.dimensions", 3).replace("recurrent.epochs", 1)
-    settings = settings.replace("evaluation.own_answers", False)
     corpus, codes = make_toy(turns=(6, 7, 9), seed=5)
     tuned = Finetuned(sharp, "sharp", tmp_path, [], 0)
     answers, fitted, notes = methods.answers(settings, corpus, codes, tuned, {"dpm": 1e-2, "dpm-told": 0.1})

@@ -196,6 +196,31 @@ def test_the_order_of_conversations_changes_none(method, history, settings, toy,
                                   other.sort_values(key, ignore_index=True), check_exact=True)
 
 
+def test_equal_inputs_are_predicted_once(settings, toy, tuned, monkeypatch):
+    """A method is known by what it hears, not by its name; what is as long as the window is all of it."""
+    settings = settings.replace("memory.lr", 1e-3)
+    known = {m: predict(settings, *toy, tuned, m) for m in ("current", "at-once", "dpm", "dpm-still")}
+    monkeypatch.setattr(protocols, "listen", None)
+    for method, name, value, same in (("window", "prefix", 0, "current"), ("window", "prefix", 64, "at-once"),
+                                      ("window", "prefix", 99, "at-once"), ("at-once", "prefix", 8, "at-once"),
+                                      ("current", "lr", 0.1, "current"), ("dpm", "lr", 0.0, "dpm-still"),
+                                      ("dpm", "lr", 1e-3, "dpm")):
+        got = predict(settings.replace(f"memory.{name}", value), *toy, tuned, method)
+        pd.testing.assert_frame_equal(got, known[same], check_exact=True)
+    for method, name, value in (("window", "prefix", 63), ("window", "precision", "bfloat16"),
+                                ("window", "history_emotions", "predicted"), ("dpm-swapped", "lr", 1e-3),
+                                ("dpm-told", "lr", 1e-3), ("dpm", "prefix", 8)):
+        with pytest.raises(TypeError):
+            predict(settings.replace(f"memory.{name}", value), *toy, tuned, method)
+
+
+def test_rows_of_about_one_length_share_a_forward(monkeypatch):
+    monkeypatch.setattr(protocols, "TOKENS", 20)
+    rows = [torch.zeros(n) for n in (3, 9, 10, 2, 30, 9, 4)]
+    assert list(protocols.even(rows)) == [[4], [2, 1], [5, 6], [0, 3]]
+    assert list(protocols.even([])) == []
+
+
 @BOTH
 def test_streams_side_by_side_or_one_by_one(method, history, settings, toy, tuned):
     # AdamW divides by a gradient's own size, so that rounding of a tiny one comes out as lr times anything: at

@@ -46,7 +46,7 @@ STAGES = {
     "classifier": ((baselines.classify,), "baselines codes corpora.base finetune protocols"),
     "recurrent": ((baselines.recurrent,), "baselines codes corpora.base finetune protocols"),
     "predictions": ((protocols.predict,), f"{LISTEN} codes corpora.base corpora.dynamics"),
-    "states": ((speakers._states,), f"{SLLM} speakers".replace("finetune ", "")),
+    "states": ((speakers._states,), f"{SLLM} corpora.base protocols speakers".replace("finetune ", "")),
     "disturbed": ((robustness.disturbed,), f"codes corpora.base robustness {SOUND} tokenizers tokenizers.protocol"),
     "robustness": ((robustness._heard,), f"{LISTEN} corpora.base corpora.dynamics robustness speakers"),
 }
