@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,10 @@ from tqdm.auto import tqdm
 from . import audio, runs, tokenizers
 from .corpora import Clip, Corpus, Utterance, files
 from .settings import Settings, UserError
-from .tokenizers import FITTED, Tokenizer, checkpoint
-from .tokenizers.acoustics import pooled
+from .tokenizers import FITTED, Tokenizer, acoustics, checkpoint
 
 CHUNK = 100  # clips per part: what a kill loses at most
-COLUMNS = ["id", "codes", "features", "seconds", "spent"]  # of a part; seconds of audio, seconds of encoding
-Stamps = Mapping[Path, tuple[int, int] | None]  # size and time of change of a file; None where it is absent
+COLUMNS = ["id", "codes", "features", "seconds", "spent"]  # of a part; seconds of audio, of reading and encoding
 
 
 @dataclass(frozen=True)
@@ -57,24 +56,27 @@ def make(settings: Settings, corpus: Corpus) -> CorpusCodes:
     ordered = sorted(first.values(), key=lambda u: (u.audio.path, u.audio.start))
     parts = {made.folder / f"part-{start // CHUNK:05d}.parquet": ordered[start:start + CHUNK]
              for start in range(0, len(ordered), CHUNK)}
-    stamps = {u.audio.path: files.SEEN.get(u.audio.path) or _stamp(u.audio.path) for u in ordered}
-    with made.making(made.folder / "facts.json", *parts):
-        if tokenizer.learns and not (made.folder / FITTED).is_file():
-            _fit(tokenizer, [u for c in corpus.select(train) for u in c.utterances], stamps)
+    described, fitted, sounds = made.folder / "facts.json", made.folder / FITTED, _Sounds(ordered)
+    with made.making(described, *parts):
+        if tokenizer.learns and not fitted.is_file():
+            _fit(tokenizer, [u for c in corpus.select(train) for u in c.utterances], sounds)
             tokenizer.save(made.folder)
-        table = _encoded(tokenizer, parts, stamps)
-        described = _described(tokenizer, made.folder)
-    rows = table.loc[[u.id for u in first.values()]]
+        rows = _encoded(tokenizer, parts, sounds).loc[[u.id for u in first.values()]]
+        if not described.is_file():  # kept: a package's version is that of then
+            learned = "codebook_sha256" if tokenizer.files else "weights_sha256"
+            codebook = {learned: checkpoint.sha256(fitted)} if tokenizer.learns else {}
+            runs.write_json(described, {"tokenizer": tokenizer.name, "codebook_size": tokenizer.codebook_size,
+                                        "frame_rate": tokenizer.frame_rate, **tokenizer.facts, **codebook})
     codes, features = ({u.id: rows[column][first[u.audio].id] for u in utterances}
                        for column in ("codes", "features"))
     seconds = sum(rows["seconds"])
-    facts = described | {
+    facts = json.loads(described.read_text(encoding="utf-8")) | {
         "utterances": len(utterances), "clips": len(rows), "hours": seconds / 3600,
         "codes": sum(len(c) for c in codes.values()), "real_time_factor": sum(rows["spent"]) / seconds}
     return CorpusCodes(made.key, {i: c.astype(np.int64) for i, c in codes.items()}, features, facts)
 
 
-def _once(utterances: Sequence[Utterance]) -> dict[Clip, Utterance]:
+def _once(utterances: Iterable[Utterance]) -> dict[Clip, Utterance]:
     """Clip -> the first utterance that it stands in, in their order."""
     first: dict[Clip, Utterance] = {}
     for u in utterances:
@@ -82,72 +84,66 @@ def _once(utterances: Sequence[Utterance]) -> dict[Clip, Utterance]:
     return first
 
 
-def _fit(tokenizer: Tokenizer, utterances: Sequence[Utterance], stamps: Stamps) -> None:
+class _Sounds:
+    """What is encoded of an utterance: its waveform and its acoustic frames, which are computed once.
+
+    UserError for a file that vanished, cannot be read, or is not what it was when the corpus was loaded.
+    """
+
+    def __init__(self, utterances: Iterable[Utterance]):
+        self.stamps = {u.audio.path: files.SEEN.get(u.audio.path) or self._stamp(u.audio.path) for u in utterances}
+        self.frames: dict[Clip, np.ndarray] = {}  # that the fit has computed
+
+    def __call__(self, clip: Clip, keep: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        waveform = audio.read(clip.path, clip.start, clip.end)
+        if self._stamp(clip.path) != self.stamps[clip.path]:
+            raise UserError(f"{clip.path} changed since the corpus was loaded: put the old one back, or load the "
+                            "corpus again")
+        known = self.frames.pop(clip, None)
+        frames = acoustics.frames(waveform) if known is None else known
+        if keep:
+            self.frames[clip] = frames
+        return waveform, frames
+
+    @staticmethod
+    def _stamp(path: Path) -> tuple[int, int] | None:
+        """Size and time of change; None for a file that is absent."""
+        with suppress(OSError):
+            return path.stat().st_size, path.stat().st_mtime_ns
+
+
+def _fit(tokenizer: Tokenizer, utterances: Iterable[Utterance], sounds: _Sounds) -> None:
     """On each clip once; on some, drawn at random, where all last longer than `tokenizer.learns`."""
     chosen = list(_once(utterances).values())
     if sum(u.seconds for u in chosen) > tokenizer.learns:
         order = np.random.default_rng(0).permutation(len(chosen))
         enough = np.cumsum([chosen[i].seconds for i in order]).searchsorted(tokenizer.learns)
         chosen = [chosen[i] for i in sorted(order[:enough + 1])]
-    tokenizer.fit(_read(u, stamps) for u in tqdm(chosen, desc="tokenizer: fit", unit="clip"))
+    tokenizer.fit(tokenizer.frames(*sounds(u.audio, keep=True))
+                  for u in tqdm(chosen, desc="tokenizer: fit", unit="clip"))
 
 
-def _encoded(tokenizer: Tokenizer, parts: Mapping[Path, Sequence[Utterance]], stamps: Stamps) -> pd.DataFrame:
+def _encoded(tokenizer: Tokenizer, parts: Mapping[Path, Sequence[Utterance]], sounds: _Sounds) -> pd.DataFrame:
     """Rows of COLUMNS by the utterances' ids; parts that are missing or cannot be read are made."""
-    kept = {path: _kept(path, [u.id for u in part]) for path, part in parts.items()}
-    todo = [path for path in parts if kept[path] is None]
+    kept = {}
+    for path, part in parts.items():
+        with suppress(OSError, ValueError):  # pyarrow's errors are ValueErrors
+            table = pd.read_parquet(path)
+            if list(table.columns) == COLUMNS and table["id"].tolist() == [u.id for u in part]:
+                kept[path] = table
+    todo = {path: part for path, part in parts.items() if path not in kept}
     if todo:
-        tokenizer.load(todo[0].parent)
-    total, left = (sum(len(parts[path]) for path in paths) for paths in (parts, todo))
-    with tqdm(desc="tokenizer: encode", unit="clip", total=total, initial=total - left, disable=not todo) as bar:
-        for path in todo:
+        tokenizer.load(min(todo).parent)
+    with tqdm(desc="tokenizer: encode", unit="clip", total=sum(map(len, todo.values())), disable=not todo) as bar:
+        for path, part in todo.items():
             rows = []
-            for u in parts[path]:
-                waveform = _read(u, stamps)
+            for u in part:
                 began = time.perf_counter()
-                codes = tokenizer.encode(waveform)
-                spent = time.perf_counter() - began
-                rows.append((u.id, codes.astype(np.int32), pooled(waveform), len(waveform) / audio.RATE, spent))
+                waveform, frames = sounds(u.audio)
+                codes, features = tokenizer.encode(waveform, frames).astype(np.int32), acoustics.pooled(frames)
+                rows.append((u.id, codes, features, len(waveform) / audio.RATE, time.perf_counter() - began))
                 bar.update()
             kept[path] = pd.DataFrame(rows, columns=COLUMNS)
             with runs.atomic(path) as temporary:
                 kept[path].to_parquet(temporary, index=False)
     return pd.concat(kept.values()).set_index("id")
-
-
-def _kept(path: Path, ids: Sequence[str]) -> pd.DataFrame | None:
-    """The part that an earlier run wrote of these utterances; None where there is none that can be read."""
-    try:
-        part = pd.read_parquet(path)
-    except (OSError, ValueError):  # pyarrow's errors are ValueErrors
-        return None
-    return part if list(part.columns) == COLUMNS and part["id"].tolist() == list(ids) else None
-
-
-def _read(utterance: Utterance, stamps: Stamps) -> np.ndarray:
-    """Its waveform; UserError for a file that vanished, cannot be read or is not what it was."""
-    clip = utterance.audio
-    waveform = audio.read(clip.path, clip.start, clip.end)
-    if _stamp(clip.path) != stamps[clip.path]:
-        raise UserError(f"{clip.path} changed since the corpus was loaded: put the old one back, or load the "
-                        "corpus again")
-    return waveform
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns
-
-
-def _described(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
-    """What made the codes of `folder`, kept there: a package's version is that of then."""
-    path = folder / "facts.json"
-    if not path.is_file():
-        learned = "codebook_sha256" if tokenizer.files else "weights_sha256"
-        codebook = {learned: checkpoint.sha256(folder / FITTED)} if tokenizer.learns else {}
-        runs.write_json(path, {"tokenizer": tokenizer.name, "codebook_size": tokenizer.codebook_size,
-                               "frame_rate": tokenizer.frame_rate, **tokenizer.facts, **codebook})
-    return json.loads(path.read_text(encoding="utf-8"))

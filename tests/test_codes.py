@@ -19,6 +19,12 @@ def kmeans(size=8, **overrides):
     return KMeansTokenizer(Settings.of("demo", {"codes.codebook_size": size, **overrides}))
 
 
+def fitted(waveforms, *given, **overrides):
+    """The tokenizer of these settings, fitted on these waveforms."""
+    made = kmeans(*given, **overrides)
+    made.fit(map(made.frames, waveforms))
+    return made
+
 
 def voice(seconds, hertz=150.0, seed=0, level=0.3):
     """A buzz with harmonics and a little noise, float32, (samples,)."""
@@ -27,11 +33,12 @@ def voice(seconds, hertz=150.0, seed=0, level=0.3):
     return (level * (wave + 0.01 * np.random.default_rng(seed).normal(size=len(t)))).astype(np.float32)
 
 
+VOICES = [(1, hertz, seed) for seed, hertz in enumerate((90, 120, 180, 260, 350))]
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
-    fitted = kmeans()
-    fitted.fit([voice(1, hertz, seed) for seed, hertz in enumerate((90, 120, 180, 260, 350))])
-    return fitted
+    return fitted([voice(*how) for how in VOICES])
 
 
 def small_corpus(folder, spoil=False):
@@ -61,7 +68,7 @@ def test_frame_counts(tokenizer, seconds):
 @pytest.mark.parametrize("waveform", [np.full(n, level, np.float32) for n, level in
                                       ((160, 0.0), (16_000, 0.0), (1, 1.0), (16_000, 1.0), (16_000, 1e-7))])
 def test_silence_and_clicks_are_encoded(tokenizer, waveform):
-    assert np.isfinite(acoustics.frames(waveform)).all() and np.isfinite(acoustics.pooled(waveform)).all()
+    assert np.isfinite(acoustics.pooled(acoustics.frames(waveform))).all()
     assert len(tokenizer.encode(waveform)) == max(1, round(len(waveform) / 640))
 
 
@@ -86,8 +93,7 @@ def test_louder_is_more_energy():
 
 
 def test_same_fit_twice_and_from_disk(tokenizer, tmp_path):
-    again = kmeans()
-    again.fit([voice(1, hertz, seed) for seed, hertz in enumerate((90, 120, 180, 260, 350))])
+    again = fitted([voice(*how) for how in VOICES])
     tokenizer.save(tmp_path)
     loaded = kmeans()
     loaded.load(tmp_path)
@@ -100,19 +106,17 @@ def test_same_fit_twice_and_from_disk(tokenizer, tmp_path):
 
 
 def test_prosody_weight_weighs(tokenizer):
-    heavy, light = (kmeans(4, **{"codes.prosody_weight": w}) for w in (4.0, 1.0))
-    for weighted in (heavy, light):
-        weighted.fit([voice(1, hertz) for hertz in (90, 200, 300)])
+    heavy, light = (fitted([voice(1, hertz) for hertz in (90, 200, 300)], 4, **{"codes.prosody_weight": w})
+                    for w in (4.0, 1.0))
     np.testing.assert_allclose(heavy.scale[acoustics.PROSODY], 4 * light.scale[acoustics.PROSODY], rtol=1e-6)
     np.testing.assert_array_equal(heavy.scale[:acoustics.CEPSTRA], light.scale[:acoustics.CEPSTRA])
 
 
 def test_fit_of_silence_and_of_too_little():
-    silent = kmeans(1)
-    silent.fit([np.zeros(16_000, np.float32)])
+    silent = fitted([np.zeros(16_000, np.float32)], 1)
     assert (silent.encode(voice(1)) == 0).all()
     with pytest.raises(UserError, match=r"codes\.codebook_size"):
-        kmeans().fit([voice(0.1)])
+        fitted([voice(0.1)])
 
 
 def test_damaged_and_missing_tokenizers_are_named(tmp_path):
@@ -140,7 +144,7 @@ def test_make_encodes_every_utterance_and_keeps_it(tmp_path, monkeypatch):
     assert made.facts["hours"] == pytest.approx(10 / 3600) and len(made.facts["weights_sha256"]) == 64
     json.dumps(made.facts)
     waveform = audio.read(tmp_path / "c3.wav", 1, 2)
-    np.testing.assert_array_equal(made.features["c3u1"], acoustics.pooled(waveform))
+    np.testing.assert_array_equal(made.features["c3u1"], acoustics.pooled(acoustics.frames(waveform)))
     monkeypatch.setattr(KMeansTokenizer, "encode", lambda *_: pytest.fail("encoded again"))
     monkeypatch.setattr(KMeansTokenizer, "load", lambda *_: pytest.fail("loaded though nothing is to be encoded"))
     kept = codes.make(settings, corpus)
@@ -174,15 +178,15 @@ def test_killed_encoding_goes_on_with_what_is_there(tmp_path, monkeypatch):
     (tmp_path / "whole").mkdir()
     whole = codes.make(settings_at(tmp_path / "whole"), corpus)
     monkeypatch.setattr(codes, "CHUNK", 2)
-    heard = []
+    heard, pooled = [], acoustics.pooled
 
-    def pooled(waveform):
-        heard.append(waveform)
+    def counted(frames):
+        heard.append(frames)
         if len(heard) == 6:
             raise Killed
-        return acoustics.pooled(waveform)
+        return pooled(frames)
 
-    monkeypatch.setattr(codes, "pooled", pooled)
+    monkeypatch.setattr(acoustics, "pooled", counted)
     with pytest.raises(Killed):
         codes.make(settings, corpus)
     assert len(list((tmp_path / "runs").rglob("part-*.parquet"))) == 2
@@ -207,7 +211,7 @@ def test_a_damaged_part_is_made_again(tmp_path, monkeypatch, spoil):
     made = codes.make(settings, corpus)
     spoil(next((tmp_path / "runs").rglob("part-00003.parquet")))
     encoded, encode = [], KMeansTokenizer.encode
-    monkeypatch.setattr(KMeansTokenizer, "encode", lambda self, w: encoded.append(w) or encode(self, w))
+    monkeypatch.setattr(KMeansTokenizer, "encode", lambda self, *w: encoded.append(w) or encode(self, *w))
     again = codes.make(settings, corpus)
     assert len(encoded) == 2
     for i in made.codes:
@@ -231,13 +235,29 @@ def test_a_clip_is_heard_once_and_a_recording_in_one_pass(tmp_path, monkeypatch)
     corpus = replace(corpus, conversations=(*corpus.conversations, *copies))
     settings = settings_at(tmp_path)
     encoded, passes, encode, decoded = [], [], KMeansTokenizer.encode, audio._decoded
-    monkeypatch.setattr(KMeansTokenizer, "encode", lambda self, w: encoded.append(w) or encode(self, w))
+    monkeypatch.setattr(KMeansTokenizer, "encode", lambda self, *w: encoded.append(w) or encode(self, *w))
     monkeypatch.setattr(audio, "_decoded", lambda path: passes.append(path.name) or decoded(path))
     made = codes.make(settings, corpus)
     assert len(encoded) == 10 and len(made.codes) == 30
     assert passes == ["c0.wav", "c1.wav", "c2.wav", *(f"c{i}.wav" for i in range(5))]  # fit, then encode
     assert (made.facts["clips"], made.facts["utterances"]) == (10, 30)
     np.testing.assert_array_equal(made.codes["1c2u1"], made.codes["c2u1"])
+
+
+@pytest.mark.parametrize(("rate", "times"), [(25.0, 10), (20.0, 10 + 6 + 10)])
+def test_frames_are_computed_once_for_fit_codes_and_features(tmp_path, monkeypatch, rate, times):
+    """Six of ten clips are fitted on; a codebook of another rate has frames of its own."""
+    corpus, settings = small_corpus(tmp_path), settings_at(tmp_path, **{"codes.frame_rate": rate})
+    computed, frames = [], acoustics.frames
+    monkeypatch.setattr(acoustics, "frames", lambda *given: computed.append(given) or frames(*given))
+    made = codes.make(settings, corpus)
+    assert len(computed) == times
+    alone = tokenizers.create(settings)
+    alone.load(tmp_path / "runs" / "codes" / made.key)
+    for u in (u for c in corpus.conversations for u in c.utterances):
+        waveform = audio.read(u.audio.path, u.audio.start, u.audio.end)
+        np.testing.assert_array_equal(made.codes[u.id], alone.encode(waveform))
+        np.testing.assert_array_equal(made.features[u.id], acoustics.pooled(frames(waveform)))
 
 
 def test_clips_out_of_order_are_heard_as_they_are(tmp_path):
@@ -254,10 +274,10 @@ def test_only_as_much_as_it_learns_from_is_heard_to_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(KMeansTokenizer, "learns", 2.5)  # seconds: three of the six clips of the training fold
     fitted, fit = [], KMeansTokenizer.fit
 
-    def counted(self, waveforms):
-        waveforms = list(waveforms)
-        fitted.extend(waveforms)
-        fit(self, waveforms)
+    def counted(self, frames):
+        frames = list(frames)
+        fitted.extend(frames)
+        fit(self, frames)
 
     monkeypatch.setattr(KMeansTokenizer, "fit", counted)
     codes.make(settings_at(tmp_path), small_corpus(tmp_path))
@@ -277,7 +297,7 @@ def test_a_file_that_vanished_is_named_and_the_rest_is_kept(tmp_path, monkeypatc
         codes.make(settings_at(tmp_path), corpus)
     gone.rename(tmp_path / "c3.wav")
     encoded, encode = [], KMeansTokenizer.encode
-    monkeypatch.setattr(KMeansTokenizer, "encode", lambda self, w: encoded.append(w) or encode(self, w))
+    monkeypatch.setattr(KMeansTokenizer, "encode", lambda self, *w: encoded.append(w) or encode(self, *w))
     assert len(codes.make(settings_at(tmp_path), corpus).codes) == 10 and len(encoded) == 4
 
 

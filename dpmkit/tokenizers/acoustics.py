@@ -10,6 +10,7 @@ from torchaudio.transforms import MFCC
 
 from .. import audio, machine
 
+RATE = 25.0  # frames per second
 WINDOW = 1024  # samples (64 ms) of one frame: two periods of 60 Hz and more
 CEPSTRA = 12  # MFCCs 1 to 12; the zeroth is energy again
 PROSODY = slice(CEPSTRA, CEPSTRA + 3)  # log energy, log2 F0, voicing
@@ -19,7 +20,7 @@ FLOOR = 1e-5  # root mean square below which there is no voice: -100 dB of full 
 CENTRE = 160.0  # Hz, F0 of an utterance without a voiced frame
 
 
-def frames(waveform: np.ndarray, frame_rate: float = 25.0) -> np.ndarray:
+def frames(waveform: np.ndarray, frame_rate: float = RATE) -> np.ndarray:
     """Acoustic frames, float32, shape (frames, 15): MFCC 1 to 12, log10 energy, log2 F0, voicing in [0, 1].
 
     Unvoiced frames take F0 from the voiced ones around them, linearly; an utterance without any takes CENTRE.
@@ -79,9 +80,8 @@ def _autocorrelation(x: torch.Tensor, high: int) -> torch.Tensor:
     return c / c[..., :1].clamp_min(1e-10)
 
 
-def pooled(waveform: np.ndarray) -> np.ndarray:
-    """One utterance in 76 numbers: mean, standard deviation, 10th, 50th and 90th percentile of its frames'
-    features, and its log duration."""
-    x = frames(waveform)
-    return np.concatenate([x.mean(axis=0), x.std(axis=0), *np.percentile(x, [10, 50, 90], axis=0),
-                           [np.log2(len(x))]])
+def pooled(frames: np.ndarray) -> np.ndarray:
+    """One utterance in 76 numbers, of its frames at RATE: mean, standard deviation, 10th, 50th and 90th percentile
+    of each feature, and its log duration."""
+    return np.concatenate([frames.mean(axis=0), frames.std(axis=0), *np.percentile(frames, [10, 50, 90], axis=0),
+                           [np.log2(len(frames))]])

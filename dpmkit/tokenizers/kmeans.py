@@ -52,8 +52,10 @@ class KMeansTokenizer:
         return {"name": self.name, "codebook_size": self.codebook_size, "frame_rate": self.frame_rate,
                 "prosody_weight": self.prosody_weight}
 
-    def frames(self, waveform: np.ndarray) -> np.ndarray:
+    def frames(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
         """MFCC 1 to 12, log energy, log F0, voicing; float32, shape (frames, 15)."""
+        if acoustic is not None and self.frame_rate == acoustics.RATE:
+            return acoustic
         return acoustics.frames(waveform, self.frame_rate)
 
     def standard(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -65,9 +67,9 @@ class KMeansTokenizer:
         scale = np.where(deviation > 1e-6, weights / np.maximum(deviation, 1e-6), 0)
         return x.mean(axis=0, dtype=np.float64).astype(np.float32), scale.astype(np.float32)
 
-    def fit(self, waveforms: Iterable[np.ndarray]) -> None:
-        """Mean, scale and centroids from these waveforms; UserError where their frames are too few."""
-        x = np.concatenate([self.frames(w) for w in waveforms])
+    def fit(self, frames: Iterable[np.ndarray]) -> None:
+        """Mean, scale and centroids from the `frames` of training utterances; UserError where they are too few."""
+        x = np.concatenate(list(frames))
         if len(x) < self.codebook_size:
             raise UserError(f"setting codes.codebook_size is {self.codebook_size}, but the training fold has "
                             f"only {len(x)} frames; lower it or give more audio")
@@ -78,9 +80,9 @@ class KMeansTokenizer:
             kmeans.fit((x - self.mean) * self.scale)
         self.centroids = kmeans.cluster_centers_.astype(np.float32)
 
-    def encode(self, waveform: np.ndarray) -> np.ndarray:
+    def encode(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
         """The nearest centroid of every frame, (frames,)."""
-        x = (self.frames(waveform) - self.mean) * self.scale
+        x = (self.frames(waveform, acoustic) - self.mean) * self.scale
         codes, _ = vq(x.astype(float), self.centroids.astype(float))  # in float32 its distances have 5 digits
         return codes.astype(np.int64)
 

@@ -46,7 +46,7 @@ class MimiTokenizer:
         """The published model; nothing of it is kept in `folder`."""
         self.model = self.checkpoint.model(self.device)
 
-    def encode(self, waveform: np.ndarray) -> np.ndarray:
+    def encode(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
         """Codes, (codes,)."""
         total, offsets = count(len(waveform), self.frame_rate), np.arange(self.codebooks) * self.each
         waveform, codes = audio.resample(waveform, audio.RATE, self.rate), []

@@ -30,11 +30,15 @@ class Tokenizer(Protocol):
     def load(self, folder: Path) -> None:
         """All that `encode` needs; of one that learns the codebook that `save` wrote into `folder`."""
 
-    def encode(self, waveform: np.ndarray) -> np.ndarray:
-        """Codes, int64 in [0, codebook_size), shape (codes,): round(seconds * frame_rate), at least 1."""
+    def encode(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
+        """Codes, int64 in [0, codebook_size), shape (codes,): round(seconds * frame_rate), at least 1. `acoustic`:
+        its `acoustics.frames`, where they are known, which one that encodes them then does not compute again."""
 
-    def fit(self, waveforms: Iterable[np.ndarray]) -> None:
-        """Where it learns: the codebook from these waveforms, which must be the training fold's alone."""
+    def frames(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
+        """Where it learns: what is clustered, (codes, features)."""
+
+    def fit(self, frames: Iterable[np.ndarray]) -> None:
+        """Where it learns: the codebook from `frames` of utterances, which must be the training fold's alone."""
 
     def save(self, folder: Path) -> None:
         """Where it learns: the codebook into `folder`."""

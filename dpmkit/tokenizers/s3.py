@@ -64,7 +64,7 @@ class S3Tokenizer:
             self.model.load_state_dict(weights, strict=True)
         self.model.to(self.device).eval().requires_grad_(False)
 
-    def encode(self, waveform: np.ndarray) -> np.ndarray:
+    def encode(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
         """Codes, (codes,)."""
         from s3tokenizer import log_mel_spectrogram
 

@@ -51,7 +51,7 @@ class HubertKMeans(KMeansTokenizer):
         """What a saved codebook must agree on."""
         return {"name": self.name, "codebook_size": self.codebook_size, "frame_rate": self.frame_rate}
 
-    def frames(self, waveform: np.ndarray) -> np.ndarray:
+    def frames(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
         """Hidden states, averaged over `pooled` frames; shape (codes, hidden size).
 
         The waveform is normalised as a whole where the checkpoint says so, then encoded in pieces, one at a time:
