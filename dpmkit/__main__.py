@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import sys
@@ -79,8 +80,8 @@ def _asked(options: argparse.Namespace) -> tuple[Settings, dict[str, Any]]:
         if not equals:
             raise UserError(f"--set takes NAME=VALUE, e.g. --set memory.lr=1e-3, not {pair!r}")
         try:
-            overrides[name] = json.loads(value.lower() if value in ("True", "False") else value)
-        except ValueError:
+            overrides[name] = ast.literal_eval(value.title() if value in ("true", "false") else value)
+        except (ValueError, SyntaxError):
             overrides[name] = value
     for name in ("backbone.source", "codes.source"):  # of the working directory, as every path on a command line
         if isinstance(overrides.get(name), str) and os.path.exists(os.path.expanduser(overrides[name])):

@@ -6,7 +6,6 @@ Tables have a row for every utterance, as `protocols.answered`; which of them ha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -123,9 +122,9 @@ class Classifier(nn.Module):
 def classify(settings: Settings, corpus: Corpus, codes: CorpusCodes, split: str = "test") -> pd.DataFrame:
     """Predictions of the classifier (trained here if it has to be), every utterance of a split in order."""
     size, shape = codes.facts["codebook_size"], settings.backbone
-    tune = replace(settings.finetune, **asdict(settings.classifier))
+    tune = settings.finetune.but(**dict(settings.classifier))
     made = runs.artefact(settings, "classifier", classify, codes=codes.key, fold=settings.fold, seed=settings.seed,
-                         backbone=replace(shape, source=""), finetune=finetune.keyed(tune),
+                         backbone=shape.but(source=""), finetune=finetune.keyed(tune),
                          prefix=settings.memory.prefix)
 
     def hear(conversation: Conversation) -> list[Tensor]:
@@ -184,7 +183,7 @@ def recurrent(settings: Settings, corpus: Corpus, codes: CorpusCodes, split: str
     """Predictions of `lstm`, or `blstm` where `bidirectional` (trained here if it has to be), every utterance of a
     split in order."""
     shape, train = settings.recurrent, corpus.select(corpus.folds[settings.fold - 1].train)
-    tune = replace(settings.finetune, lr=shape.lr, epochs=shape.epochs, batch=shape.batch)
+    tune = settings.finetune.but(lr=shape.lr, epochs=shape.epochs, batch=shape.batch)
     made = runs.artefact(settings, "recurrent", recurrent, codes=codes.key, fold=settings.fold, seed=settings.seed,
                          recurrent=shape, finetune=finetune.keyed(tune), bidirectional=bidirectional)
     scaler = StandardScaler().fit([codes.features[u.id] for c in train for u in c.utterances])

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,7 @@ def make(settings: Settings, corpus: Corpus) -> CorpusCodes:
     """
     tokenizer = tokenizers.create(settings)
     train = corpus.folds[settings.fold - 1].train if tokenizer.learns else ()
-    asked = replace(settings.codes, source="", codebook_size=tokenizer.codebook_size,
-                    frame_rate=tokenizer.frame_rate)
+    asked = settings.codes.but(source="", codebook_size=tokenizer.codebook_size, frame_rate=tokenizer.frame_rate)
     made = runs.artefact(settings, "codes", make, type(tokenizer), codes=asked, corpus=corpus.key, train=train,
                          weights=sorted(tokenizer.files.values()))
     utterances = [u for c in corpus.conversations for u in c.utterances]

@@ -8,7 +8,6 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,7 @@ def label_after(model: EmotionSLLM, codes: np.ndarray, sentence: int, settings: 
     wide = EmotionSLLM(model.model, model.vocabulary, window=len(whole) + 1)
 
     def dpm() -> None:
-        memory, before = cheaper.memory(model, replace(settings, prefix_states="recompute")), EMPTY
+        memory, before = cheaper.memory(model, settings.but(prefix_states="recompute")), EMPTY
         for turn, now in enumerate(tokens):
             if turn:
                 memory.write([Part(before, now)], [0])
@@ -55,7 +54,7 @@ def label_after(model: EmotionSLLM, codes: np.ndarray, sentence: int, settings: 
         memory.read([Part(EMPTY, tail(whole, settings.prefix + len(now)))], [0])
 
     def reuse() -> None:
-        for _ in cheaper.memory(model, replace(settings, prefix_states="reuse")).listen(spoken):
+        for _ in cheaper.memory(model, settings.but(prefix_states="reuse")).listen(spoken):
             pass
 
     ways = {"dpm": dpm, "dpm, reuse": reuse,
@@ -75,7 +74,7 @@ def of_method(settings: Settings, tuned: Finetuned, codes: CorpusCodes, conversa
     grouped, how = protocols.grouped(conversations, settings.memory, method), protocols.METHODS[method]
     asked, changed = how.settings(settings.memory, tuned.sllm.window), 0
     if how.writes and asked.steps:
-        changed = len(cheaper.memory(tuned.sllm, replace(asked, scope="conversation")).lora.fresh)
+        changed = len(cheaper.memory(tuned.sllm, asked.but(scope="conversation")).lora.fresh)
 
     def work() -> None:
         for _ in protocols.listen(model, grouped, codes.codes, emotions, settings.memory, method,

@@ -12,7 +12,7 @@ import math
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +53,7 @@ def train(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> Finetuned:
     origin = backbones.origin(settings.backbone.source)
     made = runs.artefact(
         settings, "sllm", _trained, codes=codes.key, fold=settings.fold, seed=settings.seed,
-        backbone=replace(settings.backbone, source=origin["sha256"] or origin["source"]),
+        backbone=settings.backbone.but(source=origin["sha256"] or origin["source"]),
         finetune=keyed(settings.finetune), history_emotions=settings.memory.history_emotions)
     done, log = made.folder / "sllm", made.folder / "history.json"
     with made.making(done / CARD, log, together=True) as absent:
@@ -68,7 +68,7 @@ def train(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> Finetuned:
 
 def keyed(tune: FinetuneSettings) -> FinetuneSettings:
     """As it enters a key: several processes' step is that of one with a larger batch."""
-    return replace(tune, batch=tune.batch * runs.world())
+    return tune.but(batch=tune.batch * runs.world())
 
 
 def estimated(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> estimate.Estimate:

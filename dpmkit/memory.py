@@ -293,7 +293,7 @@ class DynamicParameterMemory:
 
     def save(self, path: Path) -> None:
         """All that the conversations have left here, in one file of torch's, written atomically."""
-        made_of = {"version": FORMAT, "backbone": self.sllm.fingerprint(), "settings": asdict(self.settings),
+        made_of = {"version": FORMAT, "backbone": self.sllm.fingerprint(), "settings": dict(self.settings),
                    "streams": self.streams, "seed": self.seed}
         with runs.atomic(Path(path)) as temporary, open(temporary, "wb") as file:
             torch.save({**made_of, "state": self._state()}, file)

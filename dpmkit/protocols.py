@@ -49,7 +49,7 @@ class Method:
     def settings(self, asked: MemorySettings, window: int) -> MemorySettings:
         """The memory's settings for this method; a cache takes half of the SLLM's window."""
         cache = {"prefix": window // 2 - self.memory["sinks"]} if "sinks" in self.memory else {}
-        return replace(asked, **self.memory, **cache)
+        return asked.but(**self.memory, **cache)
 
 
 RESET = 5  # sentences between two resets of the control `dpm-reset`
@@ -173,7 +173,7 @@ def listen(model: EmotionSLLM, conversations: Sequence[Conversation], codes: Map
         if any(len({u.speaker for u in c.utterances}) > 1 for c in conversations):
             raise UserError("setting memory.scope = speaker needs each speaker's utterances as a conversation: "
                             "protocols.grouped")
-        settings = replace(settings, scope="conversation")
+        settings = settings.but(scope="conversation")
     heard = [[codes[u.id] for u in c.utterances] for c in conversations]
     if how.writes:
         written, writers = None, conversations

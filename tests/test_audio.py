@@ -621,7 +621,8 @@ likelihoods = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.3, 0.4, 0.6, 0.8, 
        least=st.integers(1, 500), silence=st.integers(0, 600), pad=st.integers(0, 400), more=st.integers(101, 5000))
 def test_rows_keep_what_they_promise(folder, p, tail, threshold, least, silence, pad, more):
     most = max(2 * least, 2 * pad + more) / 1000
-    settings = SegmentsSettings(threshold, least / 1000, silence / 1000, most, pad / 1000)
+    settings = SegmentsSettings(threshold=threshold, min_speech=least / 1000, min_silence=silence / 1000,
+                                max_speech=most, pad=pad / 1000)
     start, end = np.array(found(folder, p, settings, tail)).reshape(-1, 2).T
     assert (start >= 0).all() and (end <= (len(p) * 512 + tail) / audio.RATE).all() and (start < end).all()
     assert (start[1:] >= end[:-1]).all() and (end - start).max(initial=0) <= most + 1e-9

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,14 +66,14 @@ def test_the_listed_order_changes_nothing_and_the_seed_does():
         shuffled[name] = random.Random(0).sample(utterances, len(utterances))
     first = compose(SESSIONS, WANTED)
     assert compose(shuffled, WANTED) == first
-    assert compose(SESSIONS, replace(WANTED, seed=2)) != first
-    more = compose(SESSIONS, replace(WANTED, conversations=31))
+    assert compose(SESSIONS, WANTED.but(seed=2)) != first
+    more = compose(SESSIONS, WANTED.but(conversations=31))
     assert [c for c in more if not c.id.endswith("_030")] == first
 
 
 def test_few_recordings_shorten_conversations_and_leave_the_chain_as_it_is():
     wanted = ConversationSettings(conversations=1800, min_turns=20, max_turns=60, seed=3)
-    endless = compose({"s": recordings("ab", 60)}, replace(wanted, conversations=300))
+    endless = compose({"s": recordings("ab", 60)}, wanted.but(conversations=300))
     assert np.mean([len(c.utterances) for c in endless]) == pytest.approx(40, abs=2)
     want = dynamics.transition_matrix(endless, dynamics.EMOTIONS)
     # Contagion alone stands between that and IEMOCAP's matrix: at most its tenth.
@@ -122,7 +121,8 @@ def test_the_kits_four_emotions_are_composed_as_they_were_before_there_were_othe
     few = {"s": recordings("abc", 2), "t": recordings("de", 3, emotions=("neu", "sad"))}
     assert digest(plain(compose(few, WANTED))) == "d45fdbe7c0814b49"
     for wanted, known in ((ConversationSettings(), "d8ecea3fef553503"),
-                          (ConversationSettings(4, 4, 5, 8), "06e3514423117528")):
+                          (ConversationSettings(speakers=4, conversations=4, min_turns=5, max_turns=8),
+                           "06e3514423117528")):
         assert digest([[p.id, p.session, [[t.speaker, t.voice, t.emotion, t.text] for t in p.turns]]
                        for p in demo.plan(wanted)]) == known
 
@@ -147,7 +147,7 @@ def test_other_emotions_follow_the_chain_that_is_given():
     emotions = ("calm", "fear", "joy")
     sessions = {"s": recordings("ab", 60, emotions=emotions)}
     chain = np.array([[0.2, 0.7, 0.1], [0.1, 0.2, 0.7], [0.7, 0.1, 0.2]])
-    wanted = replace(WANTED, conversations=300, min_turns=30, max_turns=40)
+    wanted = WANTED.but(conversations=300, min_turns=30, max_turns=40)
     said = compose(sessions, wanted, emotions, chain)
     measured = dynamics.transition_matrix(said, emotions)
     # Contagion takes 5 % off every row; some 3,000 draws a row, three standard errors are 0.03.

@@ -120,7 +120,7 @@ def test_emotion_tokens_are_no_sound_in_l_a(sllm):
 
 def test_a_swapped_memory_is_told_the_donors_speakers(settings, toy, sharp):
     corpus, codes = toy
-    asked = dataclasses.replace(settings.memory, lr=2e-2, rule="emotion", target="filtered")
+    asked = settings.memory.but(lr=2e-2, rule="emotion", target="filtered")
     conversation, donor = corpus.select(("s1c3", "s2c3"))
     donor = dataclasses.replace(donor, utterances=tuple(
         dataclasses.replace(u, speaker="abc"[n % 3]) for n, u in enumerate(donor.utterances)))

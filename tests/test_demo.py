@@ -1,6 +1,5 @@
 """The embedded corpus: same seed, same bytes; speakers on one side of a fold; emotions follow the stated chain."""
 
-import dataclasses
 import hashlib
 
 import numpy as np
@@ -86,7 +85,7 @@ def test_complete_corpus_is_only_read(tiny, corpus, monkeypatch):
 
 
 def test_another_seed_is_another_corpus(tiny):
-    other = dataclasses.replace(tiny.conversation, seed=1)
+    other = tiny.conversation.but(seed=1)
     assert demo.plan(tiny.conversation) == demo.plan(tiny.conversation) != demo.plan(other)
 
 

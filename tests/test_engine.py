@@ -53,7 +53,7 @@ def close(one, other, atol):
        rank=st.sampled_from([1, 4, 64]), prefix=st.sampled_from([1, 8, 30]),
        weight_decay=st.sampled_from([0.0, 0.1]))
 def test_a_queue_equals_algorithm_1_in_plain_peft(sllm, turns, streams, rank, prefix, weight_decay):
-    settings = dataclasses.replace(BASE, rank=rank, alpha=float(rank), prefix=prefix, weight_decay=weight_decay)
+    settings = BASE.but(rank=rank, alpha=float(rank), prefix=prefix, weight_decay=weight_decay)
     conversations = [codes(n, seed) for seed, n in enumerate(turns)]
     got = heard(sllm, settings, conversations, streams)
     for number, conversation in enumerate(conversations):
@@ -65,7 +65,7 @@ def test_a_queue_equals_algorithm_1_in_plain_peft(sllm, turns, streams, rank, pr
                                     {"stepping": "stride-5"}, {"layers": "top-1", "prefix_states": "reuse"},
                                     {"layers": "top-1", "read": "before", "prefix_states": "reuse"}])
 def test_a_conversation_is_the_same_alone_in_two_and_in_sixteen(sllm, change):
-    settings = dataclasses.replace(BASE, lr=1e-2, **change)
+    settings = BASE.but(lr=1e-2, **change)
     conversations = [codes(n, seed, 80 if seed == 3 else 9) for seed, n in enumerate((3, 7, 1, 6, 9, 2, 4))]
     alone = {i: ([t.loss for t in turns if t.pieces], [t.probabilities for t in turns])
              for i, c in enumerate(conversations)
@@ -98,7 +98,7 @@ def test_a_memory_on_a_persistent_adapter_equals_the_loop_there(sllm):
 def test_without_a_step_every_rung_hears_the_same(sharp):
     """Keys and values kept from earlier are those that the window would compute anew, as long as nothing moves."""
     conversation = codes(9, 0)
-    still = dataclasses.replace(BASE, lr=0.0)
+    still = BASE.but(lr=0.0)
     exact = [t.probabilities for t in cheaper.memory(sharp, still).listen(conversation)]
     losses = [t.loss for t in cheaper.memory(sharp, still).listen(conversation)]
     for change in ({"read": "before"}, {"prefix_states": "detach"}, {"layers": "top-1"}):
@@ -124,7 +124,7 @@ def test_without_a_step_every_rung_hears_the_same(sharp):
 def test_detach_stops_the_gradient_at_the_prefix_alone(sharp):
     """The first L_t is the exact one; the step is not."""
     conversation = codes(6, 1)
-    moved = dataclasses.replace(BASE, lr=1e-2)
+    moved = BASE.but(lr=1e-2)
     exact, detached = (listened(sharp, dataclasses.replace(moved, prefix_states=mode), conversation)
                        for mode in ("recompute", "detach"))
     assert detached[1].loss == pytest.approx(exact[1].loss, abs=1e-6)
@@ -136,7 +136,7 @@ def test_detach_stops_the_gradient_at_the_prefix_alone(sharp):
 
 def test_reading_before_the_write_answers_with_the_last_memory(sharp):
     conversation = codes(5, 2)
-    settings = dataclasses.replace(BASE, lr=1e-2)
+    settings = BASE.but(lr=1e-2)
     memory, before = cheaper.memory(sharp, settings), []
     history = torch.empty(0, dtype=torch.long)
     for turn, said in enumerate(conversation):
@@ -145,7 +145,7 @@ def test_reading_before_the_write_answers_with_the_last_memory(sharp):
         if turn:
             written(memory, [history[-8:]], [sentence])
         history = torch.cat([history, sentence])
-    got = cheaper.memory(sharp, dataclasses.replace(settings, read="before")).listen(conversation)
+    got = cheaper.memory(sharp, settings.but(read="before")).listen(conversation)
     close([t.probabilities for t in got], before, 1e-5)
 
 
@@ -157,7 +157,7 @@ def test_one_forward_a_step_and_lower_blocks_once(sllm, monkeypatch):
     low, top = sllm.model.model.layers
 
     def count(**change):
-        memory = cheaper.memory(sllm, dataclasses.replace(BASE, **change))
+        memory = cheaper.memory(sllm, BASE.but(**change))
         turns = memory.listen(codes(4, 0))
         next(turns)
         calls.clear()
@@ -182,7 +182,7 @@ def test_reuse_costs_its_own_tokens_alone(sllm, monkeypatch):
     conversation = [np.zeros(4, dtype=int)] * 5
     for mode, longest in (("recompute", 20 + 5), ("reuse", 1 + 5)):
         lengths.clear()
-        listened(sllm, dataclasses.replace(BASE, prefix=20, prefix_states=mode), conversation)
+        listened(sllm, BASE.but(prefix=20, prefix_states=mode), conversation)
         assert max(lengths) == longest
 
 
@@ -192,7 +192,7 @@ def test_strides_write_every_token_once_after_the_first_sentence(sllm, monkeypat
     monkeypatch.setattr(CheaperMemory, "write", lambda self, parts, streams: steps.append(
         parts[0]) or original(self, parts, streams))
     conversation = codes(8, 4)
-    settings = dataclasses.replace(BASE, stepping="stride-6")
+    settings = BASE.but(stepping="stride-6")
     turns = listened(sllm, settings, conversation)
     told = torch.cat([sllm.sentence(c) for c in conversation])
     start = len(conversation[0]) + 1
@@ -202,13 +202,13 @@ def test_strides_write_every_token_once_after_the_first_sentence(sllm, monkeypat
         start += 6
     assert len(told) - 6 < start <= len(told) and sum(t.pieces for t in turns) == len(steps)
     with pytest.raises(UserError, match="stride-60"):
-        cheaper.memory(sllm, dataclasses.replace(BASE, stepping="stride-60"))
+        cheaper.memory(sllm, BASE.but(stepping="stride-60"))
 
 
 @pytest.mark.parametrize("change", [{}, {"prefix_states": "reuse"}, {"optimizer": "sgd", "lr": 0.2},
                                     {"stepping": "stride-5"}])
 def test_saved_in_the_middle_it_goes_on_with_the_same_numbers(sllm, change, tmp_path):
-    settings = dataclasses.replace(BASE, lr=1e-2) if not change else dataclasses.replace(BASE, **change)
+    settings = BASE.but(lr=1e-2) if not change else BASE.but(**change)
     conversation = codes(8, 5)
     whole = list(cheaper.memory(sllm, settings, seed=3).listen(conversation))
     memory = cheaper.memory(sllm, settings, seed=3)
@@ -237,9 +237,9 @@ def test_a_wrong_backbone_and_a_broken_file_are_refused(sllm, tmp_path):
 
 def test_bfloat16_backbone_float32_memory(sllm):
     before = sllm.fingerprint()
-    memory = cheaper.memory(sllm, dataclasses.replace(BASE, precision="bfloat16", lr=1e-2))
+    memory = cheaper.memory(sllm, BASE.but(precision="bfloat16", lr=1e-2))
     exact, rounded = (list(m.listen(codes(6, 0))) for m in (
-        cheaper.memory(sllm, dataclasses.replace(BASE, lr=1e-2)), memory))
+        cheaper.memory(sllm, BASE.but(lr=1e-2)), memory))
     held = memory.lora.memories[0]
     assert held.dtype == memory.optimizer.state[held]["exp_avg"].dtype == torch.float32
     assert next(memory.sllm.parameters()).dtype == torch.bfloat16 and next(sllm.parameters()).dtype == torch.float32
@@ -248,10 +248,10 @@ def test_bfloat16_backbone_float32_memory(sllm):
 
 
 def test_decay_forgets(sllm):
-    kept, faded = (listened(sllm, dataclasses.replace(BASE, lr=1e-2, decay=d), codes(9, 1))
+    kept, faded = (listened(sllm, BASE.but(lr=1e-2, decay=d), codes(9, 1))
                    for d in (0.0, 0.5))
     assert faded[-1].norm < 0.7 * kept[-1].norm
-    gone = listened(sllm, dataclasses.replace(BASE, lr=1e-2, decay=1.0), codes(9, 1))
+    gone = listened(sllm, BASE.but(lr=1e-2, decay=1.0), codes(9, 1))
     assert gone[-1].norm == 0
 
 
@@ -259,7 +259,7 @@ def test_memory_written_from_another_conversation(sllm):
     """The control: own prefixes and read-outs, the other's writes; a donor that ends early is written no more."""
     own, other = codes(6, 0), codes(4, 1)
     for change in ({}, {"prefix_states": "reuse"}, {"prefix_states": "detach"}):
-        settings = dataclasses.replace(BASE, lr=1e-2, **change)
+        settings = BASE.but(lr=1e-2, **change)
         swapped = heard(sllm, settings, [own], 1, [other])[0]
         written = heard(sllm, settings, [other], 1)[0]
         assert len(swapped[0]) == 3 and len(swapped[1]) == 6
@@ -269,7 +269,7 @@ def test_memory_written_from_another_conversation(sllm):
 def test_reuse_needs_rotary_positions(sllm):
     sllm.model.model.rotary_emb = torch.nn.Identity()
     with pytest.raises(UserError, match="heads turn whole"):
-        cheaper.memory(sllm, dataclasses.replace(BASE, prefix_states="reuse"))
+        cheaper.memory(sllm, BASE.but(prefix_states="reuse"))
 
 
 def test_a_reused_prefix_costs_three_forwards_of_the_sentence_whatever_its_length(sllm):
@@ -279,7 +279,7 @@ def test_a_reused_prefix_costs_three_forwards_of_the_sentence_whatever_its_lengt
         return counter.get_total_flops()
 
     def a_sentence(prefix):
-        memory = cheaper.memory(sllm, dataclasses.replace(BASE, rank=1, prefix=prefix,
+        memory = cheaper.memory(sllm, BASE.but(rank=1, prefix=prefix,
                                                                   prefix_states="reuse"))
         turns = memory.listen([np.zeros(9, dtype=int)] * 6)
         for _ in range(5):
@@ -290,7 +290,7 @@ def test_a_reused_prefix_costs_three_forwards_of_the_sentence_whatever_its_lengt
         forward = flops(lambda: sllm.emotion_logits([sllm.sentence(np.zeros(10, dtype=int))]))
     # Forward, activation gradients, read-out; beside them the rank-1 factors, the code rows and the prefix's keys.
     assert 2.5 * forward < a_sentence(2) < 4.2 * forward
-    exact = cheaper.memory(sllm, dataclasses.replace(BASE, rank=1, prefix=40)).listen(
+    exact = cheaper.memory(sllm, BASE.but(rank=1, prefix=40)).listen(
         [np.zeros(9, dtype=int)] * 6)
     for _ in range(5):
         next(exact)

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -54,7 +53,7 @@ def heard(sllm, corpus, settings, method):
 
 @pytest.mark.parametrize("rung", OPTIONS)
 def test_the_memory_with_every_option(sharp, corpus, rung):
-    settings = dataclasses.replace(BASE, **OPTIONS[rung])
+    settings = BASE.but(**OPTIONS[rung])
     expected = heard(copy.deepcopy(sharp), corpus, settings, "dpm")
     with gpus() as gpu:
         got = heard(on_gpu(sharp), corpus, settings, "dpm")

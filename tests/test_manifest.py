@@ -307,17 +307,6 @@ def test_one_word_is_one_word_however_it_is_encoded(tree, disk, written):
         assert u.audio.path.is_file()  # by the bytes that are there
 
 
-def test_settings_are_of_one_form_and_a_root_is_found_in_the_other(tree):
-    root, _ = tree
-    key = load(root).key
-    there = root.rename(root.with_name(form("NFD")("Müller")))
-    for kind in ("NFC", "NFD"):
-        settings = Settings.of("smoke", {"source.pattern": form(kind)("^(é)_")}, corpus="manifest", home=HOME.name,
-                               root=str(root.with_name(form(kind)("Müller"))))
-        assert settings.root_path == there and settings.source.pattern == form("NFC")("^(é)_")
-        assert corpora.load(settings).key == key
-
-
 def test_blanks_that_nobody_sees_are_one_and_speakers_of_nearly_one_name_are_noted(tree):
     root, rows = tree
     speakers = len({r["speaker"] for r in rows})

@@ -1,6 +1,5 @@
 """Write rules beyond the paper's: what a step lowers, how often, for whom; and the carried cache with its sinks."""
 
-import dataclasses
 
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ def codes(turns, seed):
 
 
 def probabilities(sllm, conversation, inertia=None, speakers=(), **change):
-    memory = cheaper.memory(sllm, dataclasses.replace(BASE, **change), inertia=inertia)
+    memory = cheaper.memory(sllm, BASE.but(**change), inertia=inertia)
     return np.array([t.probabilities for t in memory.listen(conversation, speakers=speakers)])
 
 
@@ -58,7 +57,7 @@ def test_both_is_the_sum_of_the_two_losses(sharp):
     sgd = {"optimizer": "sgd", "lr": 0.1, "target": "sharpened"}
 
     def moved(rule):
-        memory = cheaper.memory(sharp, dataclasses.replace(BASE, rule=rule, **sgd))
+        memory = cheaper.memory(sharp, BASE.but(rule=rule, **sgd))
         list(memory.listen(conversation))
         return memory.lora.memories[0].detach() - memory.lora.fresh
 
@@ -67,7 +66,7 @@ def test_both_is_the_sum_of_the_two_losses(sharp):
 
 @pytest.mark.parametrize("rule", ["emotion", "both"])
 def test_a_stream_is_the_same_alone_and_in_company_and_on_disk(rule, sharp, tmp_path):
-    settings = dataclasses.replace(BASE, rule=rule, target="filtered")
+    settings = BASE.but(rule=rule, target="filtered")
     conversations, speakers = [codes(n, n) for n in (5, 3, 6)], [list("ababab")] * 3
     together = {0: [], 1: [], 2: []}
     memory = cheaper.memory(sharp, settings, 2, inertia=CHAIN)
@@ -88,7 +87,7 @@ def test_every_so_many_sentences_writes_each_token_once(sllm, monkeypatch):
     monkeypatch.setattr(CheaperMemory, "write", lambda self, parts, streams: steps.append(
         parts[0]) or original(self, parts, streams))
     conversation = codes(8, 4)
-    turns = list(cheaper.memory(sllm, dataclasses.replace(BASE, stepping="every-3")).listen(conversation))
+    turns = list(cheaper.memory(sllm, BASE.but(stepping="every-3")).listen(conversation))
     assert [t.pieces for t in turns] == [0, 0, 0, 1, 0, 0, 1, 0]
     told = [sllm.sentence(c) for c in conversation]
     for part, sentences in zip(steps, (told[1:4], told[4:7]), strict=True):
@@ -125,7 +124,7 @@ def test_sinks_are_the_first_tokens_and_bear_on_the_answer(sharp):
     setting = {"steps": 0, "prefix_states": "reuse", "read": "before", "prefix": 8}
     one_block = Settings.of("smoke", {"backbone.layers": 1})  # one block: what fell out of the cache is gone
     from dpmkit.sllm import EmotionSLLM
-    sllm = EmotionSLLM.create(dataclasses.replace(one_block.backbone, window=64), one_block.finetune, 16,
+    sllm = EmotionSLLM.create(one_block.backbone.but(window=64), one_block.finetune, 16,
                               ("neu", "hap", "sad", "ang"), 0).eval()
     kept, fell = (np.abs(probabilities(sllm, conversation, sinks=n, **setting)[-1]
                          - probabilities(sllm, other, sinks=n, **setting)[-1]).max() for n in (4, 0))
@@ -133,7 +132,7 @@ def test_sinks_are_the_first_tokens_and_bear_on_the_answer(sharp):
 
 
 def test_steps_of_zero_leave_the_memory_alone_and_still_say_l_t(sllm):
-    turns = list(cheaper.memory(sllm, dataclasses.replace(BASE, steps=0)).listen(codes(3, 8)))
+    turns = list(cheaper.memory(sllm, BASE.but(steps=0)).listen(codes(3, 8)))
     assert turns[-1].norm == 0 and np.isfinite(turns[-1].loss)
 
 
@@ -142,7 +141,7 @@ def test_steps_of_zero_leave_the_memory_alone_and_still_say_l_t(sllm):
     ({"memory.prefix_states": "reuse", "memory.stepping": "stride-8"}, "reuse goes with"),
     ({"memory.rule": "emotion", "memory.stepping": "every-2"}, "memory.stepping = sentence"),
     ({"memory.rule": "kindness"}, "memory.rule must be 'semantic', 'emotion' or 'both'"),
-    ({"memory.stepping": "every-0"}, "every-N")])
+    ({"memory.stepping": "every-0"}, "memory.stepping must match pattern")])
 def test_rules_that_cannot_go_together_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         Settings.of("smoke", change)
@@ -150,7 +149,7 @@ def test_rules_that_cannot_go_together_are_refused(change, message):
 
 def test_a_filtered_target_without_transitions_is_refused(sllm):
     with pytest.raises(UserError, match="inertia"):
-        cheaper.memory(sllm, dataclasses.replace(BASE, rule="emotion", target="filtered"))
+        cheaper.memory(sllm, BASE.but(rule="emotion", target="filtered"))
 
 
 # -- through the protocols ---------------------------------------------------------------------------------
@@ -182,7 +181,7 @@ def test_a_memory_a_speaker_goes_through_all_of_the_speakers_conversations(setti
     ids = [(c.id, turn, u.id) for c in corpus.select(corpus.folds[0].test) for turn, u in enumerate(c.utterances)]
     assert list(zip(table["conversation"], table["turn"], table["utterance"], strict=True)) == ids
     one = table[table["speaker"] == "s1a"]
-    heard = list(cheaper.memory(tuned.sllm, dataclasses.replace(settings.memory, scope="conversation"),
+    heard = list(cheaper.memory(tuned.sllm, settings.memory.but(scope="conversation"),
                                         seed=settings.seed).listen([spoken.codes[u] for u in one["utterance"]]))
     np.testing.assert_allclose(one[P], np.array([t.probabilities for t in heard]), atol=1e-4)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
@@ -17,7 +18,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from .. import audio, runs
-from ..settings import Settings, UserError, plain
+from ..settings import Settings, UserError
 
 SEEN: dict[Path, tuple[int, int]] = {}  # size and time of change of every file that a load of this process decoded
 INVERTED: set[Path] = set()  # those of them with `audio.Sound.inverted` channels
@@ -56,6 +57,11 @@ def walk(root: Path) -> Iterator[tuple[Path, str]]:
                             and not leads_back(Path(folder, f)))
         for path in (Path(folder, n) for n in sorted(names) if not n.startswith(".")):
             yield path, name(root, path)
+
+
+def plain(text: str) -> str:
+    """One word, one string: precomposed (NFC), as most type it; macOS names files decomposed."""
+    return unicodedata.normalize("NFC", text)
 
 
 def name(root: Path, path: Path) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import audio, runs
-from ..settings import Settings, UserError, plain
+from ..settings import Settings, UserError
 from . import composed, dynamics, files
 from .base import Clip, Corpus, Count, Skipped, Utterance, checked
 
@@ -147,7 +147,7 @@ def _own(settings: Settings, root: Path) -> Recordings:
     sounds, others = _sounds(root)
     found, left = {}, []
     for path, name in sounds.items():
-        match = pattern.search(plain(path.name))
+        match = pattern.search(files.plain(path.name))
         parts = {group: text for group, text in match.groupdict().items() if text} if match else {}
         lacking = [group for group in pattern.groupindex if group not in parts]
         if lacking:
@@ -193,7 +193,7 @@ def _distinct(utterances: Sequence[Utterance], sha256: Mapping[Path, str]) -> tu
 def _pattern(text: str) -> re.Pattern[str]:
     """The compiled source.pattern (empty: it asks for nothing); UserError where it is none, or of other groups."""
     try:
-        pattern = re.compile(text)
+        pattern = re.compile(files.plain(text))
     except (re.error, OverflowError, RecursionError) as error:
         raise UserError(f"setting source.pattern {text!r} is not a regular expression ({error}); e.g. "
                         "'^(?P<speaker>[^_]+)_' for spk1_003.wav") from None

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import audio, runs
-from ..settings import Settings, UserError, on_disk
+from ..settings import Settings, UserError
 from . import dynamics, files, grouping, table
 from .base import Clip, Conversation, Corpus, Count, Skipped, Utterance
 
@@ -86,7 +87,10 @@ def load(settings: Settings) -> Corpus:
     path = root / "manifest.csv"
     rows, unread, faults = read_rows(path)
     # Before the table's faults are listed, as only then all are known; a second call decodes nothing again.
-    places = {r.path: on_disk(root / r.path) for r in rows if 0 < len(r.path) <= LONGEST}
+    places = {r.path: root / r.path for r in rows if 0 < len(r.path) <= LONGEST}
+    if not all(map(os.path.lexists, places.values())):  # a Mac's names are other strings of the same words
+        there = {files.name(root, path): path for path in root.rglob("*")}
+        places = {path: there.get(path, place) for path, place in places.items()}
     heard = files.survey(settings, root, sorted(set(places.values())))
     turns, unheard = _turns(places, rows, heard, faults)
     if faults:

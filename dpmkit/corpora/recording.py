@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from .. import audio, machine, runs
-from ..settings import Settings, UserError, on_disk
+from ..settings import Settings, UserError
 from . import files, table
 from .base import Clip, Conversation, Skipped, Utterance
 
@@ -41,7 +41,7 @@ def prepare(settings: Settings, recordings: Iterable[Path | str], folder: Path |
     in it are relative to `folder` (on another drive of Windows absolute). Raises UserError where the file is
     there already, as it may hold labels, and for recordings that cannot be told apart by name.
     """
-    folder = on_disk(Path(folder))
+    folder = Path(folder)
     manifest = folder / "manifest.csv"
     _absent(manifest)
     named = _names(list(dict.fromkeys(_place(path) for path in recordings)))
@@ -112,7 +112,7 @@ def _absent(manifest: Path) -> None:
 
 def _place(path: Path | str) -> Path:
     """Where the file is named, links and '..' of its folders resolved: one file, one path, and a true way to it."""
-    return on_disk(Path(os.path.realpath(Path(path).parent)) / Path(path).name)
+    return Path(os.path.realpath(Path(path).parent)) / Path(path).name
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..settings import UserError, plain
+from ..settings import UserError
+from .files import plain
 
 SHOWN = 20  # faults in a message
 NOTHING = ("nan", "none", "null", "n/a", "<na>")  # as programs write an empty cell

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 
-from ..settings import Settings, UserError, on_disk
+from ..settings import Settings, UserError
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -72,7 +72,7 @@ def find(settings: Settings, default: str, *asked: tuple[str, ...]) -> tuple[str
     the network: offline, every question costs half a minute. Raises UserError for files that are missing.
     """
     source = settings.codes.source or default
-    folder = on_disk(settings.home_path / Path(source).expanduser())
+    folder = settings.home_path / Path(source).expanduser()
     cure = f"put {', '.join(names[0] for names in asked)} of {default} into a folder and give it as codes.source"
     if folder.is_dir():
         called = folder.resolve().name
