@@ -8,12 +8,12 @@ replacement, the same ones for every method (Davison and Hinkley 1997, section 3
 
 from __future__ import annotations
 
-import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_fscore_support
 
 from .settings import EvaluationSettings, Settings
@@ -43,30 +43,31 @@ def targets(table: pd.DataFrame, protocol: str = "all-lengths") -> pd.DataFrame:
     return {"all-lengths": labelled, "complete": labelled.groupby("conversation", sort=False).tail(1)}[protocol]
 
 
-def _probabilities(table: pd.DataFrame, emotions: tuple[str, ...]) -> np.ndarray:
-    answers = table[[f"p_{e}" for e in emotions]].to_numpy()
-    if np.isnan(answers).any():
-        raise ValueError(f"{int(np.isnan(answers).any(1).sum())} answers are NaN: they cannot be scored")
-    return answers
-
-
 def answers(table: pd.DataFrame, emotions: tuple[str, ...]) -> np.ndarray:
     """Index of the most probable emotion per row, (rows,); ValueError where an answer is NaN."""
     return _probabilities(table, emotions).argmax(1)
 
 
-def truth(table: pd.DataFrame, emotions: tuple[str, ...]) -> np.ndarray:
-    """Index of the true label per row, (rows,), all of them labelled."""
-    return table["emotion"].map({e: i for i, e in enumerate(emotions)}).to_numpy(dtype=int)
+def _probabilities(table: pd.DataFrame, emotions: tuple[str, ...]) -> np.ndarray:
+    p = table[[f"p_{e}" for e in emotions]].to_numpy()
+    if np.isnan(p).any():
+        raise ValueError(f"{int(np.isnan(p).any(1).sum())} answers are NaN: they cannot be scored")
+    return p
+
+
+def _labelled(table: pd.DataFrame, emotions: tuple[str, ...]) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """The labelled rows, the probabilities of their answers, (rows, emotions), and the true labels' indices."""
+    rows = targets(table)
+    return rows, _probabilities(rows, emotions), pd.Categorical(rows["emotion"], emotions).codes
 
 
 def confusions(table: pd.DataFrame, emotions: tuple[str, ...],
                by: str = "conversation") -> tuple[list[str], np.ndarray]:
     """Sorted ids of the conversations (or speakers) and their confusion matrices, (ids, emotions, emotions)."""
-    scored = targets(table)
-    names, cluster = np.unique(scored[by].to_numpy(dtype=str), return_inverse=True)
+    rows, p, truth = _labelled(table, emotions)
+    names, cluster = np.unique(rows[by].to_numpy(dtype=str), return_inverse=True)
     counts = np.zeros((len(names), len(emotions), len(emotions)))
-    np.add.at(counts, (cluster, truth(scored, emotions), answers(scored, emotions)), 1)
+    np.add.at(counts, (cluster, truth, p.argmax(1)), 1)
     return list(names), counts
 
 
@@ -94,36 +95,33 @@ def wa(table: pd.DataFrame, emotions: tuple[str, ...]) -> float:
 
 def per_emotion(table: pd.DataFrame, emotions: tuple[str, ...]) -> dict[str, dict[str, float]]:
     """Recall, precision, F1 and support of each emotion; 0 where there is none."""
-    scored = targets(table)
-    columns = precision_recall_fscore_support(truth(scored, emotions), answers(scored, emotions),
-                                              labels=range(len(emotions)), zero_division=0)
+    _, p, truth = _labelled(table, emotions)
+    columns = precision_recall_fscore_support(truth, p.argmax(1), labels=range(len(emotions)), zero_division=0)
     return {e: {"recall": recall, "precision": precision, "f1": f1, "n": n}
             for e, precision, recall, f1, n in zip(emotions, *columns, strict=True)}
 
 
 def nll(table: pd.DataFrame, emotions: tuple[str, ...]) -> float:
     """Mean negative log-likelihood of the true label in nats; a probability of 0 counts as 1e-12 (27.6 nats)."""
-    scored = targets(table)
-    p = _probabilities(scored, emotions)[np.arange(len(scored)), truth(scored, emotions)]
-    return float(-np.log(np.clip(p, 1e-12, 1.0)).mean())
+    _, p, truth = _labelled(table, emotions)
+    return float(-np.log(p[np.arange(len(p)), truth].clip(1e-12, 1.0)).mean())
 
 
 def reliability(table: pd.DataFrame, emotions: tuple[str, ...], bins: int = 10) -> list[dict[str, float]]:
     """How often answers of a confidence are right: mean `confidence`, `accuracy` (in [0, 1]) and `n` of each bin
     of the top probability; bins are equally wide, each with its upper edge (Guo et al. 2017), no empty ones."""
-    scored = targets(table)
-    confidence = _probabilities(scored, emotions).max(1)
-    right = answers(scored, emotions) == truth(scored, emotions)
+    _, p, truth = _labelled(table, emotions)
+    rows = pd.DataFrame({"confidence": p.max(1), "right": p.argmax(1) == truth})
     # Inner edges only: a float32 softmax may sum to a little more than 1.
-    bin_of = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
-    return [{"confidence": float(confidence[bin_of == b].mean()), "accuracy": float(right[bin_of == b].mean()),
-             "n": int((bin_of == b).sum())} for b in np.unique(bin_of)]
+    bin_of = np.digitize(rows["confidence"], np.linspace(0, 1, bins + 1)[1:-1], right=True)
+    return rows.groupby(bin_of).agg(confidence=("confidence", "mean"), accuracy=("right", "mean"),
+                                    n=("right", "size")).to_dict("records")
 
 
 def ece(table: pd.DataFrame, emotions: tuple[str, ...]) -> float:
     """Expected calibration error in [0, 1]: mean distance of confidence and accuracy (Naeini et al. 2015)."""
-    rows = reliability(table, emotions)
-    return float(np.average([abs(r["accuracy"] - r["confidence"]) for r in rows], weights=[r["n"] for r in rows]))
+    rows = pd.DataFrame(reliability(table, emotions))
+    return float(np.average((rows["accuracy"] - rows["confidence"]).abs(), weights=rows["n"]))
 
 
 def _weights(clusters: int, resamples: int) -> np.ndarray:
@@ -170,19 +168,14 @@ def by_bin(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...], what: str
     """WA in % with its interval per method and bin of `what`, `turn` (the position in the conversation) or `length`
     (its utterances). `edges`: first value of each bin, ascending; the last is open."""
     first_of, label_of = {"turn": ("first_turn", "turns"), "length": ("first_length", "utterances")}[what]
-    # Of all tables, as some hold labelled utterances alone.
-    lengths = pd.concat(list(tables.values())).groupby("conversation")["turn"].max() + 1
+    labels = [*(f"{a}–{b - 1}" for a, b in pairwise(edges)), f"{edges[-1]} and on"]
     rows = []
     for method, table in tables.items():
-        scored = targets(table)
-        bin_of = np.digitize(scored["turn"] if what == "turn" else scored["conversation"].map(lengths), edges) - 1
-        for i, first in enumerate(edges):
-            part = scored[bin_of == i]
-            if part.empty:
-                continue
+        length = table.groupby("conversation")["turn"].transform("max") + 1
+        chosen = targets(table.assign(bin=np.digitize(table["turn"] if what == "turn" else length, edges) - 1))
+        for i, part in chosen.groupby("bin"):
             values = resampled({method: part}, emotions, how.bootstrap)[method]["WA"]
-            label = f"{first}–{edges[i + 1] - 1}" if i + 1 < len(edges) else f"{first} and on"
-            rows.append({"method": method, first_of: first, label_of: label, "WA": float(values[0]),
+            rows.append({"method": method, first_of: edges[i], label_of: labels[i], "WA": float(values[0]),
                          "n": len(part), "WA_interval": interval(values, how.confidence)})
     return rows
 
@@ -208,19 +201,18 @@ def losses(tables: dict[str, pd.DataFrame], how: EvaluationSettings) -> dict[str
 def mcnemar(a: pd.DataFrame, b: pd.DataFrame, emotions: tuple[str, ...]) -> dict[str, float]:
     """McNemar's exact test (1947) on `n` single targets (protocol `complete`): those that `a_only` and `b_only` got
     right, and the two-sided binomial `p` of that split. ValueError where targets differ or are not independent."""
-    right = []
+    sides, key = [], ["conversation", "turn", "emotion"]
     for table in (a, b):
-        scored = targets(table)
-        if scored["conversation"].duplicated().any():
+        rows, p, truth = _labelled(table, emotions)
+        if rows["conversation"].duplicated().any():
             raise ValueError("two targets of a conversation are not independent: McNemar's test takes `complete`")
-        key = pd.MultiIndex.from_frame(scored[["conversation", "turn", "emotion"]])
-        right.append(pd.Series(answers(scored, emotions) == truth(scored, emotions), index=key).sort_index())
-    first, second = right
-    if first.index.tolist() != second.index.tolist():
+        sides.append(rows[key].assign(right=p.argmax(1) == truth))
+    both = pd.merge(*sides, on=key)
+    if any(len(side) != len(both) for side in sides):
         raise ValueError("the methods answered different targets: McNemar's test needs the same ones")
-    a_only, b_only = int((first & ~second).sum()), int((second & ~first).sum())
+    a_only, b_only = (int((both[x] & ~both[y]).sum()) for x, y in (("right_x", "right_y"), ("right_y", "right_x")))
     p = float(binomtest(b_only, a_only + b_only).pvalue) if a_only + b_only else 1.0
-    return {"n": len(first), "a_only": a_only, "b_only": b_only, "p": p}
+    return {"n": len(both), "a_only": a_only, "b_only": b_only, "p": p}
 
 
 def holm(p_values: dict[str, float]) -> dict[str, float]:
@@ -259,17 +251,13 @@ def contrasts(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...],
             row |= {m: float(gains["interval"][0]), f"{m}_speakers": None,
                     **{f"{m}_{kind}": interval(gain, how.confidence) for kind, gain in gains.items()}}
             if m == "WA" and (a, b) in DECLARED:
-                p = max(_two_sided(gain[1:]) for gain in gains.values())
+                # A difference of exactly 0 is on both sides: equal answers give 2, and so 1.
+                p = max(2 * min((gain[1:] <= 0).mean(), (gain[1:] >= 0).mean()) for gain in gains.values())
                 row |= mcnemar(tables[a], tables[b], emotions) if single else {
-                    "p": p, "floor": p <= 2 / how.bootstrap}
+                    "p": float(np.clip(p, 2 / how.bootstrap, 1.0)), "floor": bool(p <= 2 / how.bootstrap)}
         rows.append(row)
     adjusted = holm({r["contrast"]: r["p"] for r in rows if "p" in r})
     return [r | ({"p_holm": adjusted[r["contrast"]]} if "p" in r else {}) for r in rows]
-
-
-def _two_sided(gains: np.ndarray) -> float:
-    # A difference of exactly 0 is on both sides: equal answers give 2, and so 1.
-    return float(np.clip(2 * min((gains <= 0).mean(), (gains >= 0).mean()), 2 / len(gains), 1.0))
 
 
 def scored(tables: dict[str, pd.DataFrame], protocol: str, emotions: tuple[str, ...],
@@ -280,29 +268,13 @@ def scored(tables: dict[str, pd.DataFrame], protocol: str, emotions: tuple[str, 
     chosen, how = {name: targets(t, protocol) for name, t in tables.items()}, settings.evaluation
     shared = ("speaker-memory-kept", *(["dpm"] if settings.memory.scope == "speaker" else []))
     first, rows = next(iter(chosen.values())), compare(chosen, emotions, "window", how)
-    speakers = first["speaker"].nunique()
-    for row, other in zip(rows, compare(chosen, emotions, "window", how, by="speaker"), strict=True):
-        row["WA_gain_speakers"] = other["WA_gain_interval"] if speakers >= ENOUGH else None
+    speakers, over = first["speaker"].nunique(), compare(chosen, emotions, "window", how, by="speaker")
+    for row, other in zip(rows, over, strict=True):
+        enough = speakers >= ENOUGH
+        row["WA_gain_speakers"] = other["WA_gain_interval"] if enough else None
         if row["method"].startswith(shared):
-            row |= {key: other[key] if speakers >= ENOUGH else [math.nan] * 2 for key in row
-                    if key.endswith("_interval")}
+            row |= {key: other[key] if enough else [np.nan] * 2 for key in row if key.endswith("_interval")}
     details = {"per_emotion": per_emotion, "confusion": confusion, "nll": nll, "ece": ece}
     return {"targets": len(first), "conversations": first["conversation"].nunique(), "speakers": speakers,
             "methods": rows, "contrasts": contrasts(chosen, emotions, how),
             **{what: {name: of(t, emotions) for name, t in chosen.items()} for what, of in details.items()}}
-
-
-def smallest_effect(n: int, discordant: float, power: float = 0.8) -> float:
-    """Smallest gain in accuracy, in points, that `n` paired single targets show with probability `power`, where the
-    methods differ on a share `discordant` of them (one right, one wrong); infinite where no gain is enough.
-
-    McNemar's test, two-sided at 5 %, in the normal approximation of Connor (1987, Biometrics 43, 207–211), solved
-    for the gain d (a share): n = (z_0.025 sqrt(psi) + z_power sqrt(psi - d²))² / d² pairs, psi being `discordant`.
-    The exact test asks for somewhat more.
-    """
-    critical, wanted = norm.ppf(0.975), norm.ppf(power)
-    if n <= critical**2:  # not significant even if all go to one method
-        return math.inf
-    root = critical * math.sqrt(n) + wanted * math.sqrt(n + wanted**2 - critical**2)
-    gain = math.sqrt(discordant) * root / (n + wanted**2)
-    return 100 * gain if gain <= discordant else math.inf

@@ -17,7 +17,6 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from . import audio, runs
 from .corpora import Corpus, Utterance
 from .settings import Settings
-from .tables import PAPER_TABLE_1
 
 COLOURS = ("#1b4f72", "#c0562f", "#3f8f5f", "#8e5ea2", "#6b6b6b", "#b8860b", "#2a9d9d", "#b03060")
 CONVERSATIONS = {"IEMOCAP": 151, "MELD test": 280}  # targets of the protocol `complete`
@@ -240,25 +239,6 @@ def _log_x(axes: plt.Axes) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def power(rows: Rows) -> Figure:
-    """Smallest gain that shows in four of five repetitions, against the number of conversations with one target
-    each. `rows`: `n`, `discordant` and `points`, of `metrics.smallest_effect(n, discordant)`."""
-    dpm, other = (PAPER_TABLE_1["iemocap"][m]["complete"][0] for m in ("dpm", "at-once"))
-    figure, axes = plt.subplots(figsize=(6.4, 3.3))
-    for i, (share, part) in enumerate(pd.DataFrame(rows).groupby("discordant")):
-        axes.plot(part["n"], part["points"], label=f"{100 * share:g} %", **_look(i) | {"marker": ""})
-    axes.axhline(dpm - other, color="0.35", lw=0.8)
-    axes.annotate(f"paper claims {dpm - other:.2f}", (0, dpm - other), (3, -2), fontsize=8, va="top",
-                  xycoords=("axes fraction", "data"), textcoords="offset points")  # left: all curves are above
-    for name, n in CONVERSATIONS.items():
-        _wall(axes, n, f"{name}: {n}")
-    _log_x(axes)
-    axes.margins(x=0)
-    axes.set(xlabel="conversations, one target each", ylabel="smallest gain in WA, points", ylim=(0, None))
-    _legend(axes, "outside right upper", 1, title="targets that the\nmethods differ on", title_fontsize=8)
-    return figure
 
 
 def pareto(rows: Rows) -> Figure:

@@ -1,5 +1,5 @@
 """Measures against scikit-learn, a paired bootstrap against a plain one, McNemar and Holm against examples by hand
-and brute force, power against simulation."""
+and brute force."""
 
 import math
 from itertools import combinations
@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
 
@@ -33,7 +32,6 @@ from dpmkit.metrics import (
     reliability,
     resampled,
     scored,
-    smallest_effect,
     targets,
     wa,
 )
@@ -297,7 +295,6 @@ def naive(tables, group, edges, labels):
 
 def test_wa_by_position_and_by_length():
     truth = random_table(2, conversations=30)
-    # The second one holds labelled utterances alone, as the classifier's does: its conversations are no shorter.
     tables = {"a": random_table(7, truth=truth), "b": random_table(8, truth=truth)}
     long = truth["conversation"].value_counts()
     rows = by_bin(tables, EMOTIONS, "turn", (0, 2, 6), draws(200))
@@ -536,38 +533,3 @@ def test_rows_whose_memory_conversations_share_have_intervals_over_speakers_alon
     rows = {r["method"]: r for r in scored(few, "all-lengths", TWO, SETTINGS)["methods"]}
     assert np.isnan(rows[kept]["WA_interval"]).all()
     assert not np.isnan(rows["speaker-memory"]["WA_interval"]).any()
-
-
-def simulated(n, discordant, points, repeats=20_000):
-    """(asymptotic, exact) McNemar's power at 5 %, two-sided, where a method gains so many points."""
-    gain = points / 100
-    split = [(discordant + gain) / 2, (discordant - gain) / 2, 1 - discordant]
-    won, lost, _ = np.random.default_rng(0).multinomial(n, split, size=repeats).T
-    exact = 2 * binom.cdf(np.minimum(won, lost), won + lost, 0.5)
-    return (abs(won - lost) > 1.959964 * np.sqrt(won + lost)).mean(), (exact <= 0.05).mean()
-
-
-@pytest.mark.parametrize("n", [151, 280, 1000])
-@pytest.mark.parametrize("discordant", [0.1, 0.2, 0.3])
-def test_the_smallest_effect_has_its_power_in_simulation(n, discordant):
-    points = smallest_effect(n, discordant)
-    asymptotic, exact = simulated(n, discordant, points)
-    assert 0.78 < asymptotic < 0.85  # 20,000 repeats know it to 0.003; with few split targets counts are coarse
-    assert 0.70 < exact < asymptotic  # the exact test keeps below its 5 %, and pays in power
-    assert simulated(n, discordant, 0.7 * points)[0] < 0.56
-
-
-@settings(deadline=None)
-@given(st.integers(1, 5000), shares.filter(lambda v: v > 1e-3), st.sampled_from([0.5, 0.8, 0.9]))
-def test_the_smallest_effect_solves_connor_s_sample_size(n, discordant, power):
-    critical, wanted = 1.959963985, {0.5: 0.0, 0.8: 0.841621234, 0.9: 1.281551566}[power]
-
-    def pairs(gain):
-        return (critical * math.sqrt(discordant) + wanted * math.sqrt(discordant - gain**2)) ** 2 / gain**2
-
-    points = smallest_effect(n, discordant, power)
-    if math.isinf(points):  # not even where every split target goes to one method
-        assert pairs(discordant) > n * (1 - 1e-6)
-    else:
-        assert points / 100 <= discordant and pairs(points / 100) == pytest.approx(n, rel=1e-5)
-        assert smallest_effect(n + 100, discordant, power) < points

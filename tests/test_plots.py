@@ -6,7 +6,6 @@ from matplotlib import pyplot as plt
 from test_metrics import EMOTIONS, random_table
 
 from dpmkit import metrics, plots
-from dpmkit.metrics import smallest_effect
 from dpmkit.settings import EvaluationSettings
 
 plt.switch_backend("Agg")
@@ -36,15 +35,6 @@ def test_the_front_is_of_the_methods_that_none_beats_in_both():
     assert front.get_ydata().tolist() == [50, 50, 60, 60, 70]
     assert [p.get_ydata()[0] for p in points] == [50, 40, 60, 55, 70]
     assert [t.get_text() for t in figure.legends[0].get_texts()] == [f"method {i}" for i in range(5)]
-
-
-def test_power_draws_the_papers_claim_and_what_no_gain_can_show():
-    figure = plots.power([{"n": n, "discordant": d, "points": smallest_effect(n, d)}
-                    for d in (0.1, 0.3) for n in (20, 100, 400)])
-    first, _, claim, *marks = figure.axes[0].lines
-    assert claim.get_ydata()[0] == pytest.approx(6.56)
-    assert [m.get_xdata()[0] for m in marks] == [151, 280]
-    assert first.get_ydata().tolist() == [np.inf, smallest_effect(100, 0.1), smallest_effect(400, 0.1)]
 
 
 def test_recalls_and_confusions_are_the_metrics(tables):
