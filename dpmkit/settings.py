@@ -214,26 +214,30 @@ class EvaluationSettings(Group):
 
 
 class AblationSettings(Group):
-    """Notebook 04: one setting of the memory moves at a time, on validation conversations."""
-    conversations: Count = 24
+    """Notebook 04: one setting of the memory at a time, on validation conversations; one of one value stays."""
+    conversations: Count = 16
     lr: Several[Weight] = (0.0, 5e-5, 3e-4, 1e-3, 3e-3)
-    steps: Several[Size] = (1, 2, 4)
-    rank: Several[Count] = (1, 4, 16, 64)
-    prefix: Several[Size] = (0, 32, 64, 128, 256)
-    layers: Several[str] = ("all", "top-2")
-    decay: Several[Share] = (0.0, 0.01, 0.1)
-    rule: Several[Rule] = ("semantic", "emotion", "both")  # each at every rate
+    steps: Several[Size] = (1,)
+    rank: Several[Count] = (4, 16, 64)
+    prefix: Several[Size] = (0, 64, 256)
+    layers: Several[str] = ("all",)
+    decay: Several[Share] = (0.0,)
+    rule: Several[Rule] = ("semantic", "emotion", "both")
+    rule_lr: Several[Positive] = (5e-5, 1e-3)  # rates of the rules that target the own answer
     target: Several[Target] = ("sharpened", "filtered")  # of rule emotion
-    scope: Several[Scope] = ("conversation", "speaker")
-    stepping: Several[Stepping] = ("sentence", "stride-64", "stride-128", "stride-256", "every-2", "every-4")
+    scope: Several[Scope] = ("conversation",)
+    stepping: Several[Stepping] = ("sentence", "stride-64", "stride-256", "every-2")
     disturbed: Count = 12  # test conversations under noise, overlap and other boundaries
+    disturbances: Several[str] = (  # kinds and levels of `robustness.LEVELS`
+        "none", "jitter 0.2", "jitter 1", "silero", "chunks 2", "white 20", "babble 20", "babble 10", "overlap 0.1",
+        "overlap 0.3")
 
 
 class ContextSettings(Group):
     """Notebook 05."""
-    codes: Several[Count] = (1_000, 4_000, 16_000, 64_000, 128_000)  # histories, of `bench context`
+    codes: Several[Count] = (1_000, 4_000, 16_000)  # histories, of `bench context`
     tokens: Several[Count] = (64, 128, 256, 512)  # contexts of the SLLM at once; none above its window
-    conversations: Count = 8  # of the test fold, whose methods' cost is measured
+    conversations: Count = 4  # of the test fold, whose methods' cost is measured
 
 
 class GridSettings(Group):

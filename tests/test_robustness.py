@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import sys
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,12 +11,11 @@ import pandas as pd
 import pytest
 from conftest import changed, import_silero, make_toy
 
-from dpmkit import audio, codes, corpora, plots, robustness
+from dpmkit import audio, codes, corpora, plots, robustness, runs, tokenizers
 from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance
 from dpmkit.finetune import Finetuned
-from dpmkit.robustness import STANDARD, Disturbance, Disturbed, disturbed, heard, render, returned
+from dpmkit.robustness import disturbed, heard, parsed, render, returned
 from dpmkit.settings import Settings, UserError
-from dpmkit.tokenizers import KMeansTokenizer
 
 EMOTIONS = ("neu", "ang")
 PRIOR = np.array([0.7, 0.3])
@@ -53,6 +53,13 @@ def make_corpus(folder):
     return Corpus("tones", tuple(conversations), EMOTIONS, (fold,), (), "tones")
 
 
+def loaded(settings, spoken):
+    """The tokenizer that made these codes."""
+    tokenizer = tokenizers.create(settings)
+    tokenizer.load(runs.folder(settings, "codes", spoken.key))
+    return tokenizer
+
+
 @pytest.fixture(scope="module")
 def tones(tmp_path_factory):
     """(settings, corpus, codes)"""
@@ -70,23 +77,29 @@ def demo(tmp_path_factory):
     return settings, corpus, codes.make(settings, corpus)
 
 
-def answers(found, seed=0):
+def of(prepared, conversations, disturbance):
+    """`disturbed` of a prepared corpus."""
+    settings, corpus, spoken = prepared
+    return disturbed(settings, corpus, loaded(settings, spoken), conversations, disturbance)
+
+
+def answers(segments, seed=0):
     """A table of answers to the segments, drawn at random."""
-    p = np.random.default_rng(seed).dirichlet([1, 1], len(found.codes))
-    return pd.DataFrame({"utterance": list(found.codes), "p_neu": p[:, 0], "p_ang": p[:, 1]})
+    p = np.random.default_rng(seed).dirichlet([1, 1], len(segments))
+    return pd.DataFrame({"utterance": list(segments), "p_neu": p[:, 0], "p_ang": p[:, 1]})
 
 
 @pytest.mark.parametrize("name", ["tones", "demo"])
 def test_undisturbed_are_the_corpus_own_codes(request, name):
-    settings, corpus, spoken = request.getfixturevalue(name)
-    found = disturbed(settings, corpus, spoken, corpus.conversations, Disturbance("none"))
-    assert [c.id for c in found.conversations] == [c.id for c in corpus.conversations]
-    for c, new in zip(corpus.conversations, found.conversations, strict=True):
+    _, corpus, spoken = prepared = request.getfixturevalue(name)
+    made, found, weights = of(prepared, corpus.conversations, "none")
+    assert [c.id for c in made] == [c.id for c in corpus.conversations]
+    for c, new in zip(corpus.conversations, made, strict=True):
         for u, v in zip(c.utterances, new.utterances, strict=True):
             assert (v.speaker, v.emotion) == (u.speaker, None) and v.id not in spoken.codes
             assert abs(v.start - u.start) < 1e-4 and abs(v.end - u.end) < 1e-4  # of whole samples
-            assert found.weights[u.id] == {v.id: 1.0}
-            np.testing.assert_array_equal(found.codes[v.id], spoken.codes[u.id])
+            assert weights[u.id] == {v.id: 1.0}
+            np.testing.assert_array_equal(found[v.id], spoken.codes[u.id])
 
 
 def test_cuts_of_one_recording_that_overlap_are_not_heard_twice(tmp_path):
@@ -106,7 +119,7 @@ def test_noise_is_as_loud_as_asked(tones, kind, level):
     settings, corpus, _ = tones
     for c in corpus.select(("c3", "c4")):
         clean, spans = render(c)
-        noisy, true, found = heard(settings, corpus, c, Disturbance(kind, level))
+        noisy, true, found = heard(settings, corpus, c, f"{kind} {level}")
         np.testing.assert_array_equal(true, spans)
         np.testing.assert_array_equal(found, spans)
         assert np.abs(noisy).max() < 1  # nothing was clipped, which would change the ratio
@@ -119,7 +132,7 @@ def test_noise_is_as_loud_as_asked(tones, kind, level):
 
 def test_noise_beyond_full_scale_is_clipped(tones):
     settings, corpus, _ = tones
-    assert np.abs(heard(settings, corpus, corpus.conversations[3], Disturbance("white", -20.0))[0]).max() == 1
+    assert np.abs(heard(settings, corpus, corpus.conversations[3], "white -20")[0]).max() == 1
 
 
 def spectrum(wave, speaker):
@@ -131,7 +144,7 @@ def spectrum(wave, speaker):
 def test_babble_is_of_strangers_of_the_split(tones):
     settings, corpus, _ = tones
     conversation = corpus.select(("c3",))[0]
-    wave = heard(settings, corpus, conversation, Disturbance("babble", 0.0))[0] - render(conversation)[0]
+    wave = heard(settings, corpus, conversation, "babble 0")[0] - render(conversation)[0]
     noise = {speaker: spectrum(wave, speaker) for speaker in HERTZ}
     assert min(noise[s] for s in "ijk") > 0.05  # several voices, of the other test conversations
     assert max(noise[s] for s in "gh") < 0.01  # none of its own, g's part in c5 included
@@ -143,18 +156,19 @@ def test_babble_of_acquaintances_where_there_are_no_strangers(tones):
     first, second = changed(corpus, lambda turn, u: {"speaker": "x"}).conversations[:2]
     shared = dataclasses.replace(second, utterances=(*second.utterances, first.utterances[0]))
     small = dataclasses.replace(corpus, conversations=(first, shared), folds=(Fold((), (), ("c0", "c1")),))
-    wave = heard(settings, small, first, Disturbance("babble", 0.0))[0] - render(first)[0]
+    wave = heard(settings, small, first, "babble 0")[0] - render(first)[0]
     assert spectrum(wave, "c") > 0.2 and spectrum(wave, "a") < 0.01  # a's clip stands in both: not used
     alone = dataclasses.replace(small, folds=(Fold(("c1",), (), ("c0",)),))
     with pytest.raises(UserError, match="babble for conversation c0 needs another conversation"):
-        heard(settings, alone, first, Disturbance("babble", 0.0))
+        heard(settings, alone, first, "babble 0")
 
 
 def test_voices_of_the_babble_are_equally_loud(tmp_path):
     for speaker, level in (("a", 1.0), ("b", 0.05)):
         audio.write(tmp_path / f"{speaker}.wav", level * tone(speaker, 1, 0))
-    said = [Utterance(s, s, 0.0, 1.0, None, Clip(tmp_path / f"{s}.wav")) for s in "ab"]
-    noise = robustness._babble(said, 8000, np.random.default_rng(0))
+    said = [Conversation(s, "s", (Utterance(s, s, 0.0, 1.0, None, Clip(tmp_path / f"{s}.wav")),)) for s in "abc"]
+    corpus = Corpus("loud", tuple(said), EMOTIONS, (Fold((), (), tuple("abc")),), (), "loud")
+    noise = robustness._babble(Settings(), corpus, said[2], 8000, np.random.default_rng(0))
     assert min(spectrum(noise, s) for s in "ab") > 0.02  # as loud as they are, b would have a 400th
 
 
@@ -162,7 +176,7 @@ def test_jittered_boundaries_stay_in_bounds_and_in_order(tones):
     settings, corpus, _ = tones
     moved = []
     for level, c in itertools.product((0.0, 0.1, 0.5, 2.0), corpus.conversations):
-        wave, true, found = heard(settings, corpus, c, Disturbance("jitter", level))
+        wave, true, found = heard(settings, corpus, c, f"jitter {level}")
         np.testing.assert_array_equal(wave, render(c)[0])
         assert np.abs(found - true).max() <= level * audio.RATE + 0.5
         assert (np.diff(found, axis=1) >= 0.2 * audio.RATE).all() and (np.diff(found[:, 0]) >= 0).all()
@@ -184,7 +198,7 @@ def test_short_utterances_are_jittered_to_a_length_that_can_be_heard():
 def test_overlap_is_of_the_share_asked(tones, share):
     settings, corpus, _ = tones
     for c in corpus.conversations:
-        wave, true, found = heard(settings, corpus, c, Disturbance("overlap", share))
+        wave, true, found = heard(settings, corpus, c, f"overlap {share}")
         np.testing.assert_array_equal(true, found)
         length = np.diff(true)[:, 0]
         np.testing.assert_allclose((true[:-1, 1] - true[1:, 0]) / length[:-1], share, atol=1 / length.min())
@@ -198,7 +212,7 @@ def test_overlap_is_of_the_share_asked(tones, share):
 def test_chunks_are_of_one_length_and_cover_everything(tones, level):
     settings, corpus, _ = tones
     for c in corpus.conversations:
-        wave, _, found = heard(settings, corpus, c, Disturbance("chunks", level))
+        wave, _, found = heard(settings, corpus, c, f"chunks {level}")
         length = np.diff(found)[:, 0]
         assert (length[:-1] == round(level * audio.RATE)).all()
         assert min(0.2, level) * audio.RATE <= length[-1] <= (level + 0.2) * audio.RATE
@@ -206,216 +220,186 @@ def test_chunks_are_of_one_length_and_cover_everything(tones, level):
 
 
 def test_a_segment_has_the_speaker_of_most_of_it_or_the_nearest(tones):
-    settings, corpus, spoken = tones
-    c = corpus.conversations[3]
-    found = disturbed(settings, corpus, spoken, [c], Disturbance("chunks", 0.2))
-    for v in found.conversations[0].utterances:
+    c = tones[1].conversations[3]
+    (made,), _, _ = of(tones, [c], "chunks 0.2")
+    for v in made.utterances:
         shares = [min(u.end, v.end) - max(u.start, v.start) for u in c.utterances]
         assert v.speaker in {u.speaker for u, s in zip(c.utterances, shares, strict=True) if s > max(shares) - 1e-3}
-    assert {v.speaker for v in found.conversations[0].utterances} == {"g", "h"}
+    assert {v.speaker for v in made.utterances} == {"g", "h"}
 
 
-@pytest.mark.parametrize("disturbance", [
-    Disturbance(kind, level) for kind, level in (("none", 0.0), ("jitter", 0.5), ("chunks", 1.5), ("white", 5.0),
-                                                 ("babble", 5.0), ("overlap", 0.2))], ids=str)
+@pytest.mark.parametrize("disturbance", ["none", "jitter 0.5", "chunks 1.5", "white 5", "babble 5", "overlap 0.2"])
 def test_same_seed_same_codes_whatever_else_is_asked_and_labelled(tones, disturbance):
     settings, corpus, spoken = tones
-    both = disturbed(settings, corpus, spoken, corpus.select(("c3", "c4")), disturbance)
-    for path in (settings.home_path / "runs" / "disturbed").rglob("*.parquet"):
-        path.unlink()
+    both, found, weights = of(tones, corpus.select(("c3", "c4")), disturbance)
     # Other labels, another order, another company.
     other = changed(corpus, lambda turn, u: {"emotion": None if u.emotion == "neu" else "neu"})
-    again = disturbed(settings, other, spoken, other.select(("c5", "c4", "c3")), disturbance)
-    assert set(both.weights) < set(again.weights) and set(both.codes) < set(again.codes)
-    for u, weights in both.weights.items():
-        assert again.weights[u] == weights
-    for i, row in both.codes.items():
-        np.testing.assert_array_equal(again.codes[i], row)
-    assert both.conversations == again.conversations[:0:-1]
-    if disturbance.kind in ("white", "babble", "jitter"):
-        other = disturbed(settings.replace("seed", 1), corpus, spoken, corpus.select(("c3", "c4")), disturbance)
-        assert other.key != both.key
-        assert any((other.codes[i].shape != row.shape) or (other.codes[i] != row).any()
-                   for i, row in both.codes.items())
+    again, same, shares = of((settings, other, spoken), other.select(("c5", "c4", "c3")), disturbance)
+    assert set(weights) < set(shares) and set(found) < set(same)
+    assert all(shares[u] == weight for u, weight in weights.items())
+    assert all(np.array_equal(same[i], row) for i, row in found.items())
+    assert both == again[:0:-1]
+    if disturbance.startswith(("white", "babble", "jitter")):
+        drawn = of((settings.replace("seed", 1), corpus, spoken), corpus.select(("c3", "c4")), disturbance)[1]
+        assert not all(np.array_equal(drawn[i], row) for i, row in found.items())
 
 
-def test_made_once_and_goes_on_after_a_kill(tones, monkeypatch):
-    settings, corpus, spoken = tones
-    encode, asked = KMeansTokenizer.encode, []
-
-    def counted(self, waveform):
-        asked.append(len(waveform))
-        if len(asked) == kill:
-            raise KeyboardInterrupt
-        return encode(self, waveform)
-
-    monkeypatch.setattr(KMeansTokenizer, "encode", counted)
-    kill, what = 12, (corpus.select(("c3", "c4", "c5")), Disturbance("white", 7.0))
-    with pytest.raises(KeyboardInterrupt):
-        disturbed(settings, corpus, spoken, *what)
-    kill, asked[:] = 0, []
-    first = disturbed(settings, corpus, spoken, *what)
-    assert len(asked) == 5  # two conversations were kept
-    again = disturbed(settings, corpus, spoken, *what)
-    assert len(asked) == 5 and again.conversations == first.conversations and again.weights == first.weights
-    first.conversations[0].utterances[0].audio.path.write_bytes(b"half a file")
-    assert disturbed(settings, corpus, spoken, *what).codes.keys() == first.codes.keys() and len(asked) == 10
-
-
-@pytest.mark.parametrize("disturbance", [d for d in STANDARD if d.kind != "silero"], ids=str)  # tones are no speech
+@pytest.mark.parametrize("disturbance", ["none", "jitter 1", "chunks 2", "white 0", "babble 0", "overlap 0.3"])
 def test_weights_sum_to_one(tones, disturbance):
-    settings, corpus, spoken = tones
-    found = disturbed(settings, corpus, spoken, corpus.conversations[3:5], disturbance)
-    assert list(found.weights) == [u.id for c in corpus.conversations[3:5] for u in c.utterances]
-    assert all(not w or sum(w.values()) == pytest.approx(1, abs=1e-12) for w in found.weights.values())
-    assert {i for w in found.weights.values() for i in w} <= set(found.codes)
-    if disturbance.kind not in robustness.OTHER_BOUNDARIES:  # the identity, bit by bit
+    chosen = tones[1].conversations[3:5]
+    _, found, weights = of(tones, chosen, disturbance)
+    assert list(weights) == [u.id for c in chosen for u in c.utterances]
+    assert all(not w or sum(w.values()) == pytest.approx(1, abs=1e-12) for w in weights.values())
+    assert {i for w in weights.values() for i in w} <= set(found)
+    if not disturbance.startswith(("jitter", "chunks")):  # the identity, bit by bit
         table = answers(found)
-        back = returned(table, found, corpus.conversations[3:5], EMOTIONS, PRIOR)
-        np.testing.assert_array_equal(back[["p_neu", "p_ang"]], table[["p_neu", "p_ang"]])
-        assert (back["segments"] == 1).all()
+        back = returned(table, weights, EMOTIONS, PRIOR)
+        np.testing.assert_array_equal(back, table[["p_neu", "p_ang"]])
 
 
 def test_answers_are_weighted_by_seconds_and_come_back_to_the_true_utterances(tones):
-    settings, corpus, spoken = tones
-    chosen = corpus.select(("c4", "c3"))
-    found = disturbed(settings, corpus, spoken, chosen, Disturbance("chunks", 0.5))
+    chosen = tones[1].select(("c4", "c3"))
+    made, found, weights = of(tones, chosen, "chunks 0.5")
     table = answers(found)
-    back = returned(table.sample(frac=1, random_state=0), found, chosen, EMOTIONS, PRIOR)
-    assert list(back) == ["conversation", "session", "utterance", "speaker", "turn", "start", "end", "emotion",
-                          "p_neu", "p_ang", "segments"]
-    said = [(c.id, c.session, u.id, u.speaker, i, u.start, u.end, u.emotion)
-            for c in chosen for i, u in enumerate(c.utterances)]
-    assert list(back.iloc[:, :8].itertuples(index=False, name=None)) == said
+    back = iter(returned(table.sample(frac=1, random_state=0), weights, EMOTIONS, PRIOR))
     p = dict(zip(table["utterance"], table["p_neu"], strict=True))
-    for c, new in zip(chosen, found.conversations, strict=True):
+    for c, new in zip(chosen, made, strict=True):
         for u in c.utterances:
             shares = {v.id: min(u.end, v.end) - max(u.start, v.start) for v in new.utterances}
             shares = {i: s for i, s in shares.items() if s > 1e-3}
             mean = sum(s * p[i] for i, s in shares.items()) / sum(shares.values())
-            row = back[back["utterance"] == u.id].iloc[0]
-            assert row["p_neu"] == pytest.approx(mean, abs=1e-3) and row["segments"] == len(shares)
-            assert row["p_neu"] + row["p_ang"] == pytest.approx(1)
+            assert next(back) == pytest.approx([mean, 1 - mean], abs=1e-3)
+    assert not list(back)
     with pytest.raises(KeyError):
-        returned(table.iloc[3:], found, chosen, EMOTIONS, PRIOR)
+        returned(table.iloc[3:], weights, EMOTIONS, PRIOR)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:silero_vad", "ignore:.*torch.jit")
 def test_silero_finds_the_demo_utterances(demo):
     import_silero()
-    settings, corpus, spoken = demo
-    found = disturbed(settings, corpus, spoken, corpus.conversations, Disturbance("silero"))
-    back = returned(pd.DataFrame({"utterance": list(found.codes),
-                                  **{f"p_{e}": np.full(len(found.codes), 0.25) for e in corpus.emotions}}),
-                    found, corpus.conversations, corpus.emotions, np.full(4, 0.25))
-    assert len(back) == len(spoken.codes) and (back["segments"] > 0).mean() > 0.9
-    for c, new in zip(corpus.conversations, found.conversations, strict=True):
+    corpus = demo[1]
+    made, found, weights = of(demo, corpus.conversations, "silero")
+    assert np.mean([bool(w) for w in weights.values()]) > 0.9
+    for c, new in zip(corpus.conversations, made, strict=True):
         times = [t for v in new.utterances for t in (v.start, v.end)]
         assert times == sorted(times) and times[-1] <= c.utterances[-1].end + 1e-4
         for v in new.utterances:
-            assert len(found.codes[v.id]) == round((round(v.end * 16_000) - round(v.start * 16_000)) / 640)
+            assert len(found[v.id]) == round((round(v.end * 16_000) - round(v.start * 16_000)) / 640)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:silero_vad", "ignore:.*torch.jit")
-def test_where_nothing_is_found_the_prior_answers(tones):
-    import_silero()
-    settings, corpus, spoken = tones
-    quiet = corpus.conversations[3]
-    silence = settings.home_path / "silence.wav"
-    audio.write(silence, np.zeros(32_000))
-    quiet = dataclasses.replace(quiet, id="quiet", utterances=tuple(
-        dataclasses.replace(u, audio=Clip(silence)) for u in quiet.utterances))
-    for _ in range(2):  # made, then read
-        found = disturbed(settings, corpus, spoken, [quiet], Disturbance("silero"))
-        assert found.conversations == () and found.codes == {}
-        back = returned(answers(found), found, [quiet], EMOTIONS, PRIOR)
-        assert (back["segments"] == 0).all() and len(back) == 5
-        assert (back[["p_neu", "p_ang"]] == PRIOR).all(axis=None)
+def silent(settings, conversation):
+    """The conversation, with silence for every utterance."""
+    audio.write(settings.home_path / "silence.wav", np.zeros(32_000))
+    return dataclasses.replace(conversation, id="quiet", utterances=tuple(
+        dataclasses.replace(u, id=f"quiet {u.id}", audio=Clip(settings.home_path / "silence.wav"))
+        for u in conversation.utterances))
 
 
-def test_segments_settings_matter_to_silero_alone(tones, monkeypatch):
-    settings, corpus, spoken = tones
-    monkeypatch.setattr(audio, "find_speech", lambda path, asked: pd.DataFrame({"start": [0.1], "end": [0.9]}))
-    other = settings.replace("segments.pad", 0.2)
-    for kind, same in (("silero", False), ("none", True)):
-        a, b = (disturbed(s, corpus, spoken, corpus.conversations[:1], Disturbance(kind)).key
-                for s in (settings, other))
-        assert (a == b) is same
+def test_where_nothing_is_found_the_prior_answers(tones, monkeypatch):
+    settings, corpus, _ = tones
+    found = [pd.DataFrame({"start": [], "end": []}), pd.DataFrame({"start": [0.1], "end": [9.0]})]
+    monkeypatch.setattr(audio, "find_speech", lambda path, asked: found.pop(0))
+    quiet, loud = silent(settings, corpus.conversations[3]), corpus.conversations[4]
+    made, segments, weights = of(tones, [quiet, loud], "silero")
+    assert [c.id for c in made] == ["c4"] and len(segments) == 1
+    back = returned(answers(segments), weights, EMOTIONS, PRIOR)
+    assert len(back) == 10 and (back[:5] == PRIOR).all() and not (back[5:] == PRIOR).any()
 
 
 def test_without_silero_the_cure_is_named(tones, monkeypatch):
-    settings, corpus, spoken = tones
     monkeypatch.setitem(sys.modules, "silero_vad", None)
     audio._silero.cache_clear()
     with pytest.raises(UserError, match=r'silero-vad.*pip install -e "\.\[vad\]"'):
-        disturbed(settings, corpus, spoken, corpus.select(("c4",)), Disturbance("silero"))
+        of(tones, tones[1].select(("c4",)), "silero")
 
 
-@pytest.mark.parametrize(("kind", "level"), [("jitter", -0.1), ("jitter", 11.0), ("chunks", 0.1), ("white", 90.0),
-                                             ("overlap", 1.0), ("overlap", float("nan")), ("none", 1.0)])
-def test_levels_out_of_range_are_refused(kind, level):
-    with pytest.raises(UserError, match=f"level of disturbance {kind} .*from .* to .*, not {level}"):
-        Disturbance(kind, level)
-
-
-def test_other_mistakes_are_named(tones):
-    settings, corpus, spoken = tones
-    with pytest.raises(UserError, match="'hum' is not known; choose one of none, jitter"):
-        Disturbance("hum", 1.0)
-    with pytest.raises(UserError, match="is not the tokenizer of these settings"):
-        disturbed(settings.replace("codes.codebook_size", 9), corpus, spoken, corpus.conversations[:1],
-                  Disturbance("white", 3.0))
-    lost = dataclasses.replace(corpus.conversations[0], id="lost", utterances=tuple(
-        dataclasses.replace(u, audio=Clip(settings.home_path / "lost.wav"))
-        for u in corpus.conversations[0].utterances))
-    with pytest.raises(UserError, match="does not exist"):
-        disturbed(settings, corpus, spoken, [lost], Disturbance("none"))
+@pytest.mark.parametrize("wrong", ["jitter -0.1", "jitter 11", "chunks 0.1", "white 90", "overlap 1", "overlap nan",
+                                   "none 1", "hum 1", "white loud", ""])
+def test_other_kinds_and_levels_are_refused(wrong):
+    with pytest.raises(UserError, match=f"disturbance '{wrong}' is not known.* takes none, silero, jitter 0 to"):
+        parsed(wrong)
 
 
 # -- every method's WA under every disturbance --------------------------------------------------------------
 
 @pytest.fixture
 def prepared(sharp, settings, tmp_path, monkeypatch):
-    settings = settings.replace("speaker.dimensions", 3).replace("ablation.disturbed", 2)
+    """(what measures the toy corpus, what was disturbed)"""
+    settings = settings.override({"speaker.dimensions": 3, "ablation.disturbed": 2,
+                                  "ablation.disturbances": ("none", "white 10", "silero")})
     corpus, codes = make_toy(turns=(6, 7, 9), seed=5)
-    tuned = Finetuned(sharp, "sharp", tmp_path, [], 0)
+    tuned, asked = Finetuned(sharp, "sharp", tmp_path, [], 0), []
 
-    def heard(_settings, _corpus, spoken, conversations, disturbance):
-        """`none`: as it is; `white`: other codes; `silero`: no segment at all."""
-        said = [u for c in conversations for u in c.utterances]
-        rng = np.random.default_rng(0)
-        other = {u.id: spoken.codes[u.id] if disturbance.kind == "none" else rng.integers(0, 16, 6) for u in said}
-        if disturbance.kind == "silero":
-            return Disturbed("silence", (), {}, {u.id: {} for u in said})
-        return Disturbed(disturbance.kind, tuple(conversations), other, {u.id: {u.id: 1.0} for u in said})
+    def heard(_settings, _corpus, _tokenizer, conversations, disturbance):
+        """`none`: as it is; `white`: other codes; `silero`: one segment alone."""
+        asked.append(disturbance)
+        said, rng = [u for c in conversations for u in c.utterances], np.random.default_rng(0)
+        if disturbance == "silero":
+            only = dataclasses.replace(conversations[0], utterances=said[:1])
+            return [only], {said[0].id: rng.integers(0, 16, 6)}, {u.id: {} for u in said}
+        other = {u.id: codes.codes[u.id] if disturbance == "none" else rng.integers(0, 16, 6) for u in said}
+        return list(conversations), other, {u.id: {u.id: 1.0} for u in said}
 
     monkeypatch.setattr(robustness, "disturbed", heard)
-    asked = [Disturbance("none"), Disturbance("white", 10.0), Disturbance("silero")]
-    return lambda: robustness.measured(settings, corpus, codes, tuned, asked)
+    monkeypatch.setattr(robustness.tokenizers, "create", lambda _: SimpleNamespace(load=lambda _: None))
+    return lambda of=corpus, **more: robustness.measured(settings.override(more), of, codes, tuned), asked
 
 
 def test_every_condition_and_method_has_a_row_and_silence_is_the_prior(prepared):
-    rows = {(r["kind"], r["method"]): r for r in prepared()}
-    assert len(rows) == 3 * (len(robustness.METHODS) + 1)
-    assert rows["none", "window"]["unheard"] == 0
+    rows = {(r["kind"], r["method"]): r for r in prepared[0]()}
+    methods = (*robustness.METHODS, "speaker-memory")
+    assert set(rows) == set(itertools.product(("none", "white", "silero"), methods))
+    assert rows["white", "dpm"]["level"] == 10
+    assert len({rows["silero", m]["WA"] for m in methods}) == 1  # nobody heard anything
+    assert any(rows["none", m]["WA"] != rows["white", m]["WA"] for m in methods)
+
+
+def test_answers_are_kept_one_disturbance_after_the_other(prepared, monkeypatch):
+    measure, asked = prepared
+    real, kill = robustness.protocols.listen, 6
+
+    def killed(*given, **more):
+        nonlocal kill
+        kill -= 1
+        if not kill:
+            raise KeyboardInterrupt
+        return real(*given, **more)
+
+    monkeypatch.setattr(robustness.protocols, "listen", killed)
+    with pytest.raises(KeyboardInterrupt):
+        measure()
+    first = measure()
+    assert asked == ["none", "white 10", "white 10", "silero"]
+    assert measure() == first and len(asked) == 4
+
+
+@pytest.mark.parametrize("name", ["seed", "segments.pad", "memory.lr", "speaker.paths", "ablation.disturbed"])
+def test_answers_are_of_these_settings(prepared, name):
+    measure, asked = prepared
+    measure(**{"ablation.disturbances": ("none",)})
+    measure(**{"ablation.disturbances": ("none",), name: 1})
+    assert asked == ["none"] * 2
+
+
+def test_answers_are_of_this_split_whose_other_conversations_babble(prepared):
+    measure, asked = prepared
     corpus = make_toy(turns=(6, 7, 9), seed=5)[0]
-    labelled = [u for c in corpus.select(corpus.folds[0].test[:2]) for u in c.utterances if u.emotion]
-    assert rows["silero", "window"]["unheard"] == len(labelled)  # targets: not what lies outside the label set
-    silent = {m: rows["silero", m]["WA"] for m in (*robustness.METHODS, "speaker-memory")}
-    assert len(set(silent.values())) == 1  # nobody heard anything
-    assert any(rows["none", m]["WA"] != rows["white", m]["WA"] for m in silent)
+    fewer = dataclasses.replace(corpus, folds=tuple(dataclasses.replace(f, test=f.test[:2]) for f in corpus.folds))
+    measure(corpus)
+    measure(fewer)  # the conversations that are disturbed are the same
+    assert len(asked) == 6
 
 
-def test_answers_are_kept(prepared, monkeypatch):
-    first = prepared()
-    monkeypatch.setattr(robustness.protocols, "listen", None)
-    monkeypatch.setattr(robustness.speakers, "remembered", None)
-    assert prepared() == first
+def test_silence_everywhere_is_refused(prepared, monkeypatch):
+    monkeypatch.setattr(robustness, "disturbed", lambda *_: ([], {}, {}))
+    with pytest.raises(UserError, match="'none' leaves no segment: take it out"):
+        prepared[0]()
 
 
 def test_figure_has_a_panel_a_family_and_a_line_a_method():
-    rows = [{"kind": d.kind, "level": d.level, "method": m, "WA": 60.0 + i, "WA_interval": [55.0, 66.0]}
-            for d in STANDARD for i, m in enumerate(("window", "dpm"))]
+    rows = [{"kind": kind, "level": level, "method": m, "WA": 60.0 + i, "WA_interval": [55.0, 66.0]}
+            for kind, level in map(parsed, Settings.of("full").ablation.disturbances)
+            for i, m in enumerate(("window", "dpm"))]
     figure = plots.robustness(rows)
     panels = figure.axes
     for axes, words in zip(panels, ("boundaries", "babble", "white noise", "overlap"), strict=True):

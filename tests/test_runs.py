@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -47,8 +46,9 @@ STAGES = {
     "recurrent": ((baselines.recurrent,), "baselines codes corpora.base finetune protocols"),
     "predictions": ((protocols.predict,), f"{LISTEN} codes corpora.base corpora.dynamics"),
     "states": ((speakers._states,), f"{SLLM} corpora.base protocols speakers".replace("finetune ", "")),
-    "disturbed": ((robustness.disturbed,), f"codes corpora.base robustness {SOUND} tokenizers tokenizers.protocol"),
-    "robustness": ((robustness._heard,), f"{LISTEN} corpora.base corpora.dynamics robustness speakers"),
+    "robustness": ((robustness._answers, speakers.fitted), f"{LISTEN} codes corpora.base corpora.dynamics "
+                                                           f"robustness speakers {SOUND} tokenizers "
+                                                           "tokenizers.protocol"),
 }
 FOLDER = Path(runs.__file__).parent
 NAMES = [".".join(p.relative_to(FOLDER).with_suffix("").parts).removesuffix(".__init__")
@@ -107,18 +107,6 @@ def test_a_step_of_several_processes_is_keyed_as_one_of_a_larger_batch(settings,
     assert finetune.keyed(two).batch == 2
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert finetune.keyed(two) == settings.replace("finetune.batch", 4).finetune
-
-
-def test_babble_is_keyed_by_the_conversations_that_it_is_drawn_from(settings, toy):
-    corpus, codes = toy
-    fewer = replace(corpus, folds=tuple(replace(f, test=f.test[:2]) for f in corpus.folds))  # evaluation.limit=2
-
-    def moves(kind):
-        one, other = (robustness.disturbed(settings, c, codes, [], robustness.Disturbance(kind, 5.0)).key
-                      for c in (corpus, fewer))
-        return one != other
-
-    assert moves("babble") and not moves("white")
 
 
 def test_made_json_says_what_an_artefact_is_made_of(settings, toy):
