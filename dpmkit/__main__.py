@@ -113,7 +113,7 @@ def _numbers(name: str, text: str) -> list[int]:
 
 def _reproduce(options: argparse.Namespace) -> int:
     """run the notebooks headlessly, beside the reference"""
-    from . import corpora, records, report, reproduce
+    from . import corpora, records, report, reproduce, tables
 
     settings, overrides = _asked(options)
     folds = _folds(options, corpora.load(settings))
@@ -129,15 +129,15 @@ def _reproduce(options: argparse.Namespace) -> int:
     else:
         for cell in cells:
             reproduce.run(cell, notebooks, overrides)
-    ran = [r for r in records.load_all(settings.own_path)[0]
+    ran = [r for r in records.load_all(settings.own_path)
            if (r["profile"], r["corpus"]) == (settings.profile, settings.corpus)
            and r["run"].endswith(f"seed{r['seed']}{settings.variant}")]
     print(report.summary(ran))
     _report(options)
-    names = {cell.run_name for cell in cells}
+    names, reference = {cell.run_name for cell in cells}, records.load_all(records.REFERENCE)
     for record in ran:
         if record["kind"] == "methods" and record["run"] in names:
-            print(records.beside(record))
+            print(tables.beside(record, reference))
     for name, reason in failed.items():
         print(f"dpmkit: {name} failed: {reason}", file=sys.stderr)
     return 1 if failed else 0
@@ -220,7 +220,7 @@ def _plan(options: argparse.Namespace) -> None:
     writers = len(methods.TUNED) + 2  # dpm and dpm-swapped at the paper's rate, then all at validation's
     estimate.plan(settings, corpus, _folds(options, corpus), options.seeds, finetune.forwards, writers,
                   options.tflops, options.price)
-    table = tables.plan(records.load_bench(settings, "plan")["results"])
+    table = tables.bench(records.load_bench(settings, "plan")["results"])
     print(table.T.to_string(header=False))
 
 

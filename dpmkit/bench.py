@@ -80,7 +80,7 @@ def memory(settings: Settings, repeats: int = 3) -> Path:
         for rates in _rates(name, *prepared(), repeats):  # a kill keeps the rounds before it
             results["rates"] = [*finished, *rates]
             path = records.save_bench(settings, "memory", results, time.perf_counter() - started)
-    print(tables.rungs(results).to_string(index=False))
+    print(tables.bench(results).to_string(index=False))
     return path
 
 
@@ -192,7 +192,7 @@ def stream(settings: Settings, hours: float) -> Path:
             "WA": 100 * float(np.mean([corpus.emotions[turn.probabilities.argmax()] == u.emotion for u, turn in some
                                        if u.emotion is not None]))})
     name = f"stream-{hours:g}h" + (f"-decay{settings.memory.decay:g}" if settings.memory.decay else "")
-    print(tables.stream({"rows": rows}).to_string(index=False))
+    print(tables.bench({"rows": rows}).to_string(index=False))
     return records.save_bench(settings, name, {"rows": rows, "lr": settings.memory.lr},
                               time.perf_counter() - started)
 
@@ -209,7 +209,7 @@ def context(settings: Settings) -> Path:
     for length, path in tqdm(list(itertools.product(settings.context.codes, cost.PATHS)), desc="bench: context"):
         spent = cost.label_after(tuned.sllm, np.resize(joined, length), sentence, settings.memory, path)
         rows.append({"codes": length, "path": path, **spent})
-    print(tables.context({"rows": rows}).to_string(index=False))
+    print(tables.bench({"rows": rows}).to_string(index=False))
     return records.save_bench(settings, "context", {"rows": rows, "sentence": sentence},
                               time.perf_counter() - started)
 

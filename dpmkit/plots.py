@@ -12,20 +12,21 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML, Audio, display
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from sklearn.metrics import ConfusionMatrixDisplay
 
 from . import audio, runs
 from .corpora import Corpus, Utterance
 from .settings import Settings
 
 COLOURS = ("#1b4f72", "#c0562f", "#3f8f5f", "#8e5ea2", "#6b6b6b", "#b8860b", "#2a9d9d", "#b03060")
-CONVERSATIONS = {"IEMOCAP": 151, "MELD test": 280}  # targets of the protocol `complete`
 Rows = Sequence[dict[str, Any]]  # of a record
 
 matplotlib.rcdefaults()  # a user's own matplotlibrc (usetex, dark colours) is for other figures
-plt.rcParams.update({"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False,
-                     "font.size": 9, "figure.dpi": 110, "savefig.dpi": 140, "axes.titlesize": 10,
-                     "legend.frameon": False, "legend.fontsize": 8, "lines.markersize": 4})
+plt.rcParams.update({
+    "figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9,
+    "figure.dpi": 110, "savefig.dpi": 140, "axes.titlesize": 10, "legend.frameon": False, "legend.fontsize": 8,
+    "lines.markersize": 4, "axes.prop_cycle": plt.cycler(color=COLOURS) + plt.cycler(marker="osD^vPX*")
+    + plt.cycler(linestyle=["-", "--", ":", "-."] * 2)})
 
 
 def save(figure: Figure, settings: Settings, name: str) -> Path:
@@ -36,14 +37,9 @@ def save(figure: Figure, settings: Settings, name: str) -> Path:
     return path
 
 
-def _look(i: int) -> dict[str, Any]:
-    """Colour, marker and line of the i-th of several."""
-    return {"color": COLOURS[i % 8], "marker": "osD^vPX*"[i % 8], "linestyle": ("-", "--", ":", "-.")[i % 4]}
-
-
-def _legend(axes: plt.Axes, place: str = "outside upper left", columns: int = 5, **more: Any) -> None:
+def _legend(axes: plt.Axes, place: str = "outside upper left", columns: int = 5) -> None:
     """One for all of the figure, of what these axes hold."""
-    axes.figure.legend(*axes.get_legend_handles_labels(), loc=place, ncols=columns, **more)
+    axes.figure.legend(*axes.get_legend_handles_labels(), loc=place, ncols=columns)
 
 
 def _ends(table: pd.DataFrame, key: str) -> np.ndarray:
@@ -51,27 +47,35 @@ def _ends(table: pd.DataFrame, key: str) -> np.ndarray:
     return np.array(table[f"{key}_interval"].tolist(), dtype=float).T
 
 
-def _points(axes: plt.Axes, x: Sequence[float], table: pd.DataFrame, i: int = 0, key: str = "WA",
-            **look: Any) -> None:
-    """A value of each row with its interval, in the look of the i-th method."""
-    axes.vlines(x, *_ends(table, key), color=COLOURS[i % 8], lw=1, alpha=0.6)
-    axes.plot(x, table[key], **_look(i) | look)
+def _points(axes: plt.Axes, x: Sequence[float], table: pd.DataFrame, key: str = "WA", **look: Any) -> plt.Line2D:
+    """A value of each row with its interval, in the next look."""
+    line, = axes.plot(x, table[key], **look)
+    axes.vlines(x, *_ends(table, key), color=line.get_color(), lw=1, alpha=0.6)
+    return line
 
 
-def _wall(axes: plt.Axes, x: float, text: str) -> None:
-    axes.axvline(x, color="0.5", lw=0.8, ls=(0, (4, 3)))
-    axes.annotate(text, (x, 0.98), xycoords=("data", "axes fraction"), rotation=90, ha="center", va="top",
-                  fontsize=7, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+def _by_category(parts: Mapping[str, pd.DataFrame], ylabel: str, key: str = "WA", **look: Any) -> Figure:
+    """Values with intervals over the categories of column `label`, a panel per part and a line per method; methods
+    stand beside each other, as intervals in one place would hide each other."""
+    widths = [max(3, part["label"].nunique()) for part in parts.values()]
+    figure, panels = plt.subplots(1, len(parts), figsize=(max(7, 1 + 0.5 * sum(widths)), 3), sharey=True,
+                                  squeeze=False, width_ratios=widths)
+    for axes, (name, part) in zip(panels[0], parts.items(), strict=True):
+        labels, methods = part["label"].unique(), part.groupby("method", sort=False)
+        for i, (method, rows) in enumerate(methods):
+            x = np.arange(len(rows)) + 0.6 * ((i + 0.5) / len(methods) - 0.5)
+            _points(axes, x, rows, key, label=method, **look)
+        axes.set(xlabel=name, xticks=range(len(labels)), xticklabels=labels, xlim=(-0.5, len(labels) - 0.5))
+    panels[0][0].set_ylabel(ylabel)
+    return figure
 
 
 def heatmap(matrix: np.ndarray, emotions: Sequence[str], title: str, xlabel: str, ylabel: str,
             axes: plt.Axes) -> None:
     """A square matrix in [0, 1] over the emotions, with its numbers."""
-    axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1)
-    for (i, j), value in np.ndenumerate(matrix):
-        axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.55 else "black")
-    axes.set(xticks=range(len(emotions)), yticks=range(len(emotions)), xticklabels=emotions, yticklabels=emotions,
-             title=title, xlabel=xlabel, ylabel=ylabel)
+    ConfusionMatrixDisplay(matrix, display_labels=emotions).plot(
+        ax=axes, cmap="Blues", values_format=".2f", colorbar=False, im_kw={"vmin": 0, "vmax": 1})
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
 
 
 def confusions(matrices: Mapping[str, np.ndarray], emotions: Sequence[str]) -> Figure:
@@ -87,13 +91,11 @@ def confusions(matrices: Mapping[str, np.ndarray], emotions: Sequence[str]) -> F
 def durations(table: pd.DataFrame) -> Figure:
     """Histograms: seconds per utterance, turns and minutes per conversation; `table`: `Corpus.table`."""
     grouped = table.groupby("conversation")
-    panels = ((table["seconds"], "seconds of an utterance"), (grouped.size(), "turns of a conversation"),
-              (grouped["end"].max() / 60, "minutes of a conversation"))
+    panels = {"seconds of an utterance": table["seconds"].round(3),  # equal lengths differ in their last bits
+              "turns of a conversation": grouped.size(), "minutes of a conversation": grouped["end"].max() / 60}
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.4))
-    for a, (values, label) in zip(axes, panels, strict=True):
-        middle = values.mean()  # recordings of one length have no range to bin
-        a.hist(values, bins=24, range=None if np.ptp(values) > 1e-6 else (middle - 0.5, middle + 0.5),
-               color=COLOURS[0])
+    for a, (label, values) in zip(axes, panels.items(), strict=True):
+        a.hist(values, bins=24)
         a.set(xlabel=label, ylabel="count")
     return figure
 
@@ -101,7 +103,7 @@ def durations(table: pd.DataFrame) -> Figure:
 def utterance(waveform: np.ndarray, codes: np.ndarray, frame_rate: float) -> Figure:
     """One utterance: its waveform and, below on the same seconds, its codes."""
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 3.2), sharex=True)
-    top.plot(np.arange(len(waveform)) / audio.RATE, waveform, lw=0.4, color=COLOURS[0])
+    top.plot(np.arange(len(waveform)) / audio.RATE, waveform, lw=0.4, marker="")
     top.set(ylabel="amplitude", title="one utterance, as samples and as codes")
     bottom.plot((np.arange(len(codes)) + 0.5) / frame_rate, codes, ".-", drawstyle="steps-mid", color=COLOURS[1])
     bottom.set(xlabel="seconds", ylabel="code")
@@ -112,26 +114,23 @@ def players(corpus: Corpus, utterances: Sequence[Utterance]) -> None:
     """A player per utterance. Audio is embedded for the demo corpus alone: the others are not ours to pass on."""
     for one in utterances:
         text = f"<b>{one.emotion}</b>, speaker {one.speaker}, {one.seconds:.1f} s ({one.id})"
-        if corpus.name != "demo":
+        if corpus.name == "demo":
+            display(HTML(text), Audio(audio.read(one.audio.path, one.audio.start, one.audio.end), rate=audio.RATE,
+                                      normalize=False))
+        else:
             display(HTML(f"{text}: not embedded, as this corpus' licence does not let us pass audio on."))
-            continue
-        waveform = audio.read(one.audio.path, one.audio.start, one.audio.end)
-        display(HTML(text), Audio(waveform, rate=audio.RATE, normalize=False))
 
 
 def losses(history: pd.DataFrame) -> Figure:
     """Losses of training and validation per epoch, and validation WA and UA; `history`: `Finetuned.history`."""
-    loss = "(L_a + L_e) / 2"
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 2.8))
-    for axes, scale, names in ((left, 1, {"train_loss": f"training, {loss}", "eval_l_a": "validation L_a",
-                                          "eval_loss": f"validation, {loss}", "eval_l_e": "validation L_e"}),
-                               (right, 100, {"eval_wa": "WA", "eval_ua": "UA"})):
-        for i, (column, label) in enumerate(names.items()):
-            axes.plot(history["epoch"], scale * history[column], label=label, **_look(i))
-        axes.legend(fontsize=7, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
-    left.set(xlabel="epoch", ylabel="nats per token")
-    right.axvline(history.loc[history["eval_l_e"].idxmin(), "epoch"], color="0.6", lw=0.8)
-    right.set(xlabel="epoch (line: the one kept)", ylabel="validation, %")
+    table = history.set_index("epoch")
+    table[["train_loss", "eval_loss", "eval_l_a", "eval_l_e"]].plot(ax=left, ylabel="nats per token")
+    (100 * table[["eval_wa", "eval_ua"]]).plot(ax=right, ylabel="validation, %")
+    right.axvline(table["eval_l_e"].idxmin(), color="0.6", lw=0.8)
+    right.set(xlabel="epoch (line: the one kept)")
+    for axes in (left, right):
+        axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
@@ -139,18 +138,17 @@ def trace(table: pd.DataFrame, emotions: Sequence[str]) -> Figure:
     """One conversation turn by turn: probabilities (stacked), true labels (dots), L_t and the memory's norm."""
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 4.4), sharex=True, height_ratios=(2, 1))
     turns = table["turn"]
-    top.stackplot(turns, *(table[f"p_{e}"] for e in emotions), labels=emotions, step="mid", alpha=0.85,
-                  colors=COLOURS)
+    top.stackplot(turns, *(table[f"p_{e}"] for e in emotions), labels=emotions, step="mid", alpha=0.85)
     for who, (_, part) in enumerate(table[table["emotion"].notna()].groupby("speaker")):
         colours = [COLOURS[list(emotions).index(e) % 8] for e in part["emotion"]]
-        top.scatter(part["turn"], np.full(len(part), 1.05 + 0.08 * who), s=16, clip_on=False, c=colours)
+        top.scatter(part["turn"], np.full(len(part), 1.05 + 0.08 * who), s=16, clip_on=False, c=colours, marker="o")
     top.set(ylabel="probability", ylim=(0, 1), xlim=(turns.min() - 0.5, turns.max() + 0.5))
     top.legend(ncols=len(emotions), loc="lower center", bbox_to_anchor=(0.5, 1.18), title_fontsize=8,
                title="filled: answer; dots above: true label, one row per speaker")
-    bottom.plot(turns, table["norm"], "-o", ms=3, color=COLOURS[0])
+    bottom.plot(turns, table["norm"])
     bottom.set(xlabel="turn", ylabel="norm of the\nmemory's change")
     right = bottom.twinx()
-    right.plot(turns, table["loss"], ":s", ms=3, color=COLOURS[1])
+    right.plot(turns, table["loss"], ":s", color=COLOURS[1])
     right.set_ylabel("L_t, nats per token (dotted)", color=COLOURS[1])
     right.spines["right"].set_visible(True)
     return figure
@@ -163,7 +161,7 @@ def methods(rows: Rows, title: str) -> Figure:
     figure, panels = plt.subplots(1, 2, figsize=(9, 0.45 + 0.32 * len(table)), sharey=True)
     for axes, key in zip(panels, ("WA", "WA_gain"), strict=True):
         axes.hlines(table["method"], *_ends(table, key), color=COLOURS[0], lw=1.6)
-        axes.plot(table[key], table["method"], "o", ms=5, color=COLOURS[0])
+        axes.plot(table[key], table["method"], "o", ms=5)
     panels[0].set(xlabel="WA, %", title=title)
     panels[1].axvline(0, color="0.5", lw=0.8)
     panels[1].set(xlabel="WA against the window baseline, points")
@@ -172,48 +170,31 @@ def methods(rows: Rows, title: str) -> Figure:
 
 def ablations(rows: Rows) -> Figure:
     """Gain in WA over the frozen SLLM with the same prefix, a panel per setting."""
-    parts = dict(list(pd.DataFrame(rows).groupby("setting", sort=False)))
-    widths = [max(3, len(part)) for part in parts.values()]  # room for each tick's label
-    figure, panels = plt.subplots(1, len(parts), figsize=(0.62 * sum(widths) + 1, 2.7), sharey=True, squeeze=False,
-                                  width_ratios=widths)
-    for axes, (name, part) in zip(panels[0], parts.items(), strict=True):
-        _points(axes, range(len(part)), part, key="WA_gain", linestyle="")
+    table = pd.DataFrame(rows)
+    table["label"] = [v.replace("-", "\n") if isinstance(v, str) else f"{v:g}" for v in table["value"]]
+    figure = _by_category(dict(list(table.groupby("setting", sort=False))), "WA of DPM minus\nno memory, points",
+                          "WA_gain", linestyle="")
+    for axes in figure.axes:
         axes.axhline(0, color="0.5", lw=0.8)
-        axes.set(xticks=range(len(part)), xticklabels=map(_short, part["value"]), xlabel=name,
-                 xlim=(-0.5, len(part) - 0.5))
-    panels[0][0].set_ylabel("WA of DPM minus\nno memory, points")
     return figure
-
-
-def _short(value: float | str) -> str:
-    """3e-4, 64, 0: a value as short as a tick label must be; words stand one below the other."""
-    if isinstance(value, str):
-        return value.replace("-", "\n")
-    return f"{value:g}" if value == 0 or value >= 0.01 else f"{value:.0e}".replace("e-0", "e-")
 
 
 def by_bin(rows: Rows) -> Figure:
     """WA against the position in the conversation or its length, with intervals: rows of `metrics.by_bin`."""
-    table, bins = pd.DataFrame(rows), "turns" if "turns" in rows[0] else "utterances"
-    figure, axes = plt.subplots(figsize=(7.2, 3.2))
-    for i, (method, part) in enumerate(table.groupby("method", sort=False)):
-        _points(axes, np.arange(len(part)) + 0.06 * i, part, i, label=method)
-    labels = table[bins].unique()
-    axes.set(xticks=range(len(labels)), xticklabels=labels, xlabel=f"{bins} of the conversation", ylabel="WA, %")
-    _legend(axes)
+    bins = "turns" if "turns" in rows[0] else "utterances"
+    table = pd.DataFrame(rows).rename(columns={bins: "label"})
+    figure = _by_category({f"{bins} of the conversation": table}, "WA, %")
+    _legend(figure.axes[0])
     return figure
 
 
 def reliability(rows_by_method: Mapping[str, Rows]) -> Figure:
     """Accuracy against confidence, a line per method of `metrics.reliability`'s rows, on the diagonal where answers
-    are as sure as right; a marker's area grows with its bin's share of utterances."""
+    are as sure as right."""
     figure, axes = plt.subplots(figsize=(4.8, 3.3))
-    axes.plot([0, 1], [0, 1], color="0.6", lw=0.8)
-    for i, (method, rows) in enumerate(rows_by_method.items()):
-        table, look = pd.DataFrame(rows), _look(i)
-        axes.plot(table["confidence"], table["accuracy"], lw=1.2, label=method, **look)
-        axes.scatter(table["confidence"], table["accuracy"], s=12 + 200 * table["n"] / table["n"].sum(),
-                     color=look["color"], marker=look["marker"], alpha=0.6, lw=0)
+    axes.axline((0, 0), slope=1, color="0.6", lw=0.8)
+    for method, rows in rows_by_method.items():
+        axes.plot("confidence", "accuracy", data=pd.DataFrame(rows), label=method)
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence: probability of the answer",
              ylabel="accuracy: share that is right")
     _legend(axes, "outside right center", columns=1)
@@ -233,26 +214,16 @@ def recalls(by_method: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figur
     return figure
 
 
-def _log_x(axes: plt.Axes) -> None:
-    """A logarithmic x axis with plain numbers at 1, 2, 5, 10, …: its range may be less than a decade."""
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
 def pareto(rows: Rows) -> Figure:
     """WA with its interval against milliseconds per sentence; the step line joins the methods that no other one
     beats in both. `rows`: `method`, `WA` (%), `WA_interval`, `seconds_per_sentence`."""
     table = pd.DataFrame(rows).sort_values(["seconds_per_sentence", "WA"], ascending=[True, False])
     table["ms"] = 1000 * table["seconds_per_sentence"]
     figure, axes = plt.subplots(figsize=(6.8, 3.6))
-    axes.step(table["ms"], table["WA"].cummax(), where="post", color="0.6", lw=1, zorder=1)
-    for i, (method, part) in enumerate(table.groupby("method", sort=False)):
-        _points(axes, part["ms"], part, i, label=method, linestyle="", markersize=6)
-    _log_x(axes)
-    axes.margins(x=0.12)
-    axes.set(xlabel="milliseconds per sentence", ylabel="WA, %")
+    axes.step(table["ms"], table["WA"].cummax(), where="post", color="0.6", marker="", linestyle="-", zorder=1)
+    for method, part in table.groupby("method", sort=False):
+        _points(axes, part["ms"], part, label=method, linestyle="", markersize=6)
+    axes.set(xscale="log", xlabel="milliseconds per sentence", ylabel="WA, %")
     _legend(axes, "outside right center", columns=1)
     return figure
 
@@ -260,45 +231,35 @@ def pareto(rows: Rows) -> Figure:
 def cost(rows: Rows, window: int, rates: Sequence[float]) -> Figure:
     """Seconds and peak memory to label the last utterance against seconds of audio, and where a context of `window`
     tokens ends at each frame rate (codes per second)."""
+    table = pd.DataFrame(rows).pivot(index="audio_seconds", columns="path", values=["seconds", "peak_bytes"])
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.3))
-    for axes, column, label, scale in ((panels[0], "seconds", "seconds to the label", 1.0),
-                                       (panels[1], "peak_bytes", "peak memory beyond the model, MB", 1e-6)):
-        for i, (path, part) in enumerate(pd.DataFrame(rows).groupby("path", sort=False)):
-            axes.plot(part["audio_seconds"], np.maximum(part[column] * scale, 1e-3), label=path, **_look(i))
-        axes.set(xscale="log", yscale="log", xlabel="seconds of audio", ylabel=label)
+    for axes, part, label in ((panels[0], table["seconds"], "seconds to the label"),
+                              (panels[1], table["peak_bytes"] / 1e6, "peak memory beyond the model, MB")):
+        part.clip(lower=1e-3).plot(ax=axes, loglog=True, legend=False, xlabel="seconds of audio", ylabel=label)
         for rate in rates:
-            _wall(axes, window / rate, f"{window} tokens at {rate:g} Hz: {window / rate:.0f} s")
+            axes.axvline(window / rate, color="0.5", lw=0.8, ls="--")
+            axes.annotate(f"{window} tokens at {rate:g} Hz: {window / rate:.0f} s", (window / rate, 0.98),
+                          xycoords=("data", "axes fraction"), rotation=90, ha="right", va="top", fontsize=7)
     _legend(panels[0])
     return figure
 
 
-FAMILIES = {"boundaries moved by up to ± s": ("jitter", "silero", "chunks"), "babble: SNR, dB": ("babble",),
-            "white noise: SNR, dB": ("white",), "overlap, %": ("overlap",)}
+MACHINE = "boundaries set by a machine"
+FAMILIES = {"boundaries moved by up to ± s": ("jitter",), MACHINE: ("silero", "chunks"),
+            "babble: SNR, dB": ("babble",), "white noise: SNR, dB": ("white",), "overlap": ("overlap",)}
 TICKS = {"none": "none", "silero": "silero\nVAD", "chunks": "{:g} s\nchunk", "overlap": "{:.0%}"}
 
 
 def robustness(rows: Rows) -> Figure:
     """WA under disturbances, a panel per family that was run and a line per method: rows of `robustness.measured`.
-    Boundaries that a machine has set are on no line, as they are on no scale with the others."""
+    Boundaries that a machine has set are on no line, as they are on no scale."""
     table = pd.DataFrame(rows)
-    parts = {label: table[table["kind"].isin(("none", *kinds))] for label, kinds in FAMILIES.items()
+    table["label"] = [TICKS.get(kind, "{:g}").format(level) for kind, level in table[["kind", "level"]].to_numpy()]
+    parts = {name: table[table["kind"].isin(("none", *kinds))] for name, kinds in FAMILIES.items()
              if table["kind"].isin(kinds).any()}
-    widths = [part.groupby(["kind", "level"]).ngroups for part in parts.values()]
-    figure, panels = plt.subplots(1, len(widths), figsize=(1 + 0.42 * sum(widths), 3), sharey=True, squeeze=False,
-                                  width_ratios=widths)
-    for axes, (label, family) in zip(panels[0], parts.items(), strict=True):
-        methods = family.groupby("method", sort=False)
-        for i, (method, part) in enumerate(methods):
-            # Beside each other: intervals in one place would hide each other.
-            x = np.arange(len(part)) + 0.6 * ((i + 0.5) / len(methods) - 0.5)
-            found = part["kind"].isin(["silero", "chunks"]).to_numpy()
-            _points(axes, x[~found], part[~found], i, label=method, lw=1)
-            if found.any():
-                _points(axes, x[found], part[found], i, linestyle="")
-        names = [TICKS.get(kind, "{:g}").format(level)
-                 for kind, level in zip(part["kind"], part["level"], strict=True)]
-        axes.set(xlabel=label, xticks=range(len(names)), xlim=(-0.5, len(names) - 0.5), xticklabels=names)
-        axes.tick_params(axis="x", labelsize=7)
-    panels[0][0].set_ylabel("WA, %")
-    _legend(panels[0][0], columns=6)
+    figure = _by_category(parts, "WA, %")
+    for axes in figure.axes:
+        if axes.get_xlabel() == MACHINE:
+            plt.setp(axes.lines, linestyle="")
+    _legend(figure.axes[0], columns=6)
     return figure

@@ -198,12 +198,12 @@ def test_the_record_keeps_other_corpora_and_no_path(planned, tmp_path):
     hours = [c for c in rows["demo"]["cells"] for _ in range(3)]
     assert rows["demo"]["gpu_hours"] == pytest.approx(sum(
         (c["training"] + c["writing"] + c["reading"]) / (estimate.UTILISATION * 4e12) / 3600 for c in hours))
-    table = tables.plan(json.loads(path.read_text())["results"])
-    assert table["folds x seeds"].tolist() == ["2 x 3", "1 x 3"]  # demo, meld
+    table = tables.bench(json.loads(path.read_text())["results"])
+    assert table[["cells", "seeds"]].to_numpy().tolist() == [["2", "3"], ["1", "3"]]  # demo, meld
     readme = settings.home_path / "README.md"
     readme.write_text("\n".join(("a", report.BEGIN, report.END, report.PLAN, "stale", report.END_PLAN, "z")))
     report.publish(settings.own_path, readme)
     text = readme.read_text()
-    assert f"| {rows['demo']['gpu_hours']:.1f} |" in text and "stale" not in text and text.endswith("\nz")
+    assert f"| {rows['demo']['gpu_hours']:.4g} |" in text and "stale" not in text and text.endswith("\nz")
     with pytest.raises(UserError, match="pretrained backbone"):
         plan(settings.replace("backbone.source", ""), corpus, (1,), 1)

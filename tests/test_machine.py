@@ -65,7 +65,7 @@ def test_rates_are_measured_quiet_and_beside_a_busy_process(tmp_path, monkeypatc
         for a in ("default", "quiet's choice", "busy's choice", "chosen")]
     assert all(r["n"] == len(r["sentences_per_second"]) == 2 for r in rows)
     page = report.page([], path.parent.parent)
-    assert "how threads wait" in page and "| quiet | default | 2 | x | 5.0 [1.0, 9.0] | 1.0 [1.0, 1.0] |" in page
+    assert "How threads wait" in page and "| quiet | default | 2 | x | 5 [1, 9] | 1 [1, 1] |" in page
     assert [e for _, e in started[:4]] == [{}, machine.QUIET, machine.BUSY, {}]
     assert ["import torch" in code for code, _ in started[:4]] == [True, False, False, False]
 

@@ -52,7 +52,7 @@ def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, set
         f"{a} - {b}" for a, b in (*metrics.DECLARED, *metrics.UNTESTED)}
     table = tables.methods(record, "all-lengths").set_index("method")
     assert (table["WA"] == "not run").sum() == 2 and table.loc["own-answers", "WA"] == "not run"
-    assert "speakers" in tables.verdict(record) and len(tables.losses(record)) == 6
+    assert "speaker-memory" in tables.verdict(record) and len(tables.losses(record)) == 6
 
     def too_few(*_):
         raise NotFitted("there are too few labels")

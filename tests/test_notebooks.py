@@ -80,7 +80,7 @@ def test_a_run_from_elsewhere_leaves_records_figures_and_pages(smoke):
         assert 2_000 < path.stat().st_size < 300_000, figure
     assert digests() == before, "papermill must not write its input"
     assert "| dpm |" in done.stdout and "[1/5] 01_data_prep" in done.stderr
-    page = report.page(records.load_all(home / "results")[0], home / "results")
+    page = report.page(records.load_all(home / "results"), home / "results")
     links = re.findall(r'(?:\]\(|src="|href=")([^)"#]+)', page)
     assert len(links) > 20 and all((home / "results" / link).is_file() for link in links)
 

@@ -52,7 +52,7 @@ def test_recalls_and_confusions_are_the_metrics(tables):
 def test_reliability_and_lengths_draw_a_line_a_method(tables, tmp_path):
     drawn = {m: metrics.reliability(t, EMOTIONS) for m, t in tables.items()}
     diagonal, *lines = plots.reliability(drawn).axes[0].lines
-    assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
+    assert diagonal.get_slope() == 1
     for line, bins in zip(lines, drawn.values(), strict=True):
         assert line.get_xydata().tolist() == [[b["confidence"], b["accuracy"]] for b in bins]
     by_length = metrics.by_bin(tables, EMOTIONS, "length", (1, 4, 7), EvaluationSettings(bootstrap=50))

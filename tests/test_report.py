@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_backbones import made as made_backbone
-from test_records import CHECKOUT, WA, save
+from test_records import CHECKOUT, save
 from transformers import AutoTokenizer
 
 from dpmkit import backbones, finetune, metrics, protocols, records, report, tables
@@ -52,42 +52,27 @@ def test_the_reports_are_made_of_records_alone(tmp_path):
 def test_seeds_share_one_table_of_means(tmp_path):
     made = [saved(tmp_path, 62.0), saved(tmp_path, 64.0, seed=1)]
     table = tables.spread(made, "seeds").set_index("method")
-    assert table.loc["dpm"].tolist() == ["63.0", "62.0 to 64.0", "+3.0", "+2.0 to +4.0"]
+    assert table.loc["dpm"].tolist() == ["63.0 [62.0, 64.0]", "+3.0 [+2.0, +4.0]"]
     summary = report.summary(made[::-1])
     assert summary.count("**`demo` profile") == 1 and "seed 0**" in summary
-    assert "Trained anew with 2 seeds" in summary and "| dpm | 63.0 |" in report.page(made, tmp_path)
+    assert "Seeds 0, 1 of fold 1" in summary and "| dpm | 63.0 [62.0, 64.0] |" in report.page(made, tmp_path)
 
 
 def test_folds_share_one_table_of_means_and_only_the_first_has_its_own(tmp_path):
     made = [saved(tmp_path, wa, fold=fold) for wa, fold in ((62.0, 1), (64.0, 2), (66.0, 4))]
     summary = report.summary(made[::-1])
     assert summary.count("**`demo` profile") == 1 and "fold 1, seed 0**" in summary
-    assert "Folds 1, 2, 4 (seed 0)" in summary and "seeds:" not in summary
-    assert "| dpm | 64.0 | 62.0 to 66.0 | +4.0 | +2.0 to +6.0 |" in summary
-    assert report.page(made, tmp_path).count("## Folds: `demo` profile on `demo`\n") == 1
+    assert "Folds 1, 2, 4 of seed 0" in summary and "Seeds" not in summary
+    assert "| dpm | 64.0 [62.0, 66.0] | +4.0 [+2.0, +6.0] |" in summary
+    assert report.page(made, tmp_path).count("## Over seeds and folds: `demo` profile on `demo`\n") == 1
 
 
 def test_the_committed_pages_are_those_of_the_committed_records():
     root = records.REFERENCE
-    made, first = report.published(root)
-    assert (root / "README.md").read_text(encoding="utf-8") == report.page(made, root, first)
+    made = records.load_all(root)
+    assert (root / "README.md").read_text(encoding="utf-8") == report.page(made, root)
     readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    block = readme.partition(report.BEGIN)[2].partition(report.END)[0].strip()
-    assert block == report.block(made).strip()
-
-
-def test_what_is_not_run_is_said_until_it_is(tmp_path):
-    root = tmp_path / "results"
-    save(tmp_path, WA[0])
-    made, first = report.published(root)
-    assert "`demo` profile on `emodb`**: not run" in first[0] and "not run" in report.block(made)
-    assert "`smollm2` profile on `demo`**: not run" in first[1]
-    save(tmp_path, WA[0], corpus="emodb")
-    made, first = report.published(root)
-    assert len(first) == 1 and "emodb" not in first[0]
-    save(tmp_path, WA[0], profile="smollm2")
-    made, first = report.published(root)
-    assert not first and "not run" not in report.block(made).replace("run notebook", "")
+    assert readme.partition(report.BEGIN)[2].partition(report.END)[0].strip() == report.summary(made)
 
 
 def test_after_notebooks_01_and_02_the_summary_says_what_they_found(tmp_path):
@@ -95,14 +80,13 @@ def test_after_notebooks_01_and_02_the_summary_says_what_they_found(tmp_path):
     rows = [{"method": "single utterance", "WA": 0.681, "UA": 0.689}]
     records.save(settings, "data", {"conversations": 20, "utterances": 123, "hours": 0.5, "speakers": 4,
                                     "skipped_count": 0, "reference": {"validation": rows, "test": rows}}, {}, 1.0)
-    made = records.load_all(tmp_path / "results")[0]
-    said = report.summary(made)
+    said = report.summary(records.load_all(tmp_path / "results"))
     assert "123 utterances" in said and "test fold, WA / UA in %: single utterance 68.1 / 68.9." in said
     records.save(settings, "backbone", {
         "parameters": 870784, "trained_parameters": 870784, "best_epoch": 2, "history": [
             {"epoch": e, "eval_l_a": 4.0 + e, "eval_l_e": 0.8, "eval_wa": 0.65 + e / 100, "eval_ua": 0.66}
             for e in (1, 2, 3)]}, {}, 1.0)
-    said = report.summary(records.load_all(tmp_path / "results")[0])
+    said = report.summary(records.load_all(tmp_path / "results"))
     assert "best epoch 2 of 3; validation there: L_a 6.000, L_e 0.800, WA 67.0, UA 66.0." in said
     assert said.count("**`smoke` profile on `demo`, fold 1, seed 0**") == 1 and "No record yet" not in said
     assert "No record yet" in report.summary([])
@@ -128,8 +112,8 @@ def test_the_folder_says_what_was_measured_and_works_elsewhere(pretrained, setti
     wa = metrics.wa(answers["test"], toy[0].emotions)
     row, = metrics.compare({"w": answers["test"]}, toy[0].emotions, "w", settings.evaluation)
     low, high = row["WA_interval"]
-    assert f"| {wa:.1f} [{low:.1f}, {high:.1f}] |" in text and "Not measured" not in text
-    for heading in ("## Data", "## Metrics", "## Intended use", "## Limits"):
+    assert f"| {wa:.1f} [{low:.1f}, {high:.1f}] |" in text 
+    for heading in ("## Data and metrics", "## Intended use and limits"):
         assert heading in text
     assert f"{tuned.trained_parameters:,} parameters" in text and str(tmp_path) not in text
     away = tmp_path / "away" / "sllm"
@@ -151,7 +135,7 @@ def test_the_folder_says_what_was_measured_and_works_elsewhere(pretrained, setti
 
 def test_without_answers_the_card_says_that_nothing_was_measured(settings, toy):
     settings, tuned = trained(settings, toy)
-    assert "Not measured: run notebook 02" in report.write_card(settings, tuned, *toy).read_text()
+    assert "| not measured | not measured | not measured |" in report.write_card(settings, tuned, *toy).read_text()
 
 
 def test_a_tokenizer_with_more_tokens_than_the_backbone_has_rows_is_left_out(settings, toy, tmp_path):

@@ -401,12 +401,13 @@ def test_figure_has_a_panel_a_family_and_a_line_a_method():
             for kind, level in map(parsed, Settings.of("full").ablation.disturbances)
             for i, m in enumerate(("window", "dpm"))]
     figure = plots.robustness(rows)
-    panels = figure.axes
-    for axes, words in zip(panels, ("boundaries", "babble", "white noise", "overlap"), strict=True):
+    moved, by_machine, *_, overlap = figure.axes
+    for axes, words in zip(figure.axes, ("boundaries moved", "boundaries set", "babble", "white", "overlap"),
+                           strict=True):
         assert axes.get_xlabel().startswith(words)
-    assert [t.get_text() for t in panels[3].get_xticklabels()] == ["none", "10%", "20%", "30%"]
-    joined = max(panels[0].lines, key=lambda line: len(line.get_xdata()))
-    assert len(joined.get_xdata()) == 5  # true and jittered boundaries: what a machine has set is on no line
+    assert [t.get_text() for t in overlap.get_xticklabels()] == ["none", "10%", "20%", "30%"]
+    assert {(len(line.get_xdata()), line.get_linestyle()) for line in moved.lines} == {(5, "-"), (5, "--")}
+    assert {line.get_linestyle() for line in by_machine.lines} == {"None"}  # they are on no scale
     assert {t.get_text() for t in figure.legends[0].get_texts()} == {"window", "dpm"}
     few = plots.robustness([r for r in rows if r["kind"] in ("none", "white")])  # what was not run has no panel
     assert len(few.axes) == 1

@@ -38,19 +38,17 @@ def a_record(contrasts=(), losses=None, methods=(), corpus="demo", **settings):
 
 
 @pytest.mark.parametrize(("gain", "p_holm", "words"), [
-    (1.2, 0.049, "DPM is above the same SLLM and window without a memory"),
-    (-1.2, 0.049, "DPM is below the same SLLM and window without a memory"),
-    (1.2, 0.05, "No measurable difference between DPM and the same SLLM and window without a memory")])
+    (1.2, 0.049, "`dpm` is above `window`"), (-1.2, 0.049, "`dpm` is below `window`"),
+    (1.2, 0.05, "No measurable difference between `dpm` and `window`")])
 def test_the_verdict_follows_the_adjusted_p(gain, p_holm, words):
     said = tables.verdict(a_record([contrast("dpm - window", gain, p_holm)]))
-    assert f"{words} ({gain:+.1f} [{gain - 1:+.1f}, {gain + 1:+.1f}] points WA, p {p_holm:.2g})" in said
+    assert said == f"{words} ({gain:+.1f} [{gain - 1:+.1f}, {gain + 1:+.1f}] points WA, p {p_holm:.2g})."
 
 
-def test_every_declared_contrast_is_in_the_verdict_and_without_them_it_claims_nothing():
+def test_every_declared_contrast_is_in_the_verdict_and_what_was_not_tested_is_not():
     made = [contrast(f"{a} - {b}", i + 0.1, 0.2) for i, (a, b) in enumerate(DECLARED)]
-    said = tables.verdict(a_record(made))
-    assert all(f"(+{i}.1 [" in said for i in range(len(DECLARED))) and said.count("o measurable") == len(DECLARED)
-    assert tables.verdict(a_record()) == "This record has no declared contrasts: run notebook 03 again."
+    said = tables.verdict(a_record([*made, contrast("window - at-once", 99)]))
+    assert all(f"(+{i}.1 [" in said for i in range(len(DECLARED))) and said.count("No measurable") == len(DECLARED)
 
 
 @pytest.mark.parametrize(("own_none", "own_swapped", "words"), [
@@ -65,38 +63,25 @@ def test_what_the_memory_stores_is_what_the_losses_show(own_none, own_swapped, w
     assert "stores" not in tables.verdict(a_record(tested, {"dpm": loss(-1, -1)}), "complete")
 
 
-def test_rows_above_the_window_are_those_whose_intervals_both_say_so():
-    rows = [method("lstm", 64, 4, 1, 7, (0.5, 8)), method("a", 64, 4, 1, 7, (-1, 9)), method("b", 61, 1, -1, 3),
-            method("c", 63, 3, 1, 5, None), method("dpm-swapped", 64, 4, 1, 7, (1, 7)),
-            method("speaker-memory-kept", 66, 6, None, None, None), method("last-true", 83, 23, 20, 26, (20, 26))]
-    said = tables.verdict(a_record([contrast("dpm - window", 0.0, 1.0)], methods=rows))
-    assert "Above the window by their intervals, untested: lstm +4.0, c +3.0." in said
-    assert "WA of the bounds, given true labels: last-true 83.0; of the window 60.0." in said
-
-
 def test_a_table_of_contrasts_has_p_only_where_it_was_tested_and_marks_the_floor():
-    record = a_record([contrast("dpm - window", 1.0, 0.0014, floor=True, a_only=12, b_only=4),
+    record = a_record([contrast("dpm - window", 1.0, 0.0014, floor=True),
                        contrast("dpm - at-once", 2.0, 0.3), contrast("window - at-once", 1.0, WA_speakers=None)])
     table = tables.contrasts(record, "all-lengths").set_index("contrast")
-    assert table["p (Holm)"].tolist() == ["< 0.0014", "0.3", "no test"]
-    assert table.loc["dpm - window"].tolist()[1:4] == ["+1.0", "[+0.0, +2.0]", "[-2.0, +4.0]"]
+    assert table["p (Holm)"].tolist() == ["< 0.0014", "0.3", "no test"] and "only the second" not in table
+    assert table.loc["dpm - window"].tolist()[1:3] == ["+1.0 [+0.0, +2.0]", "[-2.0, +4.0]"]
     assert table.loc["window - at-once", "over speakers"] == "–"
-    counts = tables.contrasts(record, "complete").set_index("contrast")
-    assert counts.loc["dpm - window", ["only the first is right", "only the second"]].tolist() == ["12", "4"]
+    counts = tables.contrasts(a_record([contrast("dpm - window", 1.0, a_only=12, b_only=4)]), "complete")
+    assert counts.loc[0, ["only the first is right", "only the second"]].tolist() == ["12", "4"]
 
 
 @pytest.mark.parametrize(("corpus", "every", "complete", "other"), [
     ("demo", "+2.23", "+6.56", "+6.96"), ("meld", "+0.29", "+3.32", "+5.69")])
-def test_the_papers_contrast_stands_beside_its_parts_as_differences(corpus, every, complete, other):
-    record = a_record([contrast("dpm - at-once", 2.7), contrast("dpm - window", -0.1)], corpus=corpus)
-    table = tables.attribution(record)
-    m, of = ("WF1", "MELD") if corpus == "meld" else ("WA", "IEMOCAP")
-    assert table["contrast"].tolist() == ["dpm - at-once", "window - at-once", "dpm - window",
-                                          "at-once - classifier"]
-    assert table[f"every utterance: {m}, points"].tolist() == ["+2.7 [+1.7, +3.7]", "not run", "-0.1 [-1.1, +0.9]",
-                                                               "not run"]
-    assert table[f"paper, {of}, every utterance"].tolist() == [every, "not reported", "not reported", other]
-    assert table[f"paper, {of}, complete dialogues"].iloc[0] == complete
+def test_the_papers_differences_stand_beside_the_contrasts(corpus, every, complete, other):
+    record = a_record([contrast(name, 2.7) for name in ("dpm - at-once", "dpm - window", "at-once - classifier")],
+                      corpus=corpus)
+    paper = "paper, MELD: WF1" if corpus == "meld" else "paper, IEMOCAP: WA"
+    assert tables.contrasts(record, "all-lengths")[paper].tolist() == [every, "not reported", other]
+    assert tables.contrasts(record, "complete")[paper].iloc[0] == complete
 
 
 def test_the_method_table_has_no_p_no_figure_of_the_paper_and_says_where_there_is_no_interval():
@@ -110,12 +95,35 @@ def test_the_method_table_has_no_p_no_figure_of_the_paper_and_says_where_there_i
     assert table.loc["speaker-memory-kept"].tolist() == ["66.0 –", "+6.0 –", "–"]
 
 
-def test_processors_stand_side_by_side():
-    records = []
-    for name, wa in (("AMD", 67.4), ("Intel", 66.3)):
-        made = a_record(methods=[method("at-once", 64, -2, -3, -1), method("dpm", wa - 0.1, -0.1, -1, 1)])
-        made["results"]["protocols"]["all-lengths"]["methods"][0]["WA"] = wa
-        records.append(made | {"machine": {"processor": name}})
-    table = tables.processors(records).set_index("processor")
-    assert table["window: WA"].to_dict() == {"AMD": "67.4", "Intel": "66.3"}
-    assert table["dpm - window"].tolist() == ["-0.1", "-0.1"]
+def a_run(seed, *, fold=1, changed=(), **wa):
+    """A `methods` record whose rows have these WA, the first being `window`."""
+    rows = [method(m.replace("_", "-"), v, v - wa["window"], 0, 0) for m, v in wa.items()]
+    return {"kind": "methods", "profile": "demo", "corpus": "demo", "fold": fold, "seed": seed, "changed": changed,
+            "run": f"fold{fold}-seed{seed}", "results": {"protocols": {"all-lengths": {"methods": rows}}}}
+
+
+SEEDS = [a_run(0, window=60, dpm=61, majority=30), a_run(1, window=62, dpm=62, majority=30),
+         a_run(2, window=64, dpm=66, majority=30)]
+
+
+def test_a_difference_is_within_twice_the_sample_deviation_over_the_seeds():
+    own = a_run(0, window=63.9, dpm=60, majority=30.2, new=1)
+    elsewhere = [a_run(3, window=0, dpm=90, fold=2), a_run(4, window=0, dpm=90, changed={"memory.lr": 1})]
+    text = tables.beside(own, [*SEEDS, *elsewhere])
+    assert [line for line in text.splitlines() if line.startswith("| ") and "reference" not in line] == [
+        "| window | WA | 60.0 | 63.9 | 3.9 | 2.0 | yes |", "| dpm | WA | 61.0 | 60.0 | -1.0 | 2.6 | yes |",
+        "| dpm | WA_gain | 1.0 | -3.9 | -4.9 | 1.0 | NO |", "| majority | WA | 30.0 | 30.2 | 0.2 | 0.0 | NO |",
+        "| majority | WA_gain | -30.0 | -33.7 | -3.7 | 2.0 | yes |", "| new | WA | – | 1.0 | – | – | – |",
+        "| new | WA_gain | – | -62.9 | – | – | – |"]
+    assert "reference's 3 seed(s)" in text and text.endswith("reproduced: 3 of 5 within")
+    at_the_edge = tables.beside(a_run(0, window=64, dpm=61, majority=30), SEEDS)
+    assert "| window | WA | 60.0 | 64.0 | 4.0 | 2.0 | yes |" in at_the_edge
+
+
+def test_without_a_reference_or_with_one_seed_it_says_so():
+    for other in ({"profile": "smoke"}, {"corpus": "emodb"}, {"fold": 2}, {"seed": 7}, {"changed": {"a": 1}}):
+        own = a_run(0, window=60) | other
+        name = f"`{own['profile']}` on `{own['corpus']}`, {own['run']}"
+        assert tables.beside(own, SEEDS) == f"No reference for {name}: nothing to compare it with."
+    alone = tables.beside(a_run(0, window=61), SEEDS[:1])
+    assert "| window | WA | 60.0 | 61.0 | 1.0 | – | – |" in alone and alone.endswith("reproduced: 0 of 0 within")
