@@ -91,11 +91,11 @@ def confusions(matrices: Mapping[str, np.ndarray], emotions: Sequence[str]) -> F
 def durations(table: pd.DataFrame) -> Figure:
     """Histograms: seconds per utterance, turns and minutes per conversation; `table`: `Corpus.table`."""
     grouped = table.groupby("conversation")
-    panels = {"seconds of an utterance": table["seconds"].round(3),  # equal lengths differ in their last bits
-              "turns of a conversation": grouped.size(), "minutes of a conversation": grouped["end"].max() / 60}
+    panels = {"seconds of an utterance": table["seconds"], "turns of a conversation": grouped.size(),
+              "minutes of a conversation": grouped["end"].max() / 60}
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.4))
     for a, (label, values) in zip(axes, panels.items(), strict=True):
-        a.hist(values, bins=24)
+        a.hist(values.round(3), bins=24)  # equal lengths differ in their last bits
         a.set(xlabel=label, ylabel="count")
     return figure
 

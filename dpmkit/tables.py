@@ -55,9 +55,10 @@ def _ends(interval: Sequence[float | None] | None, form: str = "+.1f") -> str:
     return f"[{interval[0]:{form}}, {interval[1]:{form}}]" if interval and None not in interval else "–"
 
 
-def _table(rows: Sequence[Row], columns: Mapping[str, tuple]) -> pd.DataFrame:
-    """Text of `rows`; `columns`: key -> title and format. What no row has is left out."""
-    return pd.DataFrame([{title: value(row, key, *form) for key, (title, *form) in columns.items()
+def _table(rows: Sequence[Row], columns: Mapping[str, str]) -> pd.DataFrame:
+    """Text of `rows`; `columns`: title -> `key` or `key:format`. A column that no row has is left out."""
+    known = {title: spec.split(":") for title, spec in columns.items()}
+    return pd.DataFrame([{title: value(row, key, *form or [""]) for title, (key, *form) in known.items()
                           if any(key in other for other in rows)} for row in rows])
 
 
@@ -90,9 +91,9 @@ def contrasts(record: Record, protocol: str) -> pd.DataFrame:
         rows.append(row | {"speakers": _ends(row["WA_speakers"]), "p": _p(row) if "p" in row else "no test",
                            "paper": f"{paper[a] - paper[b]:+.2f}" if {a, b} <= {*paper} else "not reported"})
     return _table(rows, {
-        "contrast": ("contrast",), "asks": ("asks",), "WA": ("WA, points", "+.1f"), "speakers": ("over speakers",),
-        "a_only": ("only the first is right", "d"), "b_only": ("only the second", "d"), "p": ("p (Holm)",),
-        "WF1": ("WF1, points", "+.1f"), "paper": (f"paper, {corpus}: {measure}",)})
+        "contrast": "contrast", "asks": "asks", "WA, points": "WA:+.1f", "over speakers": "speakers",
+        "only the first is right": "a_only", "only the second": "b_only", "p (Holm)": "p",
+        "WF1, points": "WF1:+.1f", f"paper, {corpus}: {measure}": "paper"})
 
 
 def _p(row: Row) -> str:
@@ -103,22 +104,22 @@ def losses(record: Record) -> pd.DataFrame:
     """Mean L_t of later sentences under their own, a swapped and no memory, nats per token."""
     rows = [{**row, "method": name, "mean_interval": row["interval"]}
             for name, made in record["results"]["losses"].items() for row in made]
-    return _table(rows, {"method": ("method",), "difference": ("L_t under",), "n": ("sentences", "d"),
-                         "mean": ("difference, nats", "+.4f")})
+    return _table(rows, {"method": "method", "L_t under": "difference", "sentences": "n",
+                         "difference, nats": "mean:+.4f"})
 
 
-def verdict(record: Record, protocol: str = "all-lengths") -> str:
-    """What a `methods` record's declared contrasts and losses say, in sentences made of them alone: `above` and
+def verdict(record: Record) -> str:
+    """What a `methods` record's declared contrasts, on every utterance, and losses say, in sentences: `above` and
     `below` where the contrast's p, adjusted by Holm, is under 1 - confidence, else `no measurable difference`."""
     alpha, sentences = round(1 - record["settings"]["evaluation.confidence"], 9), []
-    for row in record["results"]["protocols"][protocol]["contrasts"]:
+    for row in record["results"]["protocols"]["all-lengths"]["contrasts"]:
         if "p" in row:
             a, b = row["contrast"].split(" - ")
             found = (f"No measurable difference between `{a}` and `{b}`" if row["p_holm"] >= alpha else
                      f"`{a}` is {'above' if row['WA'] > 0 else 'below'} `{b}`")
             sentences.append(f"{found} ({value(row, 'WA', '+.1f')} points WA, p {_p(row)}).")
-    stored = record["results"]["losses"] if protocol == "all-lengths" else {}
-    return " ".join([*sentences, *(_stored(name, _by(rows, "difference")) for name, rows in stored.items())])
+    stored = record["results"]["losses"].items()
+    return " ".join([*sentences, *(_stored(name, _by(rows, "difference")) for name, rows in stored)])
 
 
 def _stored(name: str, by: Mapping[str, Row]) -> str:
@@ -143,8 +144,8 @@ def spread(made: Sequence[Record], what: str) -> pd.DataFrame:
     rows = [{"method": method, **{key: part[key].mean() for key in ("WA", "WA_gain")},
              **{f"{key}_range": (part[key].min(), part[key].max()) for key in ("WA", "WA_gain")}}
             for method, part in pd.concat(map(_rows, made)).groupby("method", sort=False) if len(part) == len(made)]
-    return _table(rows, {"method": ("method",), "WA": (f"WA, mean of {len(made)} {what} [lowest, highest]",),
-                         "WA_gain": ("WA against window", "+.1f")})
+    return _table(rows, {"method": "method", f"WA, mean of {len(made)} {what} [lowest, highest]": "WA:.1f",
+                         "WA against window": "WA_gain:+.1f"})
 
 
 def beside(own: Record, reference: Sequence[Record]) -> str:
@@ -182,16 +183,16 @@ def stepping(record: Record) -> pd.DataFrame:
             row |= made[name]
             row["speed"] = made["sentence"]["seconds_per_sentence"] / row["seconds_per_sentence"]
         rows.append(row)
-    return _table(rows, {"stepping": ("stepping",), "WF1": ("WF1",), "speed": ("speed", ".2f"),
-                         "paper": ("paper, MELD: WF1", ".2f"), "times": ("paper: speed", ".2f")})
+    return _table(rows, {"stepping": "stepping", "WF1": "WF1:.1f", "speed": "speed:.2f",
+                         "paper, MELD: WF1": "paper:.2f", "paper: speed": "times:.2f"})
 
 
 def windows(record: Record) -> pd.DataFrame:
     """Table 4 of the paper from a `context` record: the SLLM at once, with so many tokens of history."""
     rows = [*record["results"]["windows"],
             *({"tokens": n, **dict.fromkeys(MEASURES, "not run"), "paper": of} for n, of in PAPER_4.items())]
-    return _table(rows, {"tokens": ("history, tokens", "d"), **{m: (m,) for m in MEASURES},
-                         "paper": ("paper, IEMOCAP (WA / UA / WF1)",)})
+    return _table(rows, {"history, tokens": "tokens", **{m: f"{m}:.1f" for m in MEASURES},
+                         "paper, IEMOCAP (WA / UA / WF1)": "paper"})
 
 
 def quoted() -> pd.DataFrame:
@@ -206,11 +207,11 @@ def corpus(results: dict[str, Any]) -> str:
             f"{results['hours']:.2f} h, {results['speakers']} speakers; skipped: {results['skipped_count']}.")
 
 
-def references(results: dict[str, Any], split: str) -> str:
+def references(results: dict[str, Any]) -> str:
     """The reference classifiers of a `data` record."""
-    rows = [f"{r['method']} {100 * r['WA']:.1f} / {100 * r['UA']:.1f}" for r in results["reference"][split]]
+    rows = [f"{r['method']} {100 * r['WA']:.1f} / {100 * r['UA']:.1f}" for r in results["reference"]["test"]]
     return ("Reference classifiers (logistic regression on an utterance's pooled acoustics; oracles are given "
-            f"true labels), {split} fold, WA / UA in %: {'; '.join(rows)}.")
+            f"true labels), test fold, WA / UA in %: {'; '.join(rows)}.")
 
 
 def backbone(results: dict[str, Any]) -> str:
@@ -249,15 +250,12 @@ def _measured(row: Row, key: str) -> str:
 
 # Kind of bench -> what is to be known of it.
 BENCHES = {
-    "memory": "The memory's rungs: sentences per second, one write and one read each, medians of rounds in which "
-              "the arms take turns, [lowest, highest]; the matmul peak is that of a large product in the same "
-              "precision. The loop is Algorithm 1 written with PEFT, a fresh adapter and AdamW per conversation. "
-              "WA and answers: the trained SLLM on validation conversations.",
+    "memory": "Each rung of the memory beside Algorithm 1 in plain PEFT, a fresh adapter per conversation: "
+              "sentences per second, one write and one read each, medians of rounds in which they take turns, "
+              "[lowest, highest]. WA and what changed: answers of the trained SLLM on validation conversations.",
     "context": "Cost against history: until the last sentence of a recording has its label, after so many codes.",
-    "plan": "A whole reproduction, counted from shapes and lengths, not run: notebooks 02 and 03 of every fold and "
-            "seed, a cell on one GPU.",
-    "threads": "How threads wait, beside other work and not: sentences of the memory and steps of training, "
-               "medians of rounds in which the arms take turns, [lowest, highest].",
-    "stream": "One stream that is never reset, lr {lr:g}: validation conversations one after the other, over and "
-              "over.",
+    "plan": "Counted from shapes and lengths, not run: notebooks 02 and 03 of every fold and seed, a cell per GPU.",
+    "threads": "How threads wait, beside other work and not: sentences of the memory and steps of training per "
+               "second, medians of rounds in which the arms take turns, [lowest, highest].",
+    "stream": "One stream that is never reset, lr {lr:g}: validation conversations one after the other, for hours.",
 }
