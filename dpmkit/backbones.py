@@ -30,7 +30,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from . import runs
 from .settings import BackboneSettings, FinetuneSettings, UserError
-from .tokenizers.checkpoint import sha256
+from .tokenizers.neural import sha256
 
 WHEEL = re.compile(r"pypi:([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 from . import audio, runs, tokenizers
 from .corpora import Clip, Corpus, Utterance, files
 from .settings import Settings, UserError
-from .tokenizers import FITTED, Tokenizer, acoustics, checkpoint
+from .tokenizers import FITTED, Tokenizer, acoustics
+from .tokenizers.neural import sha256
 
 CHUNK = 100  # clips per part: what a kill loses at most
 COLUMNS = ["id", "codes", "features", "seconds", "spent"]  # of a part; seconds of audio, of reading and encoding
@@ -63,7 +64,7 @@ def make(settings: Settings, corpus: Corpus) -> CorpusCodes:
         rows = _encoded(tokenizer, parts, sounds).loc[[u.id for u in first.values()]]
         if not described.is_file():  # kept: a package's version is that of then
             learned = "codebook_sha256" if tokenizer.files else "weights_sha256"
-            codebook = {learned: checkpoint.sha256(fitted)} if tokenizer.learns else {}
+            codebook = {learned: sha256(fitted)} if tokenizer.learns else {}
             runs.write_json(described, {"tokenizer": tokenizer.name, "codebook_size": tokenizer.codebook_size,
                                         "frame_rate": tokenizer.frame_rate, **tokenizer.facts, **codebook})
     codes, features = ({u.id: rows[column][first[u.audio].id] for u in utterances}

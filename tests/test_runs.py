@@ -17,14 +17,15 @@ import pytest
 from dpmkit import audio, baselines, codes, finetune, protocols, robustness, runs, speakers
 from dpmkit.corpora import demo, files, iemocap, labelled, manifest, meld
 from dpmkit.settings import Settings, UserError
-from dpmkit.tokenizers import kmeans, mimi, s3, ssl
+from dpmkit.tokenizers import kmeans, neural
 
 # What each stage runs through: a change in one of these modules moves its key, a change in any other does not. Only
 # the modules' parts that run count: of `codes`, an SLLM is made with the class CorpusCodes alone.
 SOUND = "audio"
-SLLM = "backbones finetune sllm tokenizers.checkpoint"
+SLLM = "backbones finetune sllm tokenizers.neural"
 LISTEN = f"{SLLM} cheaper lora memory protocols"
-CODES = f"tokenizers.acoustics codes corpora.base corpora.files tokenizers tokenizers.protocol {SOUND}"
+CODES = (f"codes corpora.base corpora.files tokenizers tokenizers.acoustics tokenizers.kmeans tokenizers.neural "
+         f"{SOUND}")
 STAGES = {
     "demo": ((demo.load,), "corpora.demo corpora.composed corpora.base corpora.dynamics corpora.espeak audio"),
     "labelled": ((labelled.load,), f"corpora.labelled corpora.composed corpora.base corpora.dynamics corpora.files "
@@ -35,20 +36,17 @@ STAGES = {
                                    f"corpora.grouping corpora.table {SOUND}"),
     "files": ((files._decoded,), f"corpora.files {SOUND}"),
     "segments": ((audio.find_speech,), SOUND),
-    "codes (kmeans)": ((codes.make, kmeans.KMeansTokenizer), f"{CODES} tokenizers.checkpoint tokenizers.kmeans"),
-    "codes (hubert)": ((codes.make, ssl.HubertKMeans),
-                       f"{CODES} tokenizers.checkpoint tokenizers.kmeans tokenizers.ssl"),
-    "codes (mimi)": ((codes.make, mimi.MimiTokenizer), f"{CODES} tokenizers.checkpoint tokenizers.kmeans "
-                                                       "tokenizers.mimi"),
-    "codes (s3)": ((codes.make, s3.S3Tokenizer), f"{CODES} tokenizers.checkpoint tokenizers.kmeans tokenizers.s3"),
+    "codes (kmeans)": ((codes.make, kmeans.KMeansTokenizer), CODES),
+    "codes (hubert)": ((codes.make, neural.HubertKMeans), CODES),
+    "codes (mimi)": ((codes.make, neural.MimiTokenizer), CODES),
+    "codes (s3)": ((codes.make, neural.S3Tokenizer), CODES),
     "sllm": ((finetune._trained,), f"{SLLM} codes corpora.base"),
     "classifier": ((baselines.classify,), "baselines codes corpora.base finetune protocols"),
     "recurrent": ((baselines.recurrent,), "baselines codes corpora.base finetune protocols"),
     "predictions": ((protocols.predict,), f"{LISTEN} codes corpora.base corpora.dynamics"),
     "states": ((speakers._states,), f"{SLLM} corpora.base protocols speakers".replace("finetune ", "")),
     "robustness": ((robustness._answers, speakers.fitted), f"{LISTEN} codes corpora.base corpora.dynamics "
-                                                           f"robustness speakers {SOUND} tokenizers "
-                                                           "tokenizers.protocol"),
+                                                           f"robustness speakers {SOUND} tokenizers"),
 }
 FOLDER = Path(runs.__file__).parent
 NAMES = [".".join(p.relative_to(FOLDER).with_suffix("").parts).removesuffix(".__init__")

@@ -5,7 +5,6 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 from s3tokenizer.model_v2 import ModelConfig, S3TokenizerV2
-from safetensors.torch import save_file
 from transformers import (
     HubertConfig,
     HubertModel,
@@ -44,19 +43,16 @@ def mimi(folder):
     return model
 
 
-def s3(path, state=64, layers=1):
-    """S3 v2 of these layers, as the state dict that s3tokenizer's model has."""
+S3 = {"n_audio_state": 64, "n_audio_head": 1, "n_audio_layer": 1}  # stands for `neural.S3_SHAPE`
+
+
+def s3(folder, **changes):
+    """S3 v2 of this shape: its weights as `speech_tokenizer_v2.onnx` names them. s3tokenizer's onnx2torch looks for
+    names of initialisers for the convolutions and the quantiser and names of nodes for all others."""
     torch.manual_seed(0)
-    model = S3TokenizerV2("v2", ModelConfig(n_audio_state=state, n_audio_head=state // 64, n_audio_layer=layers))
+    model = S3TokenizerV2("v2", ModelConfig(**{**S3, **changes})).eval()
     with torch.no_grad():
         model.quantizer._codebook.project_down.weight *= 40  # or most codes are the middle one
-    save_file(model.state_dict(), path)
-    return model.eval()
-
-
-def s3_onnx(path, model):
-    """The model's weights as `speech_tokenizer_v2.onnx` names them: what s3tokenizer's onnx2torch looks for, which
-    are names of initialisers for the convolutions and the quantiser and names of nodes for all others."""
     nodes, weights = [], []
 
     def node(op, name, *inputs):
@@ -83,7 +79,10 @@ def s3_onnx(path, model):
                  (f"{kept}.{name}.weight", norm.weight), (f"{kept}.{name}.bias", norm.bias))
     node("MatMul", "/quantizer/project_in/MatMul", ("onnx::MatMul_2536", down.weight.t()))
     node("Add", "/quantizer/project_in/Add", ("quantizer.project_in.bias", down.bias))
-    onnx.save(helper.make_model(helper.make_graph(nodes, "s3", [], [], weights)), path)
+    folder.mkdir(exist_ok=True)
+    graph = helper.make_graph(nodes, "s3", [], [], weights)
+    onnx.save(helper.make_model(graph), folder / "speech_tokenizer_v2.onnx")
+    return model
 
 
 def _hidden(folder, kind, config, do_normalize):

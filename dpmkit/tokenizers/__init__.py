@@ -1,16 +1,51 @@
 """Speech tokenizers: a mono waveform to discrete codes, `frame_rate` of them per second. See `Tokenizer`."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
 
 from ..settings import Settings, UserError
 from .kmeans import FITTED, KMeansTokenizer
-from .protocol import Tokenizer
 
 __all__ = ["FITTED", "TOKENIZERS", "KMeansTokenizer", "Tokenizer", "create"]
 
 # By the names of module and class: so codes are not made anew for a change of another tokenizer (see `runs`).
-TOKENIZERS = {"kmeans": "kmeans.KMeansTokenizer", "s3-v2-25hz": "s3.S3Tokenizer", "mimi": "mimi.MimiTokenizer",
-              "hubert-kmeans": "ssl.HubertKMeans", "wavlm-kmeans": "ssl.WavLMKMeans"}
+TOKENIZERS = {"kmeans": "kmeans.KMeansTokenizer", "s3-v2-25hz": "neural.S3Tokenizer",
+              "mimi": "neural.MimiTokenizer", "hubert-kmeans": "neural.HubertKMeans",
+              "wavlm-kmeans": "neural.WavLMKMeans"}
+
+
+class Tokenizer(Protocol):
+    """Made of `Settings`: UserError for what it cannot do and for weights that are missing; none are loaded before
+    `load`. Waveforms are float32 in [-1, 1] at audio.RATE, shape (samples,)."""
+
+    name: str
+    codebook_size: int
+    frame_rate: float  # codes per second
+    learns: float  # seconds of training audio that its codebook is fitted on at most; 0: its codebook is published
+    files: dict[str, str]  # name -> sha256 of what it reads beside its settings
+    facts: dict[str, Any]  # for records: source, version, weights_sha256 and its own settings
+
+    def load(self, folder: Path) -> None:
+        """All that `encode` needs; of one that learns the codebook that `save` wrote into `folder`."""
+
+    def encode(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
+        """Codes, int64 in [0, codebook_size), shape (codes,): round(seconds * frame_rate), at least 1. `acoustic`:
+        its `acoustics.frames`, where they are known, which one that encodes them then does not compute again."""
+
+    def frames(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
+        """Where it learns: what is clustered, (codes, features)."""
+
+    def fit(self, frames: Iterable[np.ndarray]) -> None:
+        """Where it learns: the codebook from `frames` of utterances, which must be the training fold's alone."""
+
+    def save(self, folder: Path) -> None:
+        """Where it learns: the codebook into `folder`."""
 
 
 def create(settings: Settings) -> Tokenizer:

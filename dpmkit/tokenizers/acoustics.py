@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import torch
 from torchaudio.transforms import MFCC
@@ -18,6 +16,10 @@ PITCH = (60.0, 600.0)  # Hz, searched for F0
 VOICED = 0.5  # of 1, normalised autocorrelation from which a frame counts as voiced
 FLOOR = 1e-5  # root mean square below which there is no voice: -100 dB of full scale
 CENTRE = 160.0  # Hz, F0 of an utterance without a voiced frame
+HANN = torch.hann_window(WINDOW)
+# One spectrum per window: `frames` cuts the windows, so that every one is computed on its own.
+CEPSTRUM = MFCC(audio.RATE, CEPSTRA + 1, melkwargs={"n_fft": WINDOW, "hop_length": WINDOW, "n_mels": 40,
+                                                    "center": False})
 
 
 def frames(waveform: np.ndarray, frame_rate: float = RATE) -> np.ndarray:
@@ -35,7 +37,7 @@ def frames(waveform: np.ndarray, frame_rate: float = RATE) -> np.ndarray:
     padded = np.pad(waveform, (WINDOW // 2, WINDOW + int(hop)))
     windows = torch.from_numpy(padded[starts[:, None] + np.arange(WINDOW)])
     with torch.inference_mode(), machine.one_thread():
-        cepstra = _mfcc()(windows)[:, 1:, 0]
+        cepstra = CEPSTRUM(windows)[:, 1:, 0]
         rms = windows.square().mean(dim=1).sqrt()
         f0, strength = _pitch(windows)
     energy = torch.log10(rms.clamp_min(FLOOR)).numpy()
@@ -46,31 +48,17 @@ def frames(waveform: np.ndarray, frame_rate: float = RATE) -> np.ndarray:
     return np.column_stack([cepstra.numpy(), energy, log_f0, strength.numpy()]).astype(np.float32)
 
 
-@cache
-def _mfcc() -> MFCC:
-    """One spectrum a window: the caller cuts the windows, so that every one is computed on its own."""
-    return MFCC(audio.RATE, CEPSTRA + 1, melkwargs={"n_fft": WINDOW, "hop_length": WINDOW, "n_mels": 40,
-                                                     "center": False})
-
-
 def _pitch(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """F0 in Hz and voicing strength in [0, 1], each (frames,), by the autocorrelation of the windowed signal
-    over that of the window (Boersma 1993), with his preference for the higher of two octaves."""
+    over that of the window (Boersma 1993), with his preference for the higher of two octaves: 0.02 an octave."""
     low, high = int(audio.RATE / PITCH[1]), int(audio.RATE / PITCH[0])
-    hann, divisor, cost = _lags(low, high)
-    r = _autocorrelation((windows - windows.mean(dim=1, keepdim=True)) * hann, high) / divisor
+    cost = 0.02 * torch.log2(torch.arange(low, high + 1) / low)
+    r = _autocorrelation((windows - windows.mean(dim=1, keepdim=True)) * HANN, high) / _autocorrelation(HANN, high)
     best = (r[:, low:high + 1] - cost).argmax(dim=1, keepdim=True) + low
     before, peak, after = r.gather(1, best + torch.tensor([-1, 0, 1])).unbind(dim=1)
     curve = before - 2 * peak + after
     shift = torch.where(curve < -1e-6, (before - after) / (2 * curve.clamp_max(-1e-6)), 0.0)
     return audio.RATE / (best[:, 0] + shift.clamp(-0.5, 0.5)), peak.clamp(0.0, 1.0)
-
-
-@cache
-def _lags(low: int, high: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The window (WINDOW,), its autocorrelation (high + 2,), and what lags low to high cost: 0.02 an octave."""
-    hann = torch.hann_window(WINDOW)
-    return hann, _autocorrelation(hann, high), 0.02 * torch.log2(torch.arange(low, high + 1) / low)
 
 
 def _autocorrelation(x: torch.Tensor, high: int) -> torch.Tensor:

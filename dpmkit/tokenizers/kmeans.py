@@ -1,7 +1,7 @@
 """K-means over frames: HuBERT's way to discrete units (Hsu et al. 2021, arXiv 2106.07447).
 
 Frames are acoustic, as in HuBERT's first iteration, here with log energy and voiced log F0 beside the MFCCs, as
-emotion needs prosody; `ssl` has hidden states instead.
+emotion needs prosody; `neural` has hidden states instead.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from scipy.cluster.vq import vq
 from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
-from .. import runs
+from .. import machine, runs
 from ..settings import Settings, UserError
 from . import acoustics
-from .protocol import versions
 
 FITTED = "tokenizer.safetensors"
 
@@ -34,23 +33,22 @@ class KMeansTokenizer:
     """Nearest of K centroids of standardised frames, fitted on the training fold: 256 at 25 Hz by default, prosody
     weighted by `prosody_weight`."""
 
-    name = "kmeans"
-    learns = inf
+    name, learns = "kmeans", inf
     mean = scale = centroids = None  # (features,), (features,), (codebook_size, features) once fitted
 
     def __init__(self, settings: Settings):
         codes = settings.codes
-        self.codebook_size, self.frame_rate = codes.codebook_size or 256, codes.frame_rate or 25.0
+        self.codebook_size, self.frame_rate = codes.codebook_size or 256, codes.frame_rate or acoustics.RATE
         if not 1 <= self.frame_rate <= 100:
             raise UserError(f"setting codes.frame_rate is {codes.frame_rate:g}, but tokenizer kmeans can do 1 to "
                             "100 alone; codes.frame_rate=0 takes its own")
         self.prosody_weight, self.files = codes.prosody_weight, {}
         self.facts = {"source": "the training fold", "version": versions("dpmkit", "scikit-learn")}
 
+    @property
     def described(self) -> dict[str, Any]:
         """What a saved codebook must agree on."""
-        return {"name": self.name, "codebook_size": self.codebook_size, "frame_rate": self.frame_rate,
-                "prosody_weight": self.prosody_weight}
+        return {name: getattr(self, name) for name in ("name", "codebook_size", "frame_rate", "prosody_weight")}
 
     def frames(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
         """MFCC 1 to 12, log energy, log F0, voicing; float32, shape (frames, 15)."""
@@ -90,18 +88,22 @@ class KMeansTokenizer:
         """`tokenizer.safetensors`, atomically: weights, and what they are in its metadata."""
         with runs.atomic(Path(folder) / FITTED) as temporary:
             save_file({"mean": self.mean, "scale": self.scale, "centroids": self.centroids}, temporary,
-                      metadata={"dpmkit": json.dumps(self.described())})
+                      metadata={"dpmkit": json.dumps(self.described)})
 
     def load(self, folder: Path) -> None:
         """What `save` wrote; UserError for a file that is missing, damaged, or of another tokenizer."""
         path = Path(folder) / FITTED
         try:
             with safe_open(path, "np") as file:
-                described = json.loads(file.metadata()["dpmkit"])
-                mean, scale, centroids = (file.get_tensor(name) for name in ("mean", "scale", "centroids"))
-            if described != self.described() or centroids.shape != (self.codebook_size, len(mean)):
-                raise ValueError(f"it is of {described} and {len(centroids)} centroids")
+                described = file.metadata()["dpmkit"]
+                self.mean, self.scale, self.centroids = map(file.get_tensor, ("mean", "scale", "centroids"))
+            if described != json.dumps(self.described):
+                raise ValueError(f"it is of {described}")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not the tokenizer of these settings ({error}); delete its folder and run "
                             "again") from error
-        self.mean, self.scale, self.centroids = mean, scale, centroids
+
+
+def versions(*packages: str) -> str:
+    """`transformers 5.1.0, …`: what made the codes."""
+    return ", ".join(f"{package} {machine.version(package)}" for package in packages)
