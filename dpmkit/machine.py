@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,14 +51,13 @@ def device(settings: Settings) -> torch.device:
     """`settings.device`, where "auto" is the GPU if there is one; UserError for one that is not there."""
     import torch
 
-    name = settings.device
+    name, gpus = settings.device, torch.cuda.device_count()
     try:
         found = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    except RuntimeError as error:
-        raise UserError(f"setting device {name!r} is not known; use auto, cpu, cuda or cuda:0") from error
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"setting device is {name!r}, but torch sees {torch.cuda.device_count()} GPU(s); use auto "
-                        "or cpu")
+    except RuntimeError:
+        found = None
+    if found is None or (found.type == "cuda" and (found.index or 0) >= gpus):
+        raise UserError(f"setting device is {name!r}, but torch sees {gpus} GPU(s): use auto, cpu, cuda or cuda:0")
     if found.index is not None:  # for all that names no device: synchronisation, memory counters, records
         torch.cuda.set_device(found)
     return found
@@ -65,9 +65,8 @@ def device(settings: Settings) -> torch.device:
 
 @contextmanager
 def tf32(model: nn.Module) -> Iterator[None]:
-    """Float32 products on tensor cores, where the model is on a GPU and a bfloat16 one: PEFT keeps its adapters in
-    float32, at a fifteenth of the card's rate, though what they are added to has fewer digits than TF32. A float32
-    model keeps its digits."""
+    """Float32 products on tensor cores where a bfloat16 model is on a GPU: PEFT keeps its adapters in float32, at a
+    fifteenth of the card's rate, though what they are added to has fewer digits than TF32."""
     import torch
 
     before, weight = torch.get_float32_matmul_precision(), next(model.parameters())
@@ -101,17 +100,21 @@ def version(package: str) -> str:
         return "?"
 
 
+@cache
 def origin() -> dict[str, Any]:
     """`packages` (versions, less extras that are not installed), `machine` and `commit`: what makes this process'
     artefacts and records."""
     import torch
 
-    versions = {name: version(name) for name in PACKAGES}
-    hardware = {"system": platform.system(), "processor": _processor(), "cores": os.cpu_count(),
-                "threads": torch.get_num_threads(),
+    cpuinfo = Path("/proc/cpuinfo")  # elsewhere platform knows the processor's name
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    hardware = {"system": platform.system(), "processor": (names or [platform.processor()])[0],
+                "cores": os.cpu_count(), "threads": torch.get_num_threads(),
                 "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
                 "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
                 "python": platform.python_version()}
+    versions = {name: version(name) for name in PACKAGES}
     return {"packages": {name: v for name, v in versions.items() if v != "?"}, "machine": hardware,
             "commit": commit()}
 
@@ -126,11 +129,3 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+changes" if changed else "")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -2,9 +2,8 @@
 
 Every stage (corpus, codes, SLLM, predictions, …) owns a folder `runs/<stage>/<key>/`. The key is a hash of the
 settings that the stage reads, the keys of what it was made from, and the code that makes it: an artefact is reused
-exactly when it would come out the same. `made.json` beside it says all this in words, with the packages, machine
-and commit that made it. Of two processes that want one artefact, one waits for the other. Writes are atomic: a kill
-or a full disk leaves the old file or none.
+exactly when it would come out the same. `made.json` beside it says all this in words. Of two processes that want
+one artefact, one waits for the other. A kill or a full disk leaves the old file or none.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -41,22 +40,19 @@ CARRIERS = tuple(f"{__package__}.{name}" for name in ("runs", "machine", "settin
 def code_version(*makers: Callable) -> str:
     """A hash of what runs from these functions and classes, without comments, layout and docstrings.
 
-    Nothing is listed by hand: every name that a definition mentions is followed, through imports, to what defines
-    it, and what a file runs as it is imported counts with anything of that file. Left out are CARRIERS: settings
-    enter a key by value, and the others put things where they belong as they are. A name that is made at run time,
-    as by `import_module`, cannot be seen: who does that gives what it found as one more maker.
+    Every name that a definition mentions is followed, through imports, to what defines it; what else its file runs
+    on import counts, too. Left out are CARRIERS: settings enter a key by value, the others only put things in their
+    place. A name made at run time, as by `import_module`, is not seen: give what it stands for as one more maker.
     """
     todo = [(maker.__module__, maker.__qualname__.partition(".")[0]) for maker in makers]
-    found: set[Place] = set()
+    found: dict[Place, str] = {}
     while todo:
         module, name = place = todo.pop()
-        if place in found or module in CARRIERS or not _file(module):
-            continue
-        found.add(place)
-        todo.append((module, ""))
-        for mentioned in parsed(module)[0][name].mentions:
-            todo += _meant(module, mentioned)
-    text = "\n".join(f"{module}:{name}:{parsed(module)[0][name].syntax}" for module, name in sorted(found))
+        if place not in found and module not in CARRIERS and _file(module):
+            part = parsed(module)[0][name]
+            found[place] = ast.dump(part)
+            todo += [(module, ""), *(place for mention in _mentions(part) for place in _meant(module, mention))]
+    text = "\n".join(f"{module}:{name}:{syntax}" for (module, name), syntax in sorted(found.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -69,18 +65,11 @@ def _file(module: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-class Part(NamedTuple):
-    """The statements that define one name of a file."""
-
-    syntax: str
-    mentions: frozenset[tuple[str, ...]]
-
-
 @cache
-def parsed(module: str) -> tuple[dict[str, Part], dict[str, Place]]:
-    """A file taken apart: name -> what defines it ("": what else runs on its import), and name -> where it comes
-    from, of what is imported from this package."""
-    file, statements, imported = _file(module), {"": []}, {}
+def parsed(module: str) -> tuple[dict[str, ast.Module], dict[str, Place]]:
+    """A file taken apart: name -> the statements that define it ("": what else runs on its import), and name ->
+    where it comes from, of what is imported from this package."""
+    file, parts, imported = _file(module), {"": ast.Module([], [])}, {}
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
@@ -98,9 +87,7 @@ def parsed(module: str) -> tuple[dict[str, Part], dict[str, Place]]:
         elif isinstance(node, ast.Import | ast.ImportFrom):
             continue
         for name in names or [""]:
-            statements.setdefault(name, []).append(node)
-    parts = {name: Part("\n".join(map(ast.dump, nodes)), frozenset(m for node in nodes for m in _mentions(node)))
-             for name, nodes in statements.items()}
+            parts.setdefault(name, ast.Module([], [])).body.append(node)
     return parts, imported
 
 
@@ -129,28 +116,22 @@ def _meant(module: str, mentioned: tuple[str, ...]) -> list[Place]:
 # -- artefacts -----------------------------------------------------------------
 
 def key(*parts: Any) -> str:
-    """A short hash of settings (dataclasses), upstream keys and plain values."""
+    """A short hash of settings, other dataclasses, upstream keys and plain values."""
     return hashlib.sha256(_text(parts).encode()).hexdigest()[:12]
 
 
 def _text(value: Any) -> str:
-    def plain(value: Any) -> Any:
-        if isinstance(value, Group):
-            return dict(value)
-        if dataclasses.is_dataclass(value):
-            return dataclasses.asdict(value)
-        raise TypeError(f"cannot hash {type(value).__name__}")
+    def fields(value: Any) -> dict[str, Any]:
+        return dict(value) if isinstance(value, Group) else dataclasses.asdict(value)
 
-    return json.dumps(value, sort_keys=True, default=plain)
+    return json.dumps(value, sort_keys=True, default=fields)
 
 
 def folder(settings: Settings, stage: str, stage_key: str) -> Path:
     """`runs/<stage>/<key>/`, made if absent; UserError where it cannot be made."""
     path = settings.home_path / "runs" / stage / stage_key
-    try:
+    with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {path}: {error.strerror}; give a writable folder as home=…") from error
     return path
 
 
@@ -166,49 +147,38 @@ class Artefact:
     @contextmanager
     def making(self, *files: Path, together: bool = False) -> Iterator[bool]:
         """Whether one of these files of the artefact is absent; then the block makes them, and no other process
-        does so meanwhile: one that comes later waits, and finds them made. Of a run of several processes that make
-        them `together` the main one holds the lock; else each asks for it. UserError for a folder that is
-        read-only."""
-        many = together and world() > 1
+        does so meanwhile: one that comes later waits, and finds them made. Where the processes of one run make them
+        `together`, the main one locks for all. UserError for a folder that is read-only."""
+        many, main = together and world() > 1, True
         if not many and all(file.is_file() for file in files):
             yield False
             return
-        lock = FileLock(self.folder / ".lock")
+        if many:
+            from accelerate import PartialState
+
+            main = PartialState().is_main_process
+        lock = FileLock(self.folder / ".lock", poll_interval=0.2)
         try:
-            first = self._lock(lock, many)
+            if main:
+                with _writing(self.folder):
+                    self._acquire(lock)
+            if many:
+                PartialState().wait_for_everyone()
             absent = not all(file.is_file() for file in files)
-            if absent and first:
+            if absent and main:
                 write_json(self.folder / "made.json", {
-                    "stage": self.stage, "key": self.key, **_origin(), "inputs": json.loads(_text(self.inputs)),
+                    "stage": self.stage, "key": self.key, **origin(), "inputs": json.loads(_text(self.inputs)),
                     "made": datetime.now(UTC).isoformat(timespec="seconds")})
             yield absent
         finally:
             lock.release()
 
-    def _lock(self, lock: FileLock, many: bool) -> bool:
-        """Wait for the lock; whether this process holds it, and not only the main one of `many`."""
-        main, waits = True, False
-        if many:
-            from accelerate import PartialState
-            from accelerate.utils import broadcast_object_list
-
-            main = PartialState().is_main_process
-        while True:
-            got = [False]
-            try:
-                if main:
-                    lock.acquire(timeout=60 if waits else 0, poll_interval=0.2)
-                    got = [True]
-            except Timeout:
-                pass
-            except OSError as error:
-                raise UserError(f"cannot write into {self.folder}: {error.strerror}; give a writable folder as "
-                                "home=…") from error
-            if (broadcast_object_list(got) if many else got)[0]:  # in steps: a barrier of hours would be given up
-                return main
-            if main and not waits:
-                print(f"waiting for another process that makes {self.folder}", file=sys.stderr, flush=True)
-            waits = True
+    def _acquire(self, lock: FileLock) -> None:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            print(f"waiting for another process that makes {self.folder}", file=sys.stderr, flush=True)
+            lock.acquire()
 
 
 def artefact(settings: Settings, stage: str, *makers: Callable, **inputs: Any) -> Artefact:
@@ -227,11 +197,6 @@ def made(settings: Settings, stage_key: str) -> dict[str, Any]:
     return {}
 
 
-@cache
-def _origin() -> dict[str, Any]:
-    return origin()
-
-
 def world() -> int:
     """Processes of this run, as torchrun counts them."""
     return int(os.environ.get("WORLD_SIZE", 1))
@@ -240,28 +205,32 @@ def world() -> int:
 # -- files ---------------------------------------------------------------------
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, moved onto it when the block ends well, removed when it does not; the block
-    makes a file there, or a folder.
-
-    The temporary name keeps the suffix, as writers choose the format by it. An OSError (full disk, read-only
-    folder) becomes a UserError that names the file.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+def _writing(path: Path) -> Iterator[None]:
+    """An OSError (full disk, read-only folder) becomes a UserError that names the file."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if temporary.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with open(temporary, "rb") as written:
-                os.fsync(written.fileno())
-        os.replace(temporary, path)
+        yield
     except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot write {path}: {reason}; free some disk or give a writable folder as home=…, then "
                         "run again: finished work is kept") from error
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, with its suffix, as writers choose the format by it. What the block makes
+    there, a file or a folder, is moved onto `path` when it ends well, and removed when it does not."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            if temporary.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with open(temporary, "rb") as written:
+                    os.fsync(written.fileno())
+            os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # leaves a file alone
         with suppress(OSError):
@@ -270,6 +239,6 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """JSON, indented, keys in their order, written atomically. NaN is refused: a record must be readable."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-                             encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")

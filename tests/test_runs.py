@@ -59,7 +59,7 @@ PARSED, VERSION = runs.parsed, runs.code_version.__wrapped__
 def with_changed(module):
     """`runs.parsed`, with another definition of every function, class and constant of a module."""
     parts, imported = PARSED(module)
-    other = {name: part._replace(syntax=f"changed {part.syntax}") if name else part for name, part in parts.items()}
+    other = {name: ast.Module([*part.body, ast.Pass()], []) if name else part for name, part in parts.items()}
     return lambda name: (other, imported) if name == module else PARSED(name)
 
 
@@ -278,7 +278,7 @@ def test_a_disk_that_is_really_full(tmp_path, small_disk):
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "runs").touch()
     settings = Settings.of("smoke", {"home": str(tmp_path)})
-    with pytest.raises(UserError, match=r"cannot make .*runs.*home="):
+    with pytest.raises(UserError, match=r"cannot write .*runs.*home="):
         runs.folder(settings, "codes", "abc")
     with pytest.raises(UserError, match="cannot write"):
         write(tmp_path / "runs" / "below", "x")
@@ -315,5 +315,5 @@ def test_a_key_does_not_change_with_a_dict_s_order_but_with_a_list_s():
     assert runs.key(["a", "b"]) != runs.key(["b", "a"])
     assert runs.key("a", "b") != runs.key("ab") and runs.key(1) != runs.key("1") != runs.key(None)
     assert runs.key((1, 2)) == runs.key([1, 2])
-    with pytest.raises(TypeError, match="cannot hash set"):
+    with pytest.raises(TypeError, match="dataclass"):
         runs.key({1})  # its order is not the same in every process
