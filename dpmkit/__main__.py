@@ -66,8 +66,8 @@ def _parser() -> argparse.ArgumentParser:
                       help="rate of a large product on the GPU planned for (default: of this machine, measured)")
     plan.add_argument("--price", type=float, default=0.0, help="of a GPU hour")
     bench = command(_bench, values, corpus)
-    bench.add_argument("what", choices=("memory", "context", "stream", "threads"))
-    bench.add_argument("--repeats", type=int, default=3, help="memory, threads: rounds of all arms (default 3)")
+    bench.add_argument("what", choices=("memory", "context", "stream", "reproduce"))
+    bench.add_argument("--repeats", type=int, default=3, help="memory: rounds of all arms (default 3)")
     bench.add_argument("--hours", type=float, default=1.0, help="stream: of audio (default 1)")
     return parser
 
@@ -225,13 +225,15 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    """measure: rungs of the memory beside a PEFT loop, cost, long streams, how threads wait"""
-    from . import bench
+    """measure: rungs of the memory beside a PEFT loop, cost, long streams, the notebooks quiet and beside a loop"""
+    from . import bench, records, tables
 
     if not (options.repeats > 0 and options.hours > 0):
         raise UserError("--repeats and --hours must be greater than 0")
-    more = {"context": (), "stream": (options.hours,)}.get(options.what, (options.repeats,))
-    print(f"wrote {getattr(bench, options.what)(_asked(options)[0], *more)}", file=sys.stderr)
+    more = {"memory": [options.repeats], "stream": [options.hours]}.get(options.what, [])
+    path = getattr(bench, options.what)(_asked(options)[0], *more)
+    print(tables.bench(records.read(path)["results"]).to_string(index=False))
+    print(f"wrote {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,40 +1,44 @@
-"""What is measured side by side: `python -m dpmkit bench memory | stream | context | threads`.
+"""What things cost: `python -m dpmkit bench memory | context | stream | reproduce`, and a method's sentence.
 
-Arms take turns; rates are medians with the lowest and the highest. Each bench writes a record and returns its path.
+A bench writes a record and returns its path. Arms take turns; rates are medians with the lowest and the highest.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import itertools
-import json
 import math
-import os
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import psutil
 import torch
-from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from . import cheaper, codes, corpora, cost, estimate, finetune, machine, metrics, protocols, records, tables
+from . import cheaper, codes, corpora, estimate, finetune, machine, metrics, protocols, records, speakers
 from .algorithm1 import algorithm1, merged
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus
 from .corpora.dynamics import EMOTIONS
 from .finetune import Finetuned
-from .machine import BUSY, MARK, NAMES, QUIET
+from .memory import EMPTY, Part, tail
 from .settings import MemorySettings, Settings
 from .sllm import EmotionSLLM, Vocabulary
+from .speakers import OffsetModel
 
+LEAST = {"precision": "bfloat16", "layers": "top-2", "prefix_states": "reuse"}
 RUNGS: dict[str, dict[str, Any]] = {
     "exact": {},
     "exact, read before the write": {"read": "before"},
@@ -42,12 +46,9 @@ RUNGS: dict[str, dict[str, Any]] = {
     "reuse": {"prefix_states": "reuse"},
     "stride-256": {"stepping": "stride-256"},
     "top-2": {"layers": "top-2"},
-    "top-2 + reuse": {"layers": "top-2", "prefix_states": "reuse"},
     "bf16": {"precision": "bfloat16"},
-    "bf16, read before the write": {"precision": "bfloat16", "read": "before"},
-    "bf16 + top-2 + reuse": {"precision": "bfloat16", "layers": "top-2", "prefix_states": "reuse"},
-    "bf16 + top-2 + reuse, read before": {"precision": "bfloat16", "layers": "top-2", "prefix_states": "reuse",
-                                          "read": "before"},
+    "bf16 + top-2 + reuse": LEAST,
+    "bf16 + top-2 + reuse, read before": LEAST | {"read": "before"},
 }
 LOOP = "PEFT loop"  # `algorithm1`, one conversation after the other
 SENTENCES = 20  # of a conversation that is timed, at least: the loop's set-up is in its time
@@ -58,10 +59,8 @@ STREAM_ROWS = 10  # parts of a long stream, each with a row of its own
 SHAPES = {"8 layers of a 135 M Llama": (576, 8, 9, 3, 1536, torch.float32, 64, 8)}
 GPU_SHAPES = {"135 M Llama": (576, 30, 9, 3, 1536, torch.float32, 64, 32),
               "7 B Llama": (4096, 32, 32, 32, 11008, torch.bfloat16, 1024, 1)}
+PATHS = ("dpm", "dpm, reuse", "full context", "window")  # to a label
 
-
-
-# -- memory: every rung beside Algorithm 1 in plain PEFT -----------------------------------------------------
 
 def memory(settings: Settings, repeats: int = 3) -> Path:
     """Sentences per second of each rung and of the plain PEFT loop, on the trained SLLM of these settings and on a
@@ -70,9 +69,9 @@ def memory(settings: Settings, repeats: int = 3) -> Path:
     corpus, spoken, tuned, conversations = _prepared(settings)
     sentences = [spoken.codes[u.id] for c in conversations for u in c.utterances]
     real = _conversations(sentences, settings.memory.prefix, min(16, len(conversations)))
-    shapes = {f"{settings.profile} SLLM": lambda: (tuned.sllm, settings.memory, real, 4)}
-    for name, shape in (SHAPES if device.type == "cpu" else GPU_SHAPES).items():
-        shapes[name] = partial(_random, settings.memory, device, *shape)
+    shapes = {f"{settings.profile} SLLM": lambda: (tuned.sllm, settings.memory, real)} | {
+        name: partial(_random, settings.memory, device, *shape)
+        for name, shape in (SHAPES if device.type == "cpu" else GPU_SHAPES).items()}
     peak = {str(p): estimate.matmul_rate(device, p, LARGE) for p in (torch.float32, torch.bfloat16)}
     results = {"rates": [], "peak": peak, "changes": _changes(settings, corpus, spoken, tuned)}
     for name, prepared in shapes.items():
@@ -80,33 +79,31 @@ def memory(settings: Settings, repeats: int = 3) -> Path:
         for rates in _rates(name, *prepared(), repeats):  # a kill keeps the rounds before it
             results["rates"] = [*finished, *rates]
             path = records.save_bench(settings, "memory", results, time.perf_counter() - started)
-    print(tables.bench(results).to_string(index=False))
     return path
 
 
-def _rates(shape: str, sllm: EmotionSLLM, base: MemorySettings, conversations: list, few: int,
+def _rates(shape: str, sllm: EmotionSLLM, base: MemorySettings, conversations: list,
            repeats: int) -> Iterator[list[dict]]:
-    """Sentences per second of the loop (on the first `few` conversations) and of each rung, in turn: a row each,
-    after every round."""
-    plain = merged(sllm)
+    """Sentences per second of the loop (on two of the conversations) and of each rung, in turn: a row each, after
+    every round."""
+    plain, few, streams = merged(sllm), conversations[:2], len(conversations)
 
     def loop() -> None:
         with machine.tf32(plain):
-            for conversation in conversations[:few]:
+            for conversation in few:
                 algorithm1(plain, conversation, base)
 
-    streams = len(conversations)
-    memories = {name: cheaper.memory(sllm, replace(base, **rung), streams) for name, rung in RUNGS.items()}
+    memories = {name: cheaper.memory(sllm, base.but(**rung), streams) for name, rung in RUNGS.items()}
     arms = {LOOP: loop} | {name: lambda memory=memory: list(memory.batch(conversations))
                            for name, memory in memories.items()}
-    sentences = {name: sum(map(len, conversations[:few] if name == LOOP else conversations)) for name in arms}
+    sentences = {name: sum(map(len, few if name == LOOP else conversations)) for name in arms}
     facts = {"shape": shape, "threads": torch.get_num_threads(), "sentences": len(conversations[0]),
              "codes": round(float(np.mean([len(sentence) for sentence in conversations[0]])))}
-    counted = {name: cost.flops(work) / sentences[name] for name, work in arms.items()}  # warms up, too
+    counted = {name: flops(work) / sentences[name] for name, work in arms.items()}  # warms up, too
     rates: dict[str, list[float]] = {name: [] for name in arms}
     for number in tqdm(range(1, repeats + 1), desc=f"bench: {shape}", unit="round"):
         for name, work in arms.items():
-            rates[name].append(sentences[name] / cost.seconds(work, sllm.device))
+            rates[name].append(sentences[name] / seconds(work, sllm.device))
         rows = []
         for name, found in rates.items():
             ratio = [one / other for one, other in zip(found, rates[LOOP], strict=True)]
@@ -126,10 +123,9 @@ def _changes(settings: Settings, corpus: Corpus, spoken: CorpusCodes, tuned: Fin
         predicted[name] = protocols.predict(asked, corpus, spoken, tuned, "dpm", "validation",
                                             settings.ablation.conversations)
     compared = metrics.compare(predicted, corpus.emotions, "exact", settings.evaluation)
-    answers = {name: metrics.answers(table, corpus.emotions) for name, table in predicted.items()}
     p = {name: table[[f"p_{e}" for e in corpus.emotions]].to_numpy() for name, table in predicted.items()}
     return [{"rung": name, **{column: row[column] for column in ("WA", "WA_gain", "WA_gain_interval")},
-             "changed": float((answers[name] != answers["exact"]).mean()),
+             "changed": float((p[name].argmax(1) != p["exact"].argmax(1)).mean()),
              "largest_change": float(np.abs(p[name] - p["exact"]).max())}
             for name, row in zip(predicted, compared, strict=True)]
 
@@ -145,7 +141,7 @@ def _conversations(sentences: Sequence[np.ndarray], prefix: int, streams: int) -
 
 def _random(memory: MemorySettings, device: torch.device, hidden: int, layers: int, heads: int, kv_heads: int,
             intermediate: int, precision: torch.dtype, prefix: int,
-            streams: int) -> tuple[EmotionSLLM, MemorySettings, list, int]:
+            streams: int) -> tuple[EmotionSLLM, MemorySettings, list]:
     """A Llama of this shape with a head of 517 rows; for each stream a conversation in sentences of 128 tokens."""
     torch.manual_seed(0)
     vocabulary, rng = Vocabulary(512, EMOTIONS), np.random.default_rng(0)
@@ -155,7 +151,7 @@ def _random(memory: MemorySettings, device: torch.device, hidden: int, layers: i
     with torch.device(device):
         model = LlamaForCausalLM(config).to(precision)
     spoken = _conversations([rng.integers(0, 512, 127) for _ in range(SENTENCES)], prefix, streams)
-    return EmotionSLLM(model, vocabulary, window=2048), replace(memory, prefix=prefix), spoken, min(2, streams)
+    return EmotionSLLM(model, vocabulary, window=2048), memory.but(prefix=prefix), spoken
 
 
 def _prepared(settings: Settings) -> tuple[Corpus, CorpusCodes, Finetuned, tuple[Conversation, ...]]:
@@ -166,8 +162,6 @@ def _prepared(settings: Settings) -> tuple[Corpus, CorpusCodes, Finetuned, tuple
     return corpus, spoken, finetune.train(settings, corpus, spoken), validation
 
 
-# -- stream, context, threads ----------------------------------------------------------------------------------
-
 def stream(settings: Settings, hours: float) -> Path:
     """One stream of so many hours that is never reset: validation conversations one after the other, over and over.
     A row per part: wall and processor seconds per sentence, resident bytes, the memory's norm, mean L_t, WA."""
@@ -175,8 +169,8 @@ def stream(settings: Settings, hours: float) -> Path:
     corpus, spoken, tuned, conversations = _prepared(settings)
     known = [u for c in conversations for u in c.utterances]
     rate, process, rows = spoken.facts["frame_rate"], psutil.Process(), []
-    lasting = sum(len(spoken.codes[u.id]) for u in known) / rate
-    utterances = list(itertools.islice(itertools.cycle(known), int(hours * 3600 / lasting * len(known)) + 1))
+    number = int(hours * 3600 * rate / np.mean([len(spoken.codes[u.id]) for u in known])) + 1
+    utterances = list(itertools.islice(itertools.cycle(known), number))
     turns = cheaper.memory(tuned.sllm, settings.memory).listen(spoken.codes[u.id] for u in utterances)
     turns = iter(tqdm(turns, total=len(utterances), desc="bench: stream", unit="utt"))
     for part in np.array_split(np.arange(len(utterances)), STREAM_ROWS):
@@ -192,77 +186,161 @@ def stream(settings: Settings, hours: float) -> Path:
             "WA": 100 * float(np.mean([corpus.emotions[turn.probabilities.argmax()] == u.emotion for u, turn in some
                                        if u.emotion is not None]))})
     name = f"stream-{hours:g}h" + (f"-decay{settings.memory.decay:g}" if settings.memory.decay else "")
-    print(tables.bench({"rows": rows}).to_string(index=False))
     return records.save_bench(settings, name, {"rows": rows, "lr": settings.memory.lr},
                               time.perf_counter() - started)
 
 
 def context(settings: Settings) -> Path:
-    """Seconds and peak bytes until a recording's last sentence has its label, after 1k to 128k codes, by every path
-    of `cost.label_after`: real validation codes end to end, one measurement each."""
+    """Seconds and peak bytes until a recording's last sentence has its label, after each of `context.codes`, by
+    every path of `label_after`: real validation codes end to end, one measurement each."""
     started = time.perf_counter()
     _, spoken, tuned, conversations = _prepared(settings)
     sentences = [spoken.codes[u.id] for c in conversations for u in c.utterances]
     joined, sentence, rows = np.concatenate(sentences), round(np.mean([len(s) for s in sentences])), []
-    for path in cost.PATHS:
-        cost.label_after(tuned.sllm, joined[:4 * sentence], sentence, settings.memory, path)  # warms up
-    for length, path in tqdm(list(itertools.product(settings.context.codes, cost.PATHS)), desc="bench: context"):
-        spent = cost.label_after(tuned.sllm, np.resize(joined, length), sentence, settings.memory, path)
+    for path in PATHS:
+        label_after(tuned.sllm, joined[:4 * sentence], sentence, settings.memory, path)  # warms up
+    for length, path in tqdm(list(itertools.product(settings.context.codes, PATHS)), desc="bench: context"):
+        spent = label_after(tuned.sllm, np.resize(joined, length), sentence, settings.memory, path)
         rows.append({"codes": length, "path": path, **spent})
-    print(tables.bench({"rows": rows}).to_string(index=False))
     return records.save_bench(settings, "context", {"rows": rows, "sentence": sentence},
                               time.perf_counter() - started)
 
 
-def threads(settings: Settings, repeats: int = 3) -> Path:
-    """Sentences per second of the memory and steps per second of training, at the size of the profile, on a quiet
-    machine and beside a busy process: OpenMP's default, each choice of `machine.choose` alone, and its own. In
-    fresh processes, in turn."""
-    arms = {"default": {}, "quiet's choice": QUIET, "busy's choice": BUSY, "chosen": {}}
-    rows: dict[tuple[str, str], list[dict]] = {}
-    started = time.perf_counter()
-    for load in ("quiet", "beside a busy process") * repeats:
-        busy = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if load != "quiet" else None
-        try:
-            for arm, given in arms.items():
-                plain = {k: v for k, v in os.environ.items() if k not in (*NAMES, MARK, "OMP_NUM_THREADS")}
-                first = "import torch; " if arm == "default" else ""  # then nothing is chosen any more
-                code = f"{first}from dpmkit.bench import print_rates; print_rates({settings.profile!r})"
-                done = subprocess.run([sys.executable, "-c", code], env={**plain, **given}, capture_output=True,
-                                      text=True, check=True)
-                rows.setdefault((load, arm), []).append(json.loads(done.stdout.splitlines()[-1]))
-        finally:
-            if busy:
-                busy.kill()
-                busy.wait()
-    results = [{"machine": load, "waiting": arm, "n": repeats, "chose": sorted({r["chose"] for r in made}),
-                **{rate: sorted(r[rate] for r in made) for rate in ("sentences_per_second", "steps_per_second")}}
-               for (load, arm), made in rows.items()]
-    return records.save_bench(settings, "threads", {"rows": results}, time.perf_counter() - started)
+def label_after(model: EmotionSLLM, codes: np.ndarray, sentence: int, settings: MemorySettings,
+                path: str) -> dict[str, float]:
+    """`measured` until the last sentence of a recording, (frames,) in sentences of so many codes, has its emotion.
+
+    `dpm` writes every sentence and reads once, `dpm, reuse` reads every one; `full context` is one forward,
+    whatever the window, as its cost alone is meant; `window` has the n_r tokens before the sentence.
+    """
+    model = model.in_precision(settings.precision)
+    spoken = [codes[i:i + sentence] for i in range(0, len(codes), sentence)]
+    tokens = [model.sentence(part) for part in spoken]
+    whole = torch.cat(tokens)
+    wide = EmotionSLLM(model.model, model.vocabulary, window=len(whole) + 1)
+
+    def dpm() -> None:
+        memory, before = cheaper.memory(model, settings.but(prefix_states="recompute")), EMPTY
+        for turn, now in enumerate(tokens):
+            if turn:
+                memory.write([Part(before, now)], [0])
+            before = tail(torch.cat([before, now]), settings.prefix)
+        memory.read([Part(EMPTY, tail(whole, settings.prefix + len(now)))], [0])
+
+    ways = {"dpm": dpm,
+            "dpm, reuse": lambda: list(cheaper.memory(model, settings.but(prefix_states="reuse")).listen(spoken)),
+            "full context": lambda: wide.emotion_logits([whole]),
+            "window": lambda: model.emotion_logits([tail(whole, settings.prefix + len(tokens[-1]))])}
+    with torch.no_grad():  # a step turns gradients on
+        return measured(ways[path], model.device)
 
 
-def print_rates(profile: str, seconds: float = 4.0) -> None:
-    """Print this process' rates as JSON, on random weights and codes of the profile's shape."""
-    settings, rng = Settings.of(profile), np.random.default_rng(0)
-    size = settings.codes.codebook_size or 256
-    sllm = EmotionSLLM.create(settings.backbone, settings.finetune, size, EMOTIONS)
-    ids = torch.from_numpy(rng.integers(0, size, (8, settings.backbone.window)))
-    weight, emotion = torch.full(ids.shape, 1 / ids.shape[1]), torch.full(ids.shape, -100)
-    emotion[:, ::30] = 1
-    optimizer = torch.optim.AdamW(sllm.parameters(), lr=1e-4)
+def crossings(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """The shortest measured history, in codes, from which on a memory is cheaper than the full context, by seconds
+    and by peak memory; None where it never is. `rows`: those of `context`."""
+    table = pd.DataFrame(rows).pivot(index="codes", columns="path", values=["seconds", "peak_bytes"])
+    out = []
+    for dpm in PATHS[:2]:
+        below = table.xs(dpm, axis=1, level=1) < table.xs("full context", axis=1, level=1)
+        lasting = below[::-1].cummin()[::-1]  # from here on at every longer one
+        out.append({"memory": dpm, "cheaper than": "full context",
+                    **{what: int(column.idxmax()) if column.any() else None for what, column in lasting.items()}})
+    return pd.DataFrame(out)
 
-    def train() -> None:
-        optimizer.zero_grad()
-        sllm(ids, weight, emotion)["loss"].backward()
-        optimizer.step()
 
-    def rate(work: Callable[[], Any]) -> float:
-        timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
-        return 1 / timer.blocked_autorange(min_run_time=seconds).median
+def reproduce(settings: Settings) -> Path:
+    """Seconds of each notebook of the profile, from an empty home: on this machine as it is, beside a busy loop."""
+    from .reproduce import NOTEBOOKS, run
 
-    steps = rate(train)
-    talks = [[rng.integers(0, size, int(rng.integers(15, 40))) for _ in range(6)] for _ in range(16)]
-    memory = cheaper.memory(sllm, settings.memory, len(talks))
-    sentences = sum(map(len, talks)) * rate(lambda: list(memory.batch(talks)))
-    chose = " ".join(f"{n}={os.environ[n]}" for n in NAMES if os.environ.get(n)) or "OpenMP's default"
-    print(json.dumps({"sentences_per_second": sentences, "steps_per_second": steps, "chose": chose}))
+    rows, started = [], time.perf_counter()
+    for load, code in {"quiet": "pass", "beside a busy process": "while True: pass"}.items():
+        with tempfile.TemporaryDirectory() as home, contextlib.ExitStack() as after:
+            after.callback(subprocess.Popen([sys.executable, "-c", code]).kill)
+            for name in NOTEBOOKS:
+                start = time.perf_counter()
+                run(settings.but(home=home), [name], settings.changed)
+                rows.append({"machine": load, "notebook": name, "seconds": time.perf_counter() - start})
+    return records.save_bench(settings, "reproduce", {"rows": rows}, time.perf_counter() - started)
+
+
+# -- what a method costs per sentence: seconds, FLOPs, bytes -------------------------------------------------
+
+def of_method(settings: Settings, tuned: Finetuned, codes: CorpusCodes, conversations: Sequence[Conversation],
+              emotions: tuple[str, ...], method: str,
+              speaker: tuple[OffsetModel, float] | None = None) -> dict[str, float]:
+    """What a method costs on these conversations, read as they come: `seconds_per_sentence`, `flops_per_sentence`,
+    `peak_bytes`, and `parameters` kept of a conversation (`speaker-memory`, by this model and power: a speaker)."""
+    changed = 0
+    if speaker:
+        size = len(speaker[0].within)
+        changed = settings.speaker.paths * (size + 1 + len(emotions)) + size * size
+        hear = partial(speakers.remembered, settings, conversations, codes.codes, emotions, tuned, *speaker)
+    else:
+        model = tuned.sllm.in_precision(settings.memory.precision)
+        grouped, how = protocols.grouped(conversations, settings.memory, method), protocols.METHODS[method]
+        asked = how.settings(settings.memory, model.window)
+        if how.writes and asked.steps:
+            changed = len(cheaper.memory(model, asked.but(scope="conversation")).lora.fresh)
+        hear = partial(protocols.listen, model, grouped, codes.codes, emotions, settings.memory, method,
+                       streams=settings.evaluation.streams)
+
+    def work() -> None:
+        for _ in hear():
+            pass
+
+    sentences, counted = sum(len(c.utterances) for c in conversations), flops(work)  # warms up, too
+    spent = measured(work, tuned.sllm.device)
+    return {"seconds_per_sentence": spent["seconds"] / sentences, "flops_per_sentence": counted / sentences,
+            "peak_bytes": spent["peak_bytes"], "parameters": changed}
+
+
+def flops(work: Callable[[], Any]) -> int:
+    """Floating-point operations of the products in one call, those of fused attention included, wherever it runs.
+    Torch's own count knows no attention of grouped queries, and none that is fused on a CPU."""
+    def count(formula: Callable[..., int], operands: int, *sizes: torch.Size, **_) -> int:
+        *before, query, key, value = sizes[:operands]  # each (batch, heads, tokens, dimensions)
+        return formula(*before, query, *((*query[:2], *shared[2:]) for shared in (key, value)))
+
+    counts = {getattr(torch.ops.aten, f"_scaled_dot_product_{kind}{way}"): partial(count, formula, operands)
+              for kind in ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")
+              for way, formula, operands in (("", sdpa_flop_count, 3), ("_backward", sdpa_backward_flop_count, 4))}
+    with FlopCounterMode(display=False, custom_mapping=counts) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def measured(work: Callable[[], Any], device: torch.device) -> dict[str, float]:
+    """Wall `seconds` of one call, and the `peak_bytes` that it held beyond what was held before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        spent = seconds(work, device)
+        return {"seconds": spent, "peak_bytes": torch.cuda.max_memory_allocated(device) - held}
+    with contextlib.suppress(OSError, AttributeError):  # what was freed but kept would hide a peak (glibc only)
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    process, done = psutil.Process(), threading.Event()
+    sizes = [process.memory_info().rss]
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            sizes.append(process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        spent = seconds(work, device)
+        sizes.append(process.memory_info().rss)
+    finally:
+        done.set()
+        watcher.join()
+    return {"seconds": spent, "peak_bytes": max(sizes) - sizes[0]}
+
+
+def seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Wall seconds of one call."""
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start

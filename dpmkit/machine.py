@@ -2,7 +2,7 @@
 
 OpenMP asks once how threads wait for one another, when torch loads it: `choose` comes before. By default they spin,
 which is fastest on a quiet machine; beside a busy process each spins in the time slices that the others need, and a
-step takes several times as long. `python -m dpmkit bench threads` measures both.
+step takes several times as long. `python -m dpmkit bench reproduce` measures both.
 """
 
 from __future__ import annotations

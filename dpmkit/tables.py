@@ -257,5 +257,6 @@ BENCHES = {
     "plan": "Counted from shapes and lengths, not run: notebooks 02 and 03 of every fold and seed, a cell per GPU.",
     "threads": "How threads wait, beside other work and not: sentences of the memory and steps of training per "
                "second, medians of rounds in which the arms take turns, [lowest, highest].",
+    "reproduce": "Seconds of each notebook from an empty home, on a machine as it was and beside a busy loop.",
     "stream": "One stream that is never reset, lr {lr:g}: validation conversations one after the other, for hours.",
 }

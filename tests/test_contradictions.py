@@ -12,7 +12,7 @@ import torch
 from conftest import make_toy
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, LlamaForCausalLM
 
-from dpmkit import backbones, cheaper, cost, protocols, speakers
+from dpmkit import backbones, bench, cheaper, protocols, speakers
 from dpmkit.finetune import Finetuned, sequences
 from dpmkit.protocols import one_by_one, predict
 from dpmkit.settings import MemorySettings, UserError
@@ -75,8 +75,8 @@ def test_states_and_costs_are_those_of_the_precision(settings, toy, tuned, monke
     dtypes, plain = [], EmotionSLLM._decode
     monkeypatch.setattr(EmotionSLLM, "_decode", lambda self, embedded: dtypes.append(embedded.dtype) or plain(
         self, embedded))
-    cost.label_after(tuned.sllm, np.arange(30) % 16, 10, rounded.memory, "window")
-    cost.of_method(rounded, tuned, codes, corpus.select(corpus.folds[0].test), corpus.emotions, "window")
+    bench.label_after(tuned.sllm, np.arange(30) % 16, 10, rounded.memory, "window")
+    bench.of_method(rounded, tuned, codes, corpus.select(corpus.folds[0].test), corpus.emotions, "window")
     assert set(dtypes) == {torch.bfloat16}
 
 

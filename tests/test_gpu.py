@@ -14,7 +14,7 @@ from fakecuda import gpus
 from test_backbones import made
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dpmkit import baselines, bench, codes, corpora, cost, finetune, protocols, speakers
+from dpmkit import baselines, bench, codes, corpora, finetune, protocols, speakers
 from dpmkit.corpora.dynamics import EMOTIONS, emotion_prior, transition_matrix
 from dpmkit.memory import DynamicParameterMemory
 from dpmkit.settings import BackboneSettings, FinetuneSettings, MemorySettings, Settings, UserError
@@ -127,18 +127,18 @@ def test_speakers_states_and_costs(sharp, asked, corpus, tmp_path):
     with gpus() as gpu:
         tuned = finetune.Finetuned(on_gpu(sharp), "sharp", tmp_path, [], 0)
         model, power, _ = speakers.fitted(settings, toy, codes, tuned)
-        spent = cost.of_speakers(settings, tuned, codes, some, toy.emotions, model, power)
+        spent = bench.of_method(settings, tuned, codes, some, toy.emotions, "speaker-memory", (model, power))
         for method in ("window", "dpm"):
-            priced = cost.of_method(settings, tuned, codes, some, toy.emotions, method)
+            priced = bench.of_method(settings, tuned, codes, some, toy.emotions, method)
             assert priced["flops_per_sentence"] > spent["flops_per_sentence"] > 0 and priced["peak_bytes"] == 1
     assert min(gpu.calls[name] for name in ("synchronize", "reset_peak_memory_stats", "memory_allocated")) > 0
 
 
-@pytest.mark.parametrize("path", cost.PATHS)
+@pytest.mark.parametrize("path", bench.PATHS)
 def test_cost_of_a_label(sharp, path):
     with gpus():
         codes = np.random.default_rng(0).integers(0, 16, 4 * sharp.window)
-        assert cost.label_after(on_gpu(sharp), codes, 40, BASE, path)["peak_bytes"] == 1
+        assert bench.label_after(on_gpu(sharp), codes, 40, BASE, path)["peak_bytes"] == 1
 
 
 def test_bench_memory(sharp, asked, corpus, tmp_path, monkeypatch):

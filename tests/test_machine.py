@@ -1,14 +1,12 @@
 """How threads wait is chosen by what else runs, and never against a user's own setting."""
 
-import json
 import os
 import subprocess
 import sys
 
 import pytest
 
-from dpmkit import bench, machine, report
-from dpmkit.settings import Settings
+from dpmkit import machine
 
 
 @pytest.fixture
@@ -43,34 +41,3 @@ def test_the_choice_reaches_openmp_in_every_process_that_imports_the_kit_first()
         done = subprocess.run([sys.executable, "-c", "import dpmkit.settings, torch"], env=environment,
                               capture_output=True, text=True, check=True)
         assert any(w in done.stderr for w in words), done.stderr[-2000:]
-
-
-def test_rates_are_measured_quiet_and_beside_a_busy_process(tmp_path, monkeypatch):
-    started = []
-
-    real = subprocess.run
-
-    def run(line, env=None, **named):
-        if env is None:  # the record asks git
-            return real(line, **named)
-        started.append((line[-1], {n: env[n] for n in machine.NAMES if n in env}))
-        return subprocess.CompletedProcess(line, 0, json.dumps(
-            {"sentences_per_second": float(len(started)), "steps_per_second": 1.0, "chose": "x"}))
-
-    monkeypatch.setattr(bench.subprocess, "run", run)
-    path = bench.threads(Settings.of("smoke", home=str(tmp_path)), repeats=2)
-    rows = json.loads(path.read_text())["results"]["rows"]
-    assert [(r["machine"], r["waiting"]) for r in rows] == [
-        (m, a) for m in ("quiet", "beside a busy process")
-        for a in ("default", "quiet's choice", "busy's choice", "chosen")]
-    assert all(r["n"] == len(r["sentences_per_second"]) == 2 for r in rows)
-    page = report.page([], path.parent.parent)
-    assert "How threads wait" in page and "| quiet | default | 2 | x | 5 [1, 9] | 1 [1, 1] |" in page
-    assert [e for _, e in started[:4]] == [{}, machine.QUIET, machine.BUSY, {}]
-    assert ["import torch" in code for code, _ in started[:4]] == [True, False, False, False]
-
-
-def test_a_child_prints_its_rates(capsys):
-    bench.print_rates("smoke", seconds=0.01)
-    made = json.loads(capsys.readouterr().out)
-    assert made["sentences_per_second"] > 0 and made["steps_per_second"] > 0
