@@ -80,9 +80,10 @@ def page(made: Sequence[Record], root: Path) -> str:
                markdown(tables.quoted())]
     for name, record in records.benches(root).items():
         kind, results = record["kind"].removeprefix("bench "), record["results"]
-        words = tables.BENCHES[kind.partition("-")[0]].format(**results)
-        blocks += [f"## Bench: {kind}, {_title({kind: record}, ())}", " ".join([words, *results.get("notes", [])]),
-                   markdown(tables.bench(results)), f"{_ran_on({kind: record})} [Record](bench/{name})"]
+        if words := tables.BENCHES.get(kind.partition("-")[0]):  # not one that is gone
+            blocks += [f"## Bench: {name.removesuffix('.json')}",
+                       " ".join([words.format(**results), *results.get("notes", [])]),
+                       markdown(tables.bench(results)), f"{_ran_on({kind: record})} [Record](bench/{name})"]
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
@@ -42,11 +41,8 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def value(row: Row, key: str, form: str = ".1f") -> str:
-    """What a row has under `key`, with its interval or range where it has one; of several measurements the median,
-    from the lowest to the highest; empty where it has nothing."""
+    """What a row has under `key`, with its interval or range where it has one; empty where it has nothing."""
     of, ends = row.get(key, ""), row.get(f"{key}_interval", row.get(f"{key}_range"))
-    if isinstance(of, list):
-        of, ends = np.median(of), (min(of), max(of))
     text = of if isinstance(of, str) else f"{of:{form}}"
     return f"{text} {_ends(ends, form)}" if ends else text
 
@@ -227,25 +223,18 @@ def bench(results: dict[str, Any]) -> pd.DataFrame:
     """What a bench or a plan has measured, a column per key of its rows."""
     changes, rows = _by(results.get("changes", []), "rung"), []
     for row in results.get("rows") or results["rates"]:
+        row = dict(row)
         if "rung" in row:
-            share = row["rate"] * row["flops_per_sentence"] / results["peak"][row["precision"]]
-            row = {**row, "share_of_the_matmul_peak": share}
+            row["share_of_the_matmul_peak"] = (
+                row["rate"] * row["flops_per_sentence"] / results["peak"][row["precision"]])
             if row["shape"] == results["rates"][0]["shape"]:  # the weights of the others are random
                 row |= changes.get(row["rung"], {})
-        if "cells" in row:  # folds
-            row = {**row, "cells": len(row["cells"]), "gigabytes": max(c["gigabytes"] for c in row["cells"])}
-        rows.append({key.replace("_", " "): _measured(row, key) for key in row
-                     if not key.endswith(("_range", "_interval"))})
+        if "cells" in row:
+            row |= {"folds": len(row["cells"]), "gigabytes": max(c["gigabytes"] for c in row["cells"]),
+                    **{f"hours_on_{n}_GPU(s)": hours for n, hours in row["hours_on"].items()}}
+        rows.append({key.replace("_", " "): value(row, key, ".4g" if isinstance(of, float) else "")
+                     for key, of in row.items() if isinstance(of, str | int | float)})
     return pd.DataFrame(rows).fillna("")
-
-
-def _measured(row: Row, key: str) -> str:
-    of = row[key]
-    if isinstance(of, dict):
-        return ", ".join(f"{name}: {number:.1f}" for name, number in of.items())
-    if isinstance(of, list) and isinstance(of[0], str):
-        return ", ".join(of)
-    return value(row, key, "" if isinstance(of, int) else ".4g")
 
 
 # Kind of bench -> what is to be known of it.
@@ -255,8 +244,6 @@ BENCHES = {
               "[lowest, highest]. WA and what changed: answers of the trained SLLM on validation conversations.",
     "context": "Cost against history: until the last sentence of a recording has its label, after so many codes.",
     "plan": "Counted from shapes and lengths, not run: notebooks 02 and 03 of every fold and seed, a cell per GPU.",
-    "threads": "How threads wait, beside other work and not: sentences of the memory and steps of training per "
-               "second, medians of rounds in which the arms take turns, [lowest, highest].",
     "reproduce": "Seconds of each notebook from an empty home, on a machine as it was and beside a busy loop.",
     "stream": "One stream that is never reset, lr {lr:g}: validation conversations one after the other, for hours.",
 }

@@ -199,7 +199,7 @@ def test_the_record_keeps_other_corpora_and_no_path(planned, tmp_path):
     assert rows["demo"]["gpu_hours"] == pytest.approx(sum(
         (c["training"] + c["writing"] + c["reading"]) / (estimate.UTILISATION * 4e12) / 3600 for c in hours))
     table = tables.bench(json.loads(path.read_text())["results"])
-    assert table[["cells", "seeds"]].to_numpy().tolist() == [["2", "3"], ["1", "3"]]  # demo, meld
+    assert table[["folds", "seeds"]].to_numpy().tolist() == [["2", "3"], ["1", "3"]]  # demo, meld
     readme = settings.home_path / "README.md"
     readme.write_text("\n".join(("a", report.BEGIN, report.END, report.PLAN, "stale", report.END_PLAN, "z")))
     report.publish(settings.own_path, readme)
