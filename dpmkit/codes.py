@@ -51,9 +51,9 @@ def make(settings: Settings, corpus: Corpus) -> CorpusCodes:
     made = runs.artefact(settings, "codes", make, type(tokenizer), codes=asked, corpus=corpus.key, train=train,
                          weights=sorted(tokenizer.files.values()))
     utterances = [u for c in corpus.conversations for u in c.utterances]
-    first = _once(utterances)
+    clips = {u.audio: u for u in utterances}  # one of the utterances of each
     # A file's clips one after the other, so that it is decoded once.
-    ordered = sorted(first.values(), key=lambda u: (u.audio.path, u.audio.start))
+    ordered = sorted(clips.values(), key=lambda u: (u.audio.path, u.audio.start))
     parts = {made.folder / f"part-{start // CHUNK:05d}.parquet": ordered[start:start + CHUNK]
              for start in range(0, len(ordered), CHUNK)}
     described, fitted, sounds = made.folder / "facts.json", made.folder / FITTED, _Sounds(ordered)
@@ -61,27 +61,20 @@ def make(settings: Settings, corpus: Corpus) -> CorpusCodes:
         if tokenizer.learns and not fitted.is_file():
             _fit(tokenizer, [u for c in corpus.select(train) for u in c.utterances], sounds)
             tokenizer.save(made.folder)
-        rows = _encoded(tokenizer, parts, sounds).loc[[u.id for u in first.values()]]
+        rows = _encoded(tokenizer, parts, sounds).loc[[u.id for u in clips.values()]]
         if not described.is_file():  # kept: a package's version is that of then
-            learned = "codebook_sha256" if tokenizer.files else "weights_sha256"
-            codebook = {learned: sha256(fitted)} if tokenizer.learns else {}
-            runs.write_json(described, {"tokenizer": tokenizer.name, "codebook_size": tokenizer.codebook_size,
-                                        "frame_rate": tokenizer.frame_rate, **tokenizer.facts, **codebook})
-    codes, features = ({u.id: rows[column][first[u.audio].id] for u in utterances}
+            name = "codebook_sha256" if tokenizer.files else "weights_sha256"
+            runs.write_json(described, {
+                "tokenizer": tokenizer.name, "codebook_size": tokenizer.codebook_size,
+                "frame_rate": tokenizer.frame_rate, **tokenizer.facts,
+                **({name: sha256(fitted)} if tokenizer.learns else {})})
+    codes, features = ({u.id: rows[column][clips[u.audio].id] for u in utterances}
                        for column in ("codes", "features"))
     seconds = sum(rows["seconds"])
     facts = json.loads(described.read_text(encoding="utf-8")) | {
         "utterances": len(utterances), "clips": len(rows), "hours": seconds / 3600,
         "codes": sum(len(c) for c in codes.values()), "real_time_factor": sum(rows["spent"]) / seconds}
     return CorpusCodes(made.key, {i: c.astype(np.int64) for i, c in codes.items()}, features, facts)
-
-
-def _once(utterances: Iterable[Utterance]) -> dict[Clip, Utterance]:
-    """Clip -> the first utterance that it stands in, in their order."""
-    first: dict[Clip, Utterance] = {}
-    for u in utterances:
-        first.setdefault(u.audio, u)
-    return first
 
 
 class _Sounds:
@@ -114,7 +107,7 @@ class _Sounds:
 
 def _fit(tokenizer: Tokenizer, utterances: Iterable[Utterance], sounds: _Sounds) -> None:
     """On each clip once; on some, drawn at random, where all last longer than `tokenizer.learns`."""
-    chosen = list(_once(utterances).values())
+    chosen = list({u.audio: u for u in utterances}.values())
     if sum(u.seconds for u in chosen) > tokenizer.learns:
         order = np.random.default_rng(0).permutation(len(chosen))
         enough = np.cumsum([chosen[i].seconds for i in order]).searchsorted(tokenizer.learns)

@@ -23,7 +23,7 @@ from sklearn.metrics import recall_score
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from . import backbones, estimate, machine, runs
 from .codes import CorpusCodes
@@ -148,8 +148,8 @@ def sequences(sllm: EmotionSLLM, codes: Sequence[np.ndarray], emotions: Sequence
     0 and n_o = n; n_o <= n < n_o + n_p: n_p = n - n_o; n < n_q: n_q = n. The first token of a context
     follows nothing: where it stands among the n_o, it is not predicted and the mean is over the others.
 
-    Terms whose context starts at the same token share one sequence (and so one forward). Each sequence
-    holds `input_ids`, `code_weight` and `emotion`, shape (tokens,), as `EmotionSLLM.forward` takes them.
+    Terms whose context starts at the same token share one sequence (and so one forward). Each holds `input_ids`,
+    `code_weight` and `emotion`, shape (tokens,), as `EmotionSLLM.forward` takes them.
     """
     in_history = emotions if emotions_in_history else [None] * len(codes)
     sentences = [sllm.sentence(c, e) for c, e in zip(codes, in_history, strict=True)]
@@ -203,69 +203,66 @@ def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate
     `model.forward` returns `loss`, `logits` (rows, classes) and `truth` (rows,). The best epoch has the lowest
     emotion loss on the validation data. Goes on from the newest whole checkpoint in `folder`.
     """
-    checkpoint, done = _last_whole_checkpoint(folder / "checkpoints", tune.patience)
+    checkpoint, reached = _last_whole_checkpoint(folder / "checkpoints")
     where = device(settings)
+    steps = math.ceil(len(train_data) / (tune.batch * runs.world())) * tune.epochs
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"), per_device_train_batch_size=tune.batch,
-        per_device_eval_batch_size=tune.batch, num_train_epochs=done or tune.epochs, learning_rate=tune.lr,
-        lr_scheduler_type="cosine", weight_decay=tune.weight_decay,
-        max_grad_norm=1.0, eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch",
-        save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="eval_l_e", greater_is_better=False,
+        per_device_eval_batch_size=tune.batch, learning_rate=tune.lr, lr_scheduler_type="cosine",
+        # Killed just as its patience was spent, a run has nothing left to train.
+        num_train_epochs=round(reached.epoch) if reached and _stalled(reached) >= tune.patience else tune.epochs,
+        warmup_steps=round(tune.warmup * steps), weight_decay=tune.weight_decay, max_grad_norm=1.0,
+        eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", save_total_limit=1,
+        load_best_model_at_end=True, metric_for_best_model="eval_l_e", greater_is_better=False,
         seed=settings.seed, data_seed=settings.seed, remove_unused_columns=False, report_to="none",
         use_cpu=where.type == "cpu", dataloader_pin_memory=False,
         # PEFT keeps adapters in float32: without autocast all of their products would be in it, too.
-        bf16=where.type == "cuda" and next(model.parameters()).dtype == torch.bfloat16,
-        restore_callback_states_from_checkpoint=True)  # the patience that is left, or a resumed run trains longer
+        bf16=where.type == "cuda" and next(model.parameters()).dtype == torch.bfloat16)
     _one_gpu(arguments, where)
-    steps = math.ceil(len(train_data) / (tune.batch * arguments.world_size)) * tune.epochs
-    arguments.warmup_steps = round(tune.warmup * steps)
     trainer = _Trainer(model=model, args=arguments, train_dataset=train_data, eval_dataset=validation_data,
-                       data_collator=collate,
-                       callbacks=[_Epoch(train_data), EarlyStoppingCallback(tune.patience)])
+                       data_collator=collate, callbacks=[_Epochs(train_data, tune.patience)])
     trainer.forward_tokens = tune.forward_tokens
-    if trainer.is_fsdp_enabled:
-        raise UserError("training is not written for FSDP, which splits a model over GPUs: launch it without, so "
-                        "that each GPU has a copy (the estimate printed above says whether one fits)")
     try:
         with machine.tf32(model):
             trainer.train(resume_from_checkpoint=checkpoint)
     except torch.OutOfMemoryError as error:
         raise UserError("training does not fit the GPU: set finetune.forward_tokens, of one forward (now "
                         f"{tune.forward_tokens}; 0: a step is one), or finetune.checkpointing=true") from error
-    kept = ("loss", "eval_loss", "eval_l_a", "eval_l_e", "eval_wa", "eval_ua")
-    rows: dict[int, dict] = {}
+    kept = {"loss": "train_loss"} | {f"eval_{name}": f"eval_{name}" for name in ("loss", "l_a", "l_e", "wa", "ua")}
+    rows: dict[int, dict] = defaultdict(dict)
     for entry in trainer.state.log_history:
-        row = rows.setdefault(round(entry["epoch"]), {"epoch": round(entry["epoch"])})
-        row |= {("train_loss" if name == "loss" else name): entry[name] for name in entry if name in kept}
-    return list(rows.values())
+        rows[round(entry["epoch"])] |= {kept[name]: entry[name] for name in entry if name in kept}
+    return [{"epoch": epoch, **row} for epoch, row in rows.items()]
 
 
 def _one_gpu(arguments: TrainingArguments, where: torch.device) -> None:
     """Each process trains on one GPU, the one asked for. Transformers would take cuda:0, and give each of all GPUs
     of the machine `finetune.batch` dialogues per step (nn.DataParallel)."""
-    if where.type != "cuda":
-        return
-    if arguments.world_size > 1:
-        if where.index is not None:
-            raise UserError(f"setting device is {where}, one GPU, but torchrun has started {arguments.world_size} "
-                            "processes, each for its own: set device=cuda, or run without torchrun")
-        return
-    where = torch.device("cuda", where.index or 0)
-    torch.cuda.set_device(where)
-    arguments._n_gpu, arguments._setup_devices, arguments.distributed_state.device = 1, where, where
-    if (count := torch.cuda.device_count()) > 1:
-        print(f"training on {where} alone, one of {count} GPUs; for all of them: torchrun --standalone "
-              f"--nproc-per-node {count} -m dpmkit train …", flush=True)
+    if where.type == "cuda" and arguments.world_size == 1:
+        where = torch.device("cuda", where.index or 0)
+        torch.cuda.set_device(where)
+        arguments._n_gpu, arguments._setup_devices, arguments.distributed_state.device = 1, where, where
+    elif where.index is not None:
+        raise UserError(f"setting device is {where}, one GPU, but torchrun has started {arguments.world_size} "
+                        "processes, each for its own: set device=cuda, or run without torchrun")
 
 
-class _Epoch(TrainerCallback):
-    """The training data's epoch, which moves its cuts (after a resume, too)."""
+class _Epochs(TrainerCallback):
+    """The training data's epoch, which moves its cuts, and the last one; the same after a resume."""
 
-    def __init__(self, data: Dataset):
-        self.data = data
+    def __init__(self, data: Dataset, patience: int):
+        self.data, self.patience = data, patience
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.data.epoch = round(state.epoch or 0)
+
+    def on_save(self, args, state, control, **kwargs):
+        control.should_training_stop |= _stalled(state) >= self.patience
+
+
+def _stalled(state: TrainerState) -> int:
+    """Epochs since the best one."""
+    return round(state.epoch * (1 - (state.best_global_step or 0) / state.global_step))
 
 
 class _Trainer(Trainer):
@@ -296,7 +293,7 @@ class _Trainer(Trainer):
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         self.model.eval()
-        sums, counts, answers, truth = torch.zeros(2), torch.zeros(2), [], []
+        sums, counts, answered = torch.zeros(2), torch.zeros(2), []
         # All of it in every process: a sharded loader repeats dialogues to fill its last batch.
         loader = DataLoader(self.eval_dataset, self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
         for piece in (p for b in loader for p in _pieces(self._prepare_inputs(b), self.forward_tokens)):
@@ -304,9 +301,8 @@ class _Trainer(Trainer):
             here = _counts(piece) if "l_a" in out else out["loss"].new_full((2,), len(out["truth"]))
             losses = torch.stack([out.get(name, out["loss"]).float() for name in ("l_a", "l_e")])
             sums, counts = sums + (here * losses).cpu(), counts + here.cpu()
-            answers.append(out["logits"].argmax(-1).cpu())
-            truth.append(out["truth"].cpu())
-        answers, truth = torch.cat(answers).numpy(), torch.cat(truth).numpy()
+            answered.append(torch.stack([out["logits"].argmax(-1), out["truth"]]).cpu())
+        answers, truth = torch.cat(answered, dim=1).numpy()
         l_a, l_e = (sums / counts.clamp_min(1e-9)).tolist()
         ua = recall_score(truth, answers, labels=np.unique(truth), average="macro")
         metrics = {"eval_loss": (l_a + l_e) / 2, "eval_l_a": l_a, "eval_l_e": l_e,
@@ -320,8 +316,7 @@ class _Trainer(Trainer):
         super()._save(output_dir, {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad})
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        if load_result.unexpected_keys:  # keys that a checkpoint lacks are the frozen ones
-            raise RuntimeError(f"the checkpoint is of another model: {load_result.unexpected_keys}")
+        pass  # the keys that a checkpoint lacks are the frozen ones
 
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
         try:
@@ -336,15 +331,12 @@ def _counts(piece: dict[str, Tensor]) -> Tensor:
     return torch.stack([piece["code_weight"][:, 1:].sum(), (piece["emotion"] >= 0).sum().float()])
 
 
-def _last_whole_checkpoint(folder: Path, patience: int) -> tuple[str | None, int]:
-    """The newest checkpoint whose last file was written; a half-written one (a kill, a full disk) is removed.
-    And its epoch, where its patience was spent there: a run killed just then has nothing left to train. Else 0."""
+def _last_whole_checkpoint(folder: Path) -> tuple[str | None, TrainerState | None]:
+    """The newest checkpoint whose last file was written, and its state; a half-written one (a kill, a full disk) is
+    removed."""
     for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True):
         try:
-            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            stopping = state["stateful_callbacks"]["EarlyStoppingCallback"]["attributes"]
-            spent = stopping["early_stopping_patience_counter"] >= patience
-            return str(path), round(state["epoch"]) if spent else 0
+            return str(path), TrainerState.load_from_json(path / "trainer_state.json")
         except (OSError, ValueError):
             shutil.rmtree(path)
-    return None, 0
+    return None, None

@@ -200,12 +200,12 @@ import json, os, signal, sys
 import conftest
 from dpmkit import finetune
 from dpmkit.settings import Settings
-begin = finetune._Epoch.on_epoch_begin
+begin = finetune._Epochs.on_epoch_begin
 def kill(self, args, state, control, **kwargs):
     if state.epoch and state.epoch >= 2:
         os.kill(os.getpid(), signal.SIGKILL)
     begin(self, args, state, control, **kwargs)
-finetune._Epoch.on_epoch_begin = kill
+finetune._Epochs.on_epoch_begin = kill
 finetune.train(Settings.of("smoke", json.loads(sys.argv[1])), *conftest.make_toy())
 """
     values = {k: v for k, v in learning.flat().items() if k != "profile"}
@@ -347,14 +347,12 @@ def test_a_device_that_is_not_known(settings):
 
 def test_a_half_written_checkpoint_is_skipped(tmp_path):
     folder = tmp_path / "checkpoints"
-    state = {"epoch": 1.0, "stateful_callbacks": {"EarlyStoppingCallback": {
-        "attributes": {"early_stopping_patience_counter": 1}}}}
-    for step, text in ((3, json.dumps(state)), (6, '{"epoch": 2.0, "st'), (12, None)):
+    for step, text in ((3, '{"epoch": 1.0}'), (6, '{"epoch": 2.0, "st'), (12, None)):
         (folder / f"checkpoint-{step}").mkdir(parents=True)
         if text:
             (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
-    assert finetune._last_whole_checkpoint(folder, 2) == (str(folder / "checkpoint-3"), 0)
+    path, state = finetune._last_whole_checkpoint(folder)
+    assert path == str(folder / "checkpoint-3") and state.epoch == 1.0
     assert [p.name for p in folder.iterdir()] == ["checkpoint-3"]
-    assert finetune._last_whole_checkpoint(folder, 1) == (str(folder / "checkpoint-3"), 1)
     shutil.rmtree(folder)
-    assert finetune._last_whole_checkpoint(folder, 1) == (None, 0)
+    assert finetune._last_whole_checkpoint(folder) == (None, None)
