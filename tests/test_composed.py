@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dpmkit.corpora import Clip, Utterance, composed, demo, dynamics
+from dpmkit.corpora.base import leave_one_out
 from dpmkit.settings import ConversationSettings
 
 WANTED = ConversationSettings(conversations=30, min_turns=5, max_turns=20, seed=1)
@@ -100,10 +101,13 @@ def test_three_speakers_share_a_session_two_at_a_time():
 def test_folds_keep_sessions_apart_and_test_each_once():
     conversations = compose(SESSIONS, WANTED)
     session = {c.id: c.session for c in conversations}
-    folds = composed.leave_one_session_out(conversations)
+    folds = leave_one_out(session)
     sides = [tuple({session[i] for i in ids} for ids in (f.train, f.validation, f.test)) for f in folds]
     assert sides == [({"ef"}, {"cd"}, {"ab"}), ({"ab"}, {"ef"}, {"cd"}), ({"cd"}, {"ab"}, {"ef"})]
     assert all(sorted(f.train + f.validation + f.test) == sorted(session) for f in folds)
+    without = leave_one_out({**session, "ab_000": ""})  # of no group: it always trains
+    assert [[f.test for f in without][1:], all("ab_000" in f.train for f in without)] == [
+        [f.test for f in folds][1:], True]
 
 
 def digest(value):

@@ -19,7 +19,7 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from dpmkit import audio, corpora
-from dpmkit.corpora import Fold, Skipped, grouping, manifest
+from dpmkit.corpora import Clip, Fold, Skipped, Utterance, manifest
 from dpmkit.settings import Settings, UserError
 
 HOME = tempfile.TemporaryDirectory()
@@ -91,7 +91,8 @@ def test_rows_become_turns_and_sessions_are_who_speaks_with_whom(pristine):
         for u in c.utterances:
             row = told[u.id]
             assert (c.id, u.speaker, u.emotion or "") == (row["conversation"], row["speaker"], row["emotion"])
-            assert (f"{u.start:.3f}", f"{u.end:.3f}") == (row["start"], row["end"])
+            if row["start"]:
+                assert (f"{u.start:.3f}", f"{u.end:.3f}") == (row["start"], row["end"])
             assert u.audio.path == root / row["path"]
             assert len(audio.read(u.audio.path, u.audio.start, u.audio.end)) == round(u.seconds * audio.RATE)
     assert sum(u.emotion is None for u in turns(corpus)) == 12
@@ -102,7 +103,7 @@ def test_rows_become_turns_and_sessions_are_who_speaks_with_whom(pristine):
 def test_five_folds_test_every_session_once_and_share_no_speaker(pristine):
     corpus = load(pristine[0])
     speakers = {c.id: {u.speaker for u in c.utterances} for c in corpus.conversations}
-    assert [f.test for f in corpus.folds] == [("s0c0", "s0c1", "s5c0", "s5c1"), *(
+    assert sorted(f.test for f in corpus.folds) == [("s0c0", "s0c1", "s5c0", "s5c1"), *(
         (f"s{i}c0", f"s{i}c1") for i in range(1, 5))]
     for fold, following in zip(corpus.folds, (*corpus.folds[1:], corpus.folds[0]), strict=True):
         assert fold.validation == following.test
@@ -112,22 +113,19 @@ def test_five_folds_test_every_session_once_and_share_no_speaker(pristine):
 
 
 @pytest.mark.parametrize(("start", "end", "heard"), [
-    (0.5, 1.5, (0.5, 1.5)), (0.0, 2.0, (0.0, 2.0)), (5.0, 7.0, "own"), (5.0, 7.05, "own"), (5.0, 6.95, "own"),
-    (0.03, 2.03, "own"), (0.5, 2.0005, (0.5, 2.0)), (0.5, 2.05, (0.5, 2.0)),
-    (0.5, 2.06, None), (5.0, 7.06, None), (5.0, 6.94, None), (2.0, 2.04, None), (1.9, 4.0, None),
-])
-def test_times_cut_the_file_or_place_it(sounds, start, end, heard):
+    ("0.5", "1.5", (0.5, 1.5)), ("0", "2.0", (0.0, 2.0)), ("0,5", "1,5", (0.5, 1.5)), ("0.5", "2.05", (0.5, 2.0)),
+    *((start, end, None) for start, end in (
+        ("0.5", "2.06"), ("1.9999", "2.04"), ("5", "7"), ("1", "1"), ("1.5", "1"), ("1", "1.0005"), ("-1", "1"),
+        ("", "1"), ("1", ""), ("nan", "1"), ("0", "nan"), ("0", "inf"), ("0:01", "2"), ("x", "1")))])
+def test_times_cut_the_file(sounds, start, end, heard):
     row = ("1", "s", start, end, "a.wav")  # of 2 s
     if heard is None:
         tree_manifest.write(sounds, [turn(row), *REST])
-        refused(sounds, rf"has 1 fault.*\n  row 2, end: {end:g} s is beyond the end of 'a.wav', which lasts 2\.000")
+        refused(sounds, rf"has 1 fault.*\n  row 2, start, end: '{start}' to '{end}' is no part of 'a.wav'; give "
+                        r"seconds between 0 and 2\.000, or neither")
         return
     said, = one(sounds, row)
-    assert said.start == start
-    if heard == "own":
-        assert (said.audio.start, said.audio.end) == (0.0, None) and said.seconds == pytest.approx(2.0, abs=1e-9)
-    else:
-        assert (said.audio.start, said.audio.end) == heard and said.end == heard[1]
+    assert (said.audio.start, said.audio.end) == (said.start, said.end) == heard
 
 
 def test_without_times_whole_files_follow_one_another(sounds):
@@ -141,19 +139,20 @@ def test_without_times_whole_files_follow_one_another(sounds):
 def test_start_orders_turns_of_one_clock_and_overlaps_stay(sounds):
     said = one(sounds, ("3", "t", 0.5, 2, "a.wav"), ("2", "s", 0, 1.5, "a.wav"), ("1", "t", 0, 1.5, "a.wav"))
     assert [(u.id[-1], u.start, u.end) for u in said] == [("1", 0.0, 1.5), ("2", 0.0, 1.5), ("3", 0.5, 2.0)]
-    placed = one(sounds, ("3", "s", 9, 10.5, "b.wav"), ("1", "s", 0.5, 1.5, "a.wav"), ("2", "t", 1, 2, "c.wav"))
-    assert [(u.id[-1], u.start, u.end) for u in placed] == [("1", 0.5, 1.5), ("2", 1.0, 2.0), ("3", 9.0, 10.5)]
 
 
 def test_microphones_run_together_and_other_recordings_one_after_the_other(sounds):
     cuts = [("1", 1, 1.5, "b.wav"), ("2", 0.5, 1, "a.wav"), ("3", 0, 0.5, "b.wav"), ("4", 0, 0.5, "a.wav")]
     together = one(sounds, *((i, p, start, end, p) for i, start, end, p in cuts))
     assert [(u.id[-1], u.start) for u in together] == [("3", 0.0), ("4", 0.0), ("2", 0.5), ("1", 1.0)]
-    for speakers in ("sstt", "    ", "sts ", "s s "):  # a speaker in two recordings, or one who is unknown
-        apart = one(sounds, *((i, s, start, end, p) for s, (i, start, end, p) in zip(speakers, cuts, strict=True)))
+    # A speaker in two recordings, none who is known, a row without times: the rows' order is all that there is.
+    for speakers, last in (("sstt", "0.5"), ("    ", "0.5"), ("sts ", "0.5"), ("stst", "")):
+        rows = [(i, s, start, end, p) for s, (i, start, end, p) in zip(speakers, cuts, strict=True)]
+        rows[3] = ("4", speakers[3], "0" if last else "", last, "a.wav" if last else "d.wav")
+        apart = one(sounds, *rows)
         assert [(u.id[-1], u.start, u.end) for u in apart] == [
-            ("3", 0.0, 0.5), ("1", 1.0, 1.5), ("4", 1.5, 2.0), ("2", 2.0, 2.5)]
-    # Files of one utterance each, with their own times: the rows' order is all that there is.
+            (str(i), 0.5 * (i - 1), 0.5 * i) for i in (1, 2, 3, 4)]
+    # As it is of files of one utterance each, with their own times.
     own = [("1", "s", 0, 2.004, "a.wav"), ("2", "t", 0, 0.5, "d.wav"), ("3", "s", 0, 1, "c.wav")]
     for rows in (own, own[:2]):
         assert [(u.id[-1], u.start, u.end) for u in one(sounds, *rows)] == [
@@ -171,16 +170,15 @@ def test_ids_stay_where_all_differ(sounds):
 
 @pytest.mark.parametrize("encode", [
     lambda t: t.encode("utf-8-sig"),
-    lambda t: ("\ufeff" + t).encode("utf-8-sig"),
     lambda t: t.replace("\r\n", "\n").encode(),
     lambda t: t.replace("\r\n", "\r").encode(),
-    lambda t: t.replace(",", "\t").encode("utf-16"),
+    lambda t: t.replace(",", "\t").encode(),
     lambda t: t.replace(",", ";").replace(".", ",").replace(",wav", ".wav").encode(),
     lambda t: t.replace(",", " , ").encode(),
     lambda t: (t + "\r\n,,,,,,\r\n\r\n").encode(),
     lambda t: re.sub("^[a-z,]+|neu|hap|sad|ang", lambda m: m[0].upper(), t).encode(),
     lambda t: "".join('"' + line.replace(",", '", "') + '"\r\n' for line in t.split("\r\n") if line).encode(),
-], ids=["bom", "two boms", "lf", "cr", "utf-16 tabs", "semicolons", "blanks", "empty rows", "capitals", "quoted"])
+], ids=["bom", "lf", "cr", "tabs", "semicolons", "blanks", "empty rows", "capitals", "quoted"])
 def test_spreadsheets_write_it_in_many_ways(tree, encode):
     root, path = tree[0], tree[0] / "manifest.csv"
     expected = load(root)
@@ -188,7 +186,7 @@ def test_spreadsheets_write_it_in_many_ways(tree, encode):
     assert load(root) == expected
 
 
-def test_other_columns_are_listed_and_those_misspelt_refused(tree):
+def test_other_columns_are_listed(tree):
     root, rows = tree
     expected = load(root)
     for number, row in enumerate(rows):
@@ -198,37 +196,26 @@ def test_other_columns_are_listed_and_those_misspelt_refused(tree):
     assert corpus.conversations == expected.conversations
     assert [s.item for s in corpus.skipped] == [
         "column (without a name)", "column arousal", "column season", "column text"]
-    for name, wrong in (("emotion", "emotoin"), ("start", "strat"), ("start", "start_time"), ("end", "offset"),
-                        ("split", "subset"), ("conversation", "Conversation ID"), ("session", "sessions")):
-        tree_manifest.write(root, [{**r, wrong: r.get(name, "")} for r in rows],
-                            (*(c for c in COLUMNS if c != name), wrong))
-        refused(root, rf"has 1 fault.*\n  row 1, column '{wrong.casefold()}' is not known; is it {name}\?")
-    path = root / "manifest.csv"  # neither column: no row is blamed for what it then seems to lack
+    path = root / "manifest.csv"  # rows that lose their times so cannot pass for whole files
     tree_manifest.write(root, rows)
     path.write_text(path.read_text().replace("start,end", "start_s,end_s", 1))
-    refused(root, r"has 2 fault.*\n  row 1, column 'start_s' .*\n  row 1, column 'end_s' is not known; is it end")
+    refused(root, r"has 30 fault.*\n  row 3, path: 's0c0.wav' is the whole of row 2, too; give start and end")
 
 
 def test_every_fault_is_told_by_row_and_column(sounds):
     rows = [{"conversation": "c", "utterance": "1", "speaker": "s", "emotion": "neu", "path": "a.wav", "start": "0",
              "end": "1", "session": "S", "split": "train"}]
-    wrong = [({"start": "0:01"}, "start: '0:01' is not a number of seconds"),
-             ({"start": "1_0"}, "start: '1_0' is not a number"), ({"end": "inf"}, "end: 'inf' is not a number"),
-             ({"end": "nan"}, "end: 'nan' is not a number"), ({"end": "1e300"}, "end: '1e300' is not a number"),
-             ({"start": "-1"}, "start: '-1' is negative"), ({"start": "1"}, "end: '1' is not after start, '1'"),
-             ({"start": "0.99999"}, "end: '1' is not after start"), ({"end": ""}, "end: is empty, the other time"),
-             ({"end": "9"}, "end: 9 s is beyond the end of 'a.wav', which lasts 2.000 s"),
+    wrong = [({"start": "0:01"}, "start, end: '0:01' to '1' is no part of 'a.wav'"),
+             ({"end": "9"}, "start, end: '0' to '9' is no part of 'a.wav'; give seconds between 0 and 2.000"),
              ({"conversation": ""}, "conversation: is empty"), ({"utterance": " "}, "utterance: is empty"),
-             ({"path": ""}, "path: is empty"), ({"emotion": "NaN"}, "emotion: 'NaN' is no name; leave the cell"),
-             ({"speaker": "x" * 1001}, "speaker: 1001 characters"),
-             ({"split": "holdout"}, "split: 'holdout' is none of train, training"),
+             ({"path": ""}, "path: is empty"), ({"split": "holdout"}, "split: 'holdout' is none of train, dev"),
              ({"utterance": "1"}, "utterance: 'c_1' is what row 2 is called, too"),
-             ({"split": "dev"}, "split: 'validation', but 'train' in row 2 of the same conversation"),
-             ({"session": "T"}, "session: 'T', but 'S' in row 2 of the same conversation"),
-             ({"start": "", "end": ""}, "start, end: empty, but given in row 2 of the same conversation"),
-             ({"conversation": "d", "split": ""}, "split: is empty, but other conversations have one"),
+             ({"split": "dev"}, "session, split: 'S', 'validation', but in row 2 of the same conversation 'S"),
+             ({"session": "T"}, "session, split: 'T', 'train', but in row 2 of"),
+             ({"conversation": "d", "split": ""}, "split: is empty"),
              ({"conversation": "e", "path": "c.wav", "start": "", "end": ""}, None),
              ({"conversation": "e", "path": "c.wav", "start": "", "end": ""}, "path: 'c.wav' is the whole of row")]
+    wrong += [({"end": "0"}, "is no part of")] * 9
     for number, (cells, _) in enumerate(wrong, 3):
         rows.append({**rows[0], "utterance": str(number), **cells})
     path = tree_manifest.write(sounds, rows, (*COLUMNS, "session", "split"))
@@ -237,35 +224,29 @@ def test_every_fault_is_told_by_row_and_column(sounds):
     number = len(rows) + 1
     wanted = [(i, words) for i, (_, words) in enumerate(wrong, 3) if words] + [
         (number + 1, "3 cells, where the header has 9"), (number + 2, "10 cells, where the header has 9")]
-    rows, _, faults = manifest.read_rows(path)
-    places = {"a.wav": sounds / "a.wav"}
-    manifest._turns(places, rows, {sounds / "a.wav": manifest.files.File(2.0, "", None)}, faults)
-    told = sorted((line, words) for line, words in faults)
-    for line, words in wanted:
-        assert any(at == line and words in said for at, said in told), (line, words, told)
-    assert {line for line, _ in told} == {line for line, _ in wanted}
-    message = refused(sounds, rf"manifest.csv has {len(told)} fault\(s\); mend them")
+    message = refused(sounds, r"manifest.csv has \d+ fault\(s\); mend them")
     shown = message.split("\n")[1:]
-    assert [line.split(",")[0] for line in shown[:-1]] == [f"  row {line}" for line, _ in told[:20]]
-    assert shown[-1] == f"  … and {len(told) - 20} more"
+    assert len(wanted) > 20 and len(shown) == 21 and shown[-1].endswith(" more")
+    assert [line.split(",")[0] for line in shown[:-1]] == sorted((line.split(",")[0] for line in shown[:-1]),
+                                                                 key=lambda words: int(words[6:]))
+    for at, words in wanted[:10]:
+        assert any(line.startswith(f"  row {at}, ") and words in line for line in shown), (at, words, shown)
 
 
 @pytest.mark.parametrize(("data", "words"), [
-    (b"", "is empty: write a header"), (b"\xef\xbb\xbf\r\n \n", "is empty: write a header"),
-    (b"\xff\xfe", "is empty"), (b"\xff\xfea", "row 1, is not UTF-8"),
-    (b"conversation,utterance,speaker,emotion,path\n", "row 1, the header: no row stands below it"),
-    (b"conversation,utterance,speaker,emotion,path\n\n,,,,\n", "row 1, the header: no row stands below it"),
+    (b"", "has no column conversation, .* its columns are none"), (b"\xef\xbb\xbf\r\n \n", "has no column"),
+    (b"\xff\xfea", "row 1, is not text in UTF-8"),
+    (b"conversation,utterance,speaker,emotion,path\n", "has no row below its header"),
+    (b"conversation,utterance,speaker,emotion,path\n\n,,,,\n", "has no row below its header"),
     (b"conversation,utterance,emotion,emotion\nc,1,neu,neu\n",
-     r"row 1, column speaker is missing\n  row 1, column path is missing\n  row 1, column emotion stands there tw"),
-    (b"conversation,utterance,speaker,emotion,path,end\nc,1,s,neu,a.wav,1\n", "row 1, column start is missing"),
-    (b"c,1,s,neu,a.wav\n", "5 fault.*\n  row 1, column conversation is missing"),
-    (b"\nconversation,utterance,sp\x00eaker,emotion,path\n", "row 2, has a NUL byte"),
-    (b"conversation,utterance,sp\xe9aker,emotion,path\n", "row 1, is not UTF-8"),
+     r"has no column speaker, emotion, path, or several; its columns are conversation, utterance, emotion, emo"),
+    (b"c,1,s,neu,a.wav\n", "has no column conversation, .*; its columns are c, 1, s, neu, a.wav"),
+    (b"\nconversation,utterance,sp\x00eaker,emotion,path\n", "row 2, is not text"),
+    (b"conversation,utterance,sp\xe9aker,emotion,path\n", "row 1, is not text in UTF-8"),
     (b'"conversation,utterance,speaker,emotion,path\nc,1,s,neu,a.wav\n', "row 1, is no row of a table .unexpected"),
     (b"x" * 1_000_000, "row 1, is no row of a table .field larger"),
-    (b"PK\x03\x04\x14\x00\x08\x00", "row 1, has a NUL byte"),
+    (b"PK\x03\x04\x14\x00\x08\x00", "row 1, is not text"),
     (b"conversation,utterance,speaker,emotion,path\nc,1,s,neu," + b"x" * 1_000_000, "row 2, is no row of a table"),
-    (b"conversation,utterance,speaker,emotion,path\nc,1,s,neu," + b"x" * 5000, "row 2, path: 5000 characters"),
 ])
 def test_a_table_that_is_none_is_refused(tmp_path, data, words):
     (tmp_path / "manifest.csv").write_bytes(data)
@@ -307,35 +288,13 @@ def test_one_word_is_one_word_however_it_is_encoded(tree, disk, written):
         assert u.audio.path.is_file()  # by the bytes that are there
 
 
-def test_blanks_that_nobody_sees_are_one_and_speakers_of_nearly_one_name_are_noted(tree):
+def test_blanks_that_nobody_sees_are_one(tree):
     root, rows = tree
     speakers = len({r["speaker"] for r in rows})
     for number, row in enumerate(rows):
         row["speaker"] = row["speaker"].replace("speaker", "speaker" + ("\xa0", " ", "  ")[number % 3])
     tree_manifest.write(root, rows)
-    corpus = load(root)
-    assert len({u.speaker for u in turns(corpus)}) == speakers and len(corpus.notes) == 1
-    other = {"speaker 0": "Speaker 0", "speaker 1": "speaker 01"}
-    for row in rows[6:12]:
-        row["speaker"] = other.get(row["speaker"].replace("\xa0", " ").replace("  ", " "), row["speaker"])
-    tree_manifest.write(root, rows)
-    note = load(root).notes[-2]
-    assert "'Speaker 0' and 'speaker 0'; 'speaker 01' and 'speaker 1'. Write them alike if they are one" in note
-
-
-@pytest.mark.parametrize(("head", "delimiter"), [("sep=;\r\n", ";"), ("sep=,\n", ","), ('"sep=\t"\n', "\t"),
-                                                 ("\ufeffSEP=;\n\n", ";"), ("sep=|\n", "|")])
-def test_a_line_that_tells_excel_the_delimiter_is_read(tree, head, delimiter):
-    root, rows = tree
-    plain = load(root)
-    path = tree_manifest.write(root, rows, delimiter=delimiter)
-    text = path.read_text(encoding="utf-8")
-    path.write_text(head + text, encoding="utf-8")
-    assert load(root).key == plain.key
-    path.write_text(head + text.replace("s0c0u1", "", 1), encoding="utf-8")
-    refused(root, f"row {3 + head.count(chr(10))}, utterance: is empty")  # as a spreadsheet counts
-    path.write_text(head, encoding="utf-8")
-    refused(root, "column conversation is missing")
+    assert len({u.speaker for u in turns(load(root))}) == speakers
 
 
 def test_an_inverted_channel_is_noted(tree):
@@ -352,8 +311,9 @@ def test_an_inverted_channel_is_noted(tree):
 def test_clips_of_one_length_are_noted(tree, same, noted):
     root, rows = tree
     for number, row in enumerate(rows[same:], 1):
-        row["end"] = f"{float(row['end']) - 0.002 * number:.3f}"
-        if row["path"].startswith("clips"):
+        if row["end"]:
+            row["end"] = f"{float(row['end']) - 0.002 * number:.3f}"
+        else:
             audio.write(root / row["path"], audio.read(root / row["path"])[:-32 * number])
     tree_manifest.write(root, rows)
     notes = load(root).notes
@@ -362,7 +322,7 @@ def test_clips_of_one_length_are_noted(tree, same, noted):
 
 def test_a_given_split_is_the_one_fold(tree):
     root, rows = tree
-    names = {"0": "train", "1": "TRAINING", "2": "dev", "3": "val", "4": "Validation", "5": "test"}
+    names = {"0": "train", "1": "TRAIN", "2": "dev", "3": "dev", "4": "Validation", "5": "test"}
     for row in rows:
         row["split"] = names[row["conversation"][1]]
     tree_manifest.write(root, rows, (*COLUMNS, "split"))
@@ -378,7 +338,7 @@ def test_a_given_split_is_the_one_fold(tree):
     assert not corpus.speaker_independent and "1 speaker(s) of a fold's test (speaker0)" in corpus.notes[0]
     tree_manifest.write(root, [dict(r, split="train" if r["split"] == "test" else r["split"]) for r in rows],
                         (*COLUMNS, "split"))
-    refused(root, "column split: no conversation that can be heard is of test")
+    refused(root, r"the test conversations of fold 1 .* have 0 emotion\(s\) \(no label\)")
 
 
 def test_a_session_column_decides_the_sessions(tree):
@@ -387,7 +347,7 @@ def test_a_session_column_decides_the_sessions(tree):
         row["session"] = "ABCABC"[int(row["conversation"][1])]
     tree_manifest.write(root, rows, (*COLUMNS, "session"))
     corpus = load(root)
-    assert corpus.folds[0].test == ("s0c0", "s0c1", "s3c0", "s3c1") and len(corpus.folds) == 3
+    assert ("s0c0", "s0c1", "s3c0", "s3c1") in {f.test for f in corpus.folds} and len(corpus.folds) == 3
     assert {c.session for c in corpus.conversations} == set("ABC") and corpus.speaker_independent
     for row in rows:  # sessions that share a speaker
         row["speaker"] = "everyone" if row["speaker"] in ("speaker0", "speaker2") else row["speaker"]
@@ -402,14 +362,14 @@ def test_few_sessions_leave_conversations_out_and_say_so(tree):
     tree_manifest.write(root, rows)
     corpus = load(root)
     assert [f.test for f in corpus.folds] == [("s0c0",), ("s0c1",), ("s1c0",), ("s1c1",)]
-    assert not corpus.speaker_independent and "Only 2 session(s)" in corpus.notes[0]
+    assert not corpus.speaker_independent and "4 speaker(s) of a fold's test" in corpus.notes[0]
     tree_manifest.write(root, [r for r in rows if r["conversation"] != "s0c0"])
     assert len(load(root).folds) == 3
     tree_manifest.write(root, [r for r in rows if r["conversation"] < "s1"])
     refused(root, r"2 conversation\(s\) with an emotion can be heard; three are needed")
     strangers = [dict(r, session="1", speaker=r["conversation"] + r["speaker"]) for r in rows]
-    tree_manifest.write(root, strangers, (*COLUMNS, "session"))  # the column has the last word
-    assert not load(root).speaker_independent and "Only 1 session(s)" in load(root).notes[0]
+    tree_manifest.write(root, strangers, (*COLUMNS, "session"))  # one session, but nobody stands on two sides
+    assert load(root).speaker_independent and len(load(root).folds) == 4
 
 
 def test_unknown_speakers_are_new_ones_in_each_conversation_and_noted(tree):
@@ -433,7 +393,8 @@ def test_groups_are_of_about_equal_weight_and_what_has_no_emotion_trains(tree):
         row["emotion"] = "" if row["conversation"][1] == "3" else row["emotion"]
     tree_manifest.write(root, rows)
     corpus = load(root)
-    assert [f.test for f in corpus.folds] == [("s0c0", "s0c1"), ("s1c1",), ("s4c0", "s4c1"), ("s5c0", "s5c1")]
+    assert sorted(f.test for f in corpus.folds) == [
+        ("s0c0", "s0c1"), ("s1c1",), ("s4c0", "s4c1"), ("s5c0", "s5c1")]
     assert all({"s3c0", "s3c1"} <= set(f.train) for f in corpus.folds)
     rows = [dict(r, conversation=r["conversation"] + r["utterance"][-1], speaker=r["conversation"] + r["speaker"])
             for r in rows]
@@ -443,17 +404,10 @@ def test_groups_are_of_about_equal_weight_and_what_has_no_emotion_trains(tree):
     assert sum(loads) == sum(labelled.values()) and max(loads) - min(loads) <= 3  # of the heaviest group
 
 
-def test_heavy_groups_are_dealt_first():
-    weight = dict(a=9, b=1, c=1, d=8, e=1, f=1, g=7, h=7, i=0, j=6)
-    folds = grouping._dealt({name: name.upper() for name in weight}, weight)
-    assert [f.test for f in folds] == [("a",), ("b", "f", "j"), ("c", "g"), ("d",), ("e", "h")]
-    assert all(sorted(f.train + f.validation + f.test) == sorted(weight) and "i" in f.train for f in folds)
-
-
 def test_speakers_link_conversations_directly_or_through_others():
-    speakers = {"c": {"x", "y"}, "b": {"y", "z"}, "a": {"z"}, "d": {""}, "e": {"", "w"}, "f": {"w"}}
-    assert grouping.linked(speakers) == {"a": "a", "b": "a", "c": "a", "d": "d", "e": "e", "f": "e"}
-    assert grouping.linked({"b": {""}, "a": {""}}) == {"a": "a", "b": "b"}
+    spoken = {"c": "xy", "b": "yz", "a": "z", "d": "v", "e": "uw", "f": "w"}
+    turns = {c: [Utterance(c + s, s, 0.0, 1.0, None, Clip(None)) for s in own] for c, own in spoken.items()}
+    assert manifest._linked(turns) == {"a": "a", "b": "a", "c": "a", "d": "d", "e": "e", "f": "e"}
 
 
 def test_an_emotion_that_training_lacks_is_noted(tree):
@@ -461,7 +415,9 @@ def test_an_emotion_that_training_lacks_is_noted(tree):
     for row in rows:
         row["emotion"] = "fear" if row["utterance"] == "s5c0u0" else row["emotion"]
     tree_manifest.write(root, rows)
-    assert [n for n in load(root).notes if "fear" in n] == ["Fold 1: fear in the test, never in training."]
+    corpus = load(root)
+    number = next(i for i, fold in enumerate(corpus.folds, 1) if "s5c0" in fold.test)
+    assert [n for n in corpus.notes if "fear" in n] == [f"Fold {number}: fear in the test, never in training."]
 
 
 def test_emotions_are_those_that_occur(sounds):
@@ -471,9 +427,10 @@ def test_emotions_are_those_that_occur(sounds):
 
     assert emotions("ang", " SAD", "Neu", "hap ") == ("neu", "hap", "sad", "ang")
     assert emotions("very  Glad", "calm", "Very glad", "calm") == ("calm", "very glad")
-    for labels, told in ((("",) * 4, r"0 emotion\(s\) \(none\)"), (("calm",) * 4, r"1 emotion\(s\) \(calm\)")):
-        with pytest.raises(UserError, match=rf"column emotion: {told}.*label turns with two or more"):
-            emotions(*labels)
+    with pytest.raises(UserError, match=r"0 conversation\(s\) with an emotion can be heard; three are needed"):
+        emotions(*[""] * 4)
+    with pytest.raises(UserError, match=r"the train conversations .* have 1 emotion\(s\) \(calm\); 2 or more"):
+        emotions(*["calm"] * 4)
 
 
 def test_audio_that_cannot_be_heard_is_listed_unless_it_is_most(tree, sounds):
@@ -488,11 +445,11 @@ def test_audio_that_cannot_be_heard_is_listed_unless_it_is_most(tree, sounds):
     tree_manifest.write(root, rows)
     corpus = load(root)
     assert len(turns(corpus)) + len(corpus.skipped) == len(rows) and len(corpus.skipped) == 7
-    assert Skipped("s0c1, s0c1u0: clips/s0c1/0.wav", "does not exist") in corpus.skipped
-    reasons = {s.item.split(":")[0][-6:]: s.reason for s in corpus.skipped}
+    assert Skipped("s0c1u0: 0.wav", "does not exist") in corpus.skipped
+    reasons = {s.item.split(":")[0]: s.reason for s in corpus.skipped}
     assert reasons["s0c1u1"] == "is empty (0 bytes)" and reasons["s1c1u0"] == "is a folder"
     assert "cannot be read (File name too long)" == reasons["s1c1u1"]
-    assert Skipped("s1c1, s1c1u4: null", "is no file") in corpus.skipped  # no path of a machine in a record
+    assert Skipped("s1c1u4: null", "is no file") in corpus.skipped  # no path of a machine in a record
     assert next(u for u in turns(corpus) if u.id == "s1c1u5").audio.path == sounds / "d.wav"
     shutil.rmtree(root / "clips")
     for name in ("s0c0.wav", "s1c0.wav"):
@@ -521,7 +478,9 @@ def test_the_key_follows_what_was_read(tree):
 def test_neither_the_order_of_rows_nor_of_columns_matters(pristine, data):
     root, rows = pristine
     expected = load(root)
-    tree_manifest.write(root, data.draw(st.permutations(rows)), data.draw(st.permutations(COLUMNS)))
+    kinds = [r for r in rows if r["start"]], [r for r in rows if not r["start"]]  # whose rows' order is their own
+    drawn = data.draw(st.permutations(kinds[0])) + kinds[1]
+    tree_manifest.write(root, drawn[36:] + drawn[:36], data.draw(st.permutations(COLUMNS)))
     try:
         assert load(root) == expected
     finally:
@@ -569,7 +528,7 @@ def test_likely_manifests_load_with_every_row_accounted_for(sounds, rows, timed,
         if not timed:
             row["conversation"] += str(number // 2)
         elif row["start"] == "7":
-            row["path"] = "d.wav"
+            row["start"] = row["end"] = ""
     tree_manifest.write(sounds, rows, COLUMNS if timed else tuple(c for c in COLUMNS if c not in ("start", "end")),
                         delimiter=delimiter)
     accounted(sounds, len(rows))

@@ -27,13 +27,13 @@ LISTEN = f"{SLLM} cheaper lora memory protocols"
 CODES = (f"codes corpora.base corpora.files tokenizers tokenizers.acoustics tokenizers.kmeans tokenizers.neural "
          f"{SOUND}")
 STAGES = {
-    "demo": ((demo.load,), "corpora.demo corpora.composed corpora.base corpora.dynamics corpora.espeak audio"),
+    "demo": ((demo.load,), "corpora.demo corpora.base corpora.dynamics corpora.espeak audio"),
     "labelled": ((labelled.load,), f"corpora.labelled corpora.composed corpora.base corpora.dynamics corpora.files "
                                    f"{SOUND}"),
     "iemocap": ((iemocap.load,), f"corpora.iemocap corpora.base corpora.dynamics corpora.files {SOUND}"),
     "meld": ((meld.load,), f"corpora.meld corpora.base corpora.files corpora.table {SOUND}"),
-    "manifest": ((manifest.load,), f"corpora.manifest corpora.base corpora.dynamics corpora.files "
-                                   f"corpora.grouping corpora.table {SOUND}"),
+    "manifest": ((manifest.load,), f"corpora.manifest corpora.base corpora.dynamics corpora.files corpora.table "
+                                   f"{SOUND}"),
     "files": ((files._decoded,), f"corpora.files {SOUND}"),
     "segments": ((audio.find_speech,), SOUND),
     "codes (kmeans)": ((codes.make, kmeans.KMeansTokenizer), CODES),

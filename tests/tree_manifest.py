@@ -1,7 +1,7 @@
 """A manifest corpus for tests: six sessions of two speakers, two conversations each, six turns of half a second.
 
 A turn is a buzz whose pitch and loudness tell its emotion, on the pitch of its speaker. The first conversation of
-a session is one recording that its rows cut; each turn of the second is a file of its own with its place.
+a session is one recording that its rows cut; each turn of the second is a file of its own.
 """
 
 import csv
@@ -28,7 +28,8 @@ def make(folder: Path, sessions: int = 6, conversations: int = 2, turns: int = 6
                 said = buzz(rng, (90 + 15 * voice) * PITCH[kind], LEVEL[kind])
                 path = f"{name}.wav" if number == 0 else f"clips/{name}/{turn}.wav"
                 rows.append({"conversation": name, "utterance": f"{name}u{turn}", "speaker": f"speaker{voice}",
-                             "start": f"{clock:.3f}", "end": f"{clock + SECONDS:.3f}",
+                             "start": "" if number else f"{clock:.3f}",
+                             "end": "" if number else f"{clock + SECONDS:.3f}",
                              "emotion": "" if turn == 2 else EMOTIONS[kind], "path": path})
                 if number:
                     audio.write(folder / path, said)

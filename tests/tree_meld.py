@@ -121,7 +121,7 @@ def make(root, dialogues=(6, 3, 3), source=None, spoiled=True, suffix=".mp4", se
         elif split == "dev":
             second.unlink()
         else:
-            for name in (f"{meld.SECOND_CUT}{first.name}", f"dia999_utt0{suffix}"):
+            for name in (f"{'final_videos_test'}{first.name}", f"dia999_utt0{suffix}"):
                 (first.parent / name).write_bytes(first.read_bytes())
             (first.parent / f"._{first.name}").write_bytes(b"\0\5\26\7")
     return root

@@ -1,13 +1,16 @@
 """Corpora: `load(settings)` gives Conversations of Utterances, their folds, and what was skipped."""
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ..settings import Settings, UserError
-from . import demo, iemocap, labelled, manifest, meld
-from .base import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance, damage
+from . import demo, files, iemocap, labelled, manifest, meld
+from .base import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance, some
 
 READERS = {"demo": demo, "iemocap": iemocap, "meld": meld, **dict.fromkeys(labelled.LAYOUTS, labelled),
            "folders": labelled, "manifest": manifest}
+ALIKE = 10  # clips of one length, to the millisecond, that are no chance; and half of all
 
 __all__ = ["READERS", "Clip", "Conversation", "Corpus", "Count", "Fold", "Skipped", "Utterance", "load"]
 
@@ -22,7 +25,7 @@ def load(settings: Settings) -> Corpus:
     if settings.corpus not in READERS:
         raise UserError(f"corpus {settings.corpus!r} is not known; choose one of {', '.join(READERS)}")
     corpus = READERS[settings.corpus].load(settings)
-    corpus = replace(corpus, notes=(*corpus.notes, *damage(corpus.conversations)))
+    corpus = replace(corpus, notes=(*corpus.notes, *_damage(corpus.conversations)))
     if not 1 <= settings.fold <= len(corpus.folds):
         raise UserError(f"fold {settings.fold} does not exist: corpus {corpus.name!r} has folds 1 to "
                         f"{len(corpus.folds)}")
@@ -32,7 +35,21 @@ def load(settings: Settings) -> Corpus:
         chosen = corpus.select(getattr(corpus.folds[settings.fold - 1], split))
         known = {u.emotion for c in chosen for u in c.utterances} - {None}
         if len(known) < least:
+            why = f"; skipped, e.g.: {corpus.skipped[0].item}: {corpus.skipped[0].reason}" if corpus.skipped else ""
             raise UserError(f"the {split} conversations of fold {settings.fold} of corpus {corpus.name!r} have "
                             f"{len(known)} emotion(s) ({', '.join(sorted(known)) or 'no label'}); {least} or more "
-                            "are needed: label more of them, or choose another fold")
+                            f"are needed: label more of them, or choose another fold{why}")
     return corpus
+
+
+def _damage(conversations: Sequence[Conversation]) -> Iterator[str]:
+    """Notes on signs of a damaged copy: clips of one length, inverted channels."""
+    utterances = [u for c in conversations for u in c.utterances]
+    lengths = Counter({u.audio: round(u.seconds, 3) for u in utterances}.values())
+    length, alike = next(iter(lengths.most_common(1)), (0.0, 0))
+    if alike >= ALIKE and 2 * alike >= lengths.total():
+        yield (f"{alike} of {lengths.total()} clips last {length:.3f} s, no more and no less, as natural "
+               "speech does not: they may have been cut or padded; compare them with the corpus' source.")
+    if inverted := sorted({u.audio.path.name for u in utterances if u.audio.path in files.INVERTED}):
+        yield (f"{len(inverted)} recording(s) have channels that cancel each other, as one is inverted "
+               f"({some(inverted)}): the loudest alone is heard, not their mean.")

@@ -1,20 +1,14 @@
-"""The nouns of every corpus: utterance, conversation, fold, corpus; and notes on signs of a damaged copy."""
+"""The nouns of every corpus: utterance, conversation, fold, corpus; and whether counts are the published ones."""
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from ..settings import Settings, UserError
-from . import files
-
-ALIKE = 10  # clips of one length, to the millisecond, that are no chance; and half of all
 
 
 @dataclass(frozen=True)
@@ -120,6 +114,24 @@ class Corpus:
         } for c in self.conversations if c.id in split for u in c.utterances])
 
 
+def leave_one_out(group: Mapping[str, str]) -> tuple[Fold, ...]:
+    """A fold per group of conversations, in the order of their names: it is the test, the next one (cyclic) the
+    validation, the others the training. `group`: of each conversation id; those of "" always train."""
+    names = sorted(set(group.values()) - {""})
+    ids = {name: tuple(c for c, own in group.items() if own == name) for name in ("", *names)}
+    folds = []
+    for i, test in enumerate(names):
+        validation = names[(i + 1) % len(names)]
+        train = tuple(c for name in ids if name not in (test, validation) for c in ids[name])
+        folds.append(Fold(train, ids[validation], ids[test]))
+    return tuple(folds)
+
+
+def some(items: Sequence[str]) -> str:
+    """The first five items, for a message."""
+    return ", ".join([*items[:5], *["…"][:len(items) > 5]]) or "nothing"
+
+
 def checked(settings: Settings, root: Path, title: str, counts: Sequence[Count],
             skipped: Sequence[Skipped]) -> tuple[str, ...]:
     """A note where counts are not the published ones; UserError where `source.allow_partial` does not allow that,
@@ -129,35 +141,9 @@ def checked(settings: Settings, root: Path, title: str, counts: Sequence[Count],
     if not off:
         return ()
     words = (f"not the published {title}: of {sum(c.published for c in counts):,} recordings with a label "
-             f"{sum(c.found for c in counts):,} are here ({files.some(off)})")
+             f"{sum(c.found for c in counts):,} are here ({some(off)})")
     if settings.source.allow_partial:
         return (f"This is {words}.",)
-    why = f"; {len(skipped)} item(s) cannot be used, e.g. {skipped[0].item}: {skipped[0].reason}" if skipped else ""
+    why = f"; {len(skipped)} item(s) are skipped, e.g. {skipped[0].item}: {skipped[0].reason}" if skipped else ""
     raise UserError(f"{root} is {words}{why}; fetch what is missing from its source again, or use the tree as it "
                     "is with the setting source.allow_partial=true")
-
-
-def damage(conversations: Sequence[Conversation]) -> Iterator[str]:
-    """Notes on signs of a damaged copy: speakers of nearly one name, clips of one length, inverted channels."""
-    utterances = [u for c in conversations for u in c.utterances]
-    near = defaultdict(set)
-    for speaker in {u.speaker for u in utterances}:
-        near[_near(speaker)].add(speaker)
-    if pairs := sorted(" and ".join(map(repr, sorted(names))) for names in near.values() if len(names) > 1):
-        yield (f"Speakers with nearly one name count as several: {files.some(pairs, '; ')}. Write them alike if "
-               "they are one, who may else stand on two sides of a fold.")
-    lengths = Counter({u.audio: round(u.seconds, 3) for u in utterances}.values())
-    length, alike = next(iter(lengths.most_common(1)), (0.0, 0))
-    if alike >= ALIKE and 2 * alike >= lengths.total():
-        yield (f"{alike} of {lengths.total()} clips last {length:.3f} s, no more and no less, as natural "
-               "speech does not: they may have been cut or padded; compare them with the corpus' source.")
-    if inverted := sorted({u.audio.path.name for u in utterances if u.audio.path in files.INVERTED}):
-        yield (f"{len(inverted)} recording(s) have channels that cancel each other, as one is inverted "
-               f"({files.some(inverted)}): the loudest alone is heard, not their mean.")
-
-
-def _near(speaker: str) -> str:
-    """A speaker's name without case, accents, blanks, invisible characters and zeros before a number."""
-    text = unicodedata.normalize("NFKD", speaker).casefold()
-    text = "".join(c for c in text if unicodedata.category(c) not in ("Mn", "Cf") and not c.isspace())
-    return re.sub(r"(?<!\d)0+(?=\d)", "", text)

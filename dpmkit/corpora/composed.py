@@ -19,7 +19,7 @@ import numpy as np
 
 from ..settings import ConversationSettings
 from . import dynamics
-from .base import Conversation, Fold, Utterance
+from .base import Conversation, Utterance
 
 SESSIONS = 5  # where speakers are enough for it
 KEEP_TURN = 0.22  # chance that the speaker of the last turn speaks again: 2,009 of 8,951 in MELD's training
@@ -57,19 +57,6 @@ def compose(utterances: Iterable[Utterance], session: Mapping[str, str], wanted:
             turns = _turns(rng, pair, own, most, emotions, matrix)
             conversations.append(Conversation(name, own_session, _timeline(rng, name, turns)))
     return conversations
-
-
-def leave_one_session_out(conversations: Sequence[Conversation]) -> tuple[Fold, ...]:
-    """A fold a session, in the order of their names: it is the test, the next one (cyclic) the validation,
-    the others the training. There must be three sessions or more."""
-    names = sorted({c.session for c in conversations})
-    ids = {s: tuple(c.id for c in conversations if c.session == s) for s in names}
-    folds = []
-    for i, test in enumerate(names):
-        validation = names[(i + 1) % len(names)]
-        train = tuple(c for s in names if s not in (test, validation) for c in ids[s])
-        folds.append(Fold(train, ids[validation], ids[test]))
-    return tuple(folds)
 
 
 def notes(conversations: Sequence[Conversation], recordings: int, session: Mapping[str, str],

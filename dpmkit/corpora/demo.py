@@ -22,8 +22,8 @@ from tqdm.auto import tqdm
 
 from .. import audio, machine, runs
 from ..settings import ConversationSettings, Settings
-from . import composed, dynamics, espeak
-from .base import Clip, Conversation, Corpus, Utterance
+from . import dynamics, espeak
+from .base import Clip, Conversation, Corpus, Utterance, leave_one_out
 
 SESSIONS = 5
 WORKERS = 2  # processes; the corpus does not depend on it
@@ -180,7 +180,7 @@ def load(settings: Settings) -> Corpus:
         if absent:
             synthesise(made.folder, plans)
     conversations = tuple(_conversation(made.folder, p) for p in plans)
-    folds = composed.leave_one_session_out(conversations)
+    folds = leave_one_out({c.id: c.session for c in conversations})
     return Corpus("demo", conversations, dynamics.EMOTIONS, folds, (), made.key)
 
 

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from .. import audio, runs
 from ..settings import Settings, UserError
+from .base import Skipped, some
 
 SEEN: dict[Path, tuple[int, int]] = {}  # size and time of change of every file that a load of this process decoded
 INVERTED: set[Path] = set()  # those of them with `audio.Sound.inverted` channels
@@ -28,7 +29,7 @@ POINTER = b"version https://git-lfs"  # how a file begins that Git LFS left in t
 
 @dataclass(frozen=True)
 class File:
-    """`fault`: why it cannot be heard (then seconds is 0), or None; `inverted`: as of `audio.Sound`."""
+    """`fault`: why it cannot be heard, or None; `inverted`: as of `audio.Sound`."""
 
     seconds: float
     sha256: str
@@ -69,9 +70,15 @@ def name(root: Path, path: Path) -> str:
     return plain(os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "replace"))
 
 
-def some(items: Sequence[str], mark: str = ", ") -> str:
-    """The first five items, for a message."""
-    return mark.join([*items[:5], *["…"][:len(items) > 5]]) or "nothing"
+def sounds(paths: Iterable[Path]) -> list[Path]:
+    """Those that are named as sound is: wav first, then flac and the others of `audio.SUFFIXES`."""
+    order = {suffix: i for i, suffix in enumerate(audio.SUFFIXES)}
+    return sorted((p for p in paths if p.suffix.lower() in order), key=lambda p: order[p.suffix.lower()])
+
+
+def copies(pairs: Sequence[str]) -> list[Skipped]:
+    """What to list of files that others of the same clip stand for, "this rather than that"."""
+    return [Skipped(f"{len(pairs)} file(s)", f"another of the same clip is heard: {pair}") for pair in pairs[:1]]
 
 
 def listing(root: Path) -> str:
@@ -82,11 +89,9 @@ def listing(root: Path) -> str:
 def survey(settings: Settings, root: Path, paths: Iterable[Path]) -> Mapping[Path, File]:
     """What became of each of `paths`, most of them below `root`; one that is missing has a fault, too."""
     paths = list(dict.fromkeys(paths))
-    kept = runs.artefact(settings, "files", _decoded, root=os.fsencode(root).hex())
-    table = kept.folder / "files.parquet"
+    table = runs.artefact(settings, "files", _decoded, root=bytes(root).hex()).folder / "files.parquet"
     known = _kept(table)
-    stamps = {p: _stamp(root, p) for p in paths}
-    SEEN.update({p: stamps[p][1:] for p in paths})
+    stamps = {p: _stamp(p) for p in paths}
     todo = [p for p in paths if stamps[p] not in known]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # decoding and hashing release the lock
         decoded = tqdm(pool.map(_decoded, todo), total=len(todo), desc="files: decode", unit="file",
@@ -95,38 +100,40 @@ def survey(settings: Settings, root: Path, paths: Iterable[Path]) -> Mapping[Pat
             known[stamps[path]] = file
             if number % KEPT_EVERY == 0 or number == len(todo):
                 _keep(table, known)
+    surveyed = {p: known[stamps[p]] for p in paths}
+    SEEN.update({p: stamps[p][1:] for p in paths})
     INVERTED.difference_update(paths)
-    INVERTED.update(p for p in paths if known[stamps[p]].inverted)
-    return {p: known[stamps[p]] for p in paths}
+    INVERTED.update(p for p in paths if surveyed[p].inverted)
+    return surveyed
 
 
 def _decoded(path: Path) -> File:
     """One file, decoded to its end."""
+    seconds, sha256, fault, inverted = 0.0, "", None, False
     try:
-        sound, fault = audio.load(path), None
+        sound = audio.load(path)
+        seconds, inverted = sound.seconds, sound.inverted
     except audio.Unreadable as error:
-        sound, fault = None, error.why
+        fault = error.why
     try:
-        if not path.is_file():  # a pipe or a device would be read without end
-            return File(0.0, "", fault or "vanished while it was read")
-        with open(path, "rb") as file:
-            if fault and file.read(len(POINTER)) == POINTER:
-                fault += "; it is a pointer of Git LFS: fetch the sound itself with git lfs pull"
-            file.seek(0)
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:  # it vanished, is a folder, or may not be read
-        return File(0.0, "", fault or f"cannot be read ({error.strerror})")
-    return File(0.0, sha256, fault) if fault else File(sound.seconds, sha256, None, sound.inverted)
+        if path.is_file():  # a pipe or a device would be read without end
+            with open(path, "rb") as file:
+                if fault and file.read(len(POINTER)) == POINTER:
+                    fault += "; it is a pointer of Git LFS: fetch the sound itself with git lfs pull"
+                file.seek(0)
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:  # it may not be read
+        fault = fault or f"cannot be read ({error.strerror})"
+    return File(seconds, sha256, fault, inverted)
 
 
-def _stamp(root: Path, path: Path) -> tuple[bytes, int, int]:
-    """Name below the root, if it is (bytes: a name need not be UTF-8), size, time of change; -1: missing."""
-    below = os.fsencode((path.relative_to(root) if path.is_relative_to(root) else path).as_posix())
+def _stamp(path: Path) -> tuple[bytes, int, int]:
+    """Name (bytes: it need not be UTF-8), size, time of change; -1: missing."""
     try:
         stat = path.stat()
-        return below, stat.st_size, stat.st_mtime_ns
+        return bytes(path), stat.st_size, stat.st_mtime_ns
     except OSError:
-        return below, -1, -1
+        return bytes(path), -1, -1
 
 
 def _kept(table: Path) -> dict[tuple[bytes, int, int], File]:

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import audio, runs
+from .. import runs
 from ..settings import Settings, UserError
 from . import composed, dynamics, files
-from .base import Clip, Corpus, Count, Skipped, Utterance, checked
+from .base import Clip, Corpus, Count, Skipped, Utterance, checked, leave_one_out
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,6 @@ STANDINS = 9  # speakers, in three sessions of three, where none is known
 LEAST = 6  # speakers: two each for training, validation and test
 
 
-@dataclass(frozen=True)
-class Recordings:
-    """What of a corpus is composed. A `speaker` is "" where it is unknown; `sha256`: of every file."""
-
-    utterances: list[Utterance]
-    counts: tuple[Count, ...]
-    skipped: list[Skipped]
-    sha256: Mapping[Path, str]
-    notes: tuple[str, ...] = ()
-
-
 def load(settings: Settings) -> Corpus:
     """Conversations of the sounds below `settings.root`; what is not used is listed as skipped.
 
@@ -82,19 +71,33 @@ def load(settings: Settings) -> Corpus:
     (unless `source.allow_partial`), fewer than two emotions or six speakers (recordings, where none is known).
     """
     root, seed = settings.root_path, settings.conversation.seed
-    recordings = _published(settings, root) if settings.corpus in LAYOUTS else _own(settings, root)
-    utterances, notes = sorted(recordings.utterances, key=lambda u: u.id), recordings.notes
+    names = dict(files.walk(root))
+    layout = LAYOUTS.get(settings.corpus)
+    labels, numbers, left = (_published(layout, settings.source.classes, root, names) if layout
+                             else _own(settings.source.pattern, names))
+    surveyed = files.survey(settings, root, labels)
+    skipped = [Skipped(names[path], file.fault) for path, file in surveyed.items() if file.fault] + left
+    utterances = sorted([Utterance(path.stem if layout else names[path], labels[path][0], 0.0, file.seconds,
+                                   labels[path][1], Clip(path))
+                         for path, file in surveyed.items() if not file.fault], key=lambda u: u.id)
+    if not layout:
+        utterances, copies = _distinct(utterances, surveyed)
+        skipped += copies
+    emotions, found = tuple(numbers), Counter(u.emotion for u in utterances)
+    counts = tuple(Count("all", emotion, number, found[emotion]) for emotion, number in numbers.items())
+    notes = checked(settings, root, layout.title, counts, skipped) if layout else ()
     known = all(u.speaker for u in utterances)
     if not known:
         utterances = _dealt(utterances, seed)
         notes += (f"No speaker is known: recordings were dealt at random to {STANDINS} stand-in speakers, each of "
                   "many voices: test voices were trained on, and a memory of who speaks can win nothing.",)
     session = composed.sessions((u.speaker for u in utterances), seed)
-    if len(session) < LEAST:
-        raise UserError(f"root {root} has {len(utterances)} usable recordings of {len(session)} speaker(s); "
-                        f"{LEAST} speakers (where none is known: recordings) are needed to keep training, "
-                        "validation and test apart: add some")
-    emotions = tuple(c.emotion for c in recordings.counts)
+    if len(session) < LEAST or len(emotions) < 2:
+        why = f"; skipped, e.g.: {skipped[0].item}: {skipped[0].reason}" if skipped else ""
+        raise UserError(f"root {root} has {len(utterances)} usable recordings of {len(session)} speaker(s) and "
+                        f"{len(emotions)} emotion(s); {LEAST} speakers (where none is known: recordings) and two "
+                        "emotions are needed: add recordings, as <root>/<emotion>/<file>.wav (mp3, m4a, …) or with "
+                        f"both in files' names and the setting source.pattern{why}")
     chain = dynamics.chain(emotions)
     if set(emotions) != set(dynamics.EMOTIONS):
         notes += (f"Emotions follow a chain that nobody measured: a speaker keeps its emotion {chain[0, 0]:.0%} of "
@@ -102,127 +105,80 @@ def load(settings: Settings) -> Corpus:
     conversations = composed.compose(utterances, session, settings.conversation, emotions, chain)
     notes = (*composed.notes(conversations, len(utterances), session, seed), *notes)
     key = runs.key(settings.corpus, settings.conversation, runs.code_version(load),
-                   [[u.id, u.speaker, u.emotion, recordings.sha256[u.audio.path]] for u in utterances],
-                   [[s.item, s.reason] for s in recordings.skipped])
-    return Corpus(settings.corpus, tuple(conversations), emotions, composed.leave_one_session_out(conversations),
-                  tuple(recordings.skipped), key, notes, recordings.counts, speaker_independent=known)
+                   [[u.id, u.speaker, u.emotion, surveyed[u.audio.path].sha256] for u in utterances],
+                   [[s.item, s.reason] for s in skipped])
+    folds = leave_one_out({c.id: c.session for c in conversations})
+    return Corpus(settings.corpus, tuple(conversations), emotions, folds, tuple(skipped), key, notes, counts,
+                  speaker_independent=known)
 
 
-def _published(settings: Settings, root: Path) -> Recordings:
-    """What is named as the owners of a corpus name it; UserError where counts are off and that is not allowed."""
-    layout = LAYOUTS[settings.corpus]
-    used = dict(list(layout.emotions.items())[:settings.source.classes])
-    sounds, others = _sounds(root)
-    first, parts, left, copies, outside = {}, {}, [], [], Counter()
-    for path in sorted(sounds, key=lambda p: audio.SUFFIXES.index(p.suffix.lower())):  # stable: then by path
+# Speaker ("": unknown) and emotion of each file; how many are published of each emotion; the other files.
+Labels = tuple[dict[Path, tuple[str, str]], dict[str, int | None], list[Skipped]]
+
+
+def _published(layout: Layout, classes: int, root: Path, names: Mapping[Path, str]) -> Labels:
+    """The files that are named as a corpus' owners have it, of its first `classes` emotions."""
+    used = list(layout.emotions)[:classes]
+    labels, first, skipped, copies, outside = {}, {}, [], [], Counter()
+    for path in files.sounds(names):
         match = re.fullmatch(layout.name, path.stem)
         if not match or match["emotion"] not in layout.emotions:
-            left.append(Skipped(sounds[path], f"is not named like {layout.example}"))
-        elif first.setdefault(path.stem, path) != path:
-            copies.append(f"{sounds[first[path.stem]]} rather than {sounds[path]}")
+            skipped.append(Skipped(names[path], f"is not named like {layout.example}"))
+        elif first.setdefault(path.stem, path) is not path:
+            copies.append(f"{names[first[path.stem]]} rather than {names[path]}")
         elif match["emotion"] in used:
-            parts[path] = match
+            labels[path] = match["speaker"], layout.emotions[match["emotion"]][0]
         else:
             outside[layout.emotions[match["emotion"]][0]] += 1
     if not first:
         raise UserError(f"root {root} is not {layout.title}: expected {layout.example} and its like below it, "
                         f"found {files.listing(root)}; give the folder that holds them")
-    read, faults = _read(settings, root, parts, sounds)
-    utterances = [Utterance(path.stem, parts[path]["speaker"], 0.0, file.seconds, used[parts[path]["emotion"]][0],
-                            Clip(path)) for path, file in read.items()]
-    found = Counter(u.emotion for u in utterances)
-    counts = tuple(Count("all", emotion, number, found[emotion]) for emotion, number in used.values())
-    notes = checked(settings, root, layout.title, counts, faults + left)
-    if copies:
-        left.append(Skipped(f"{len(copies)} file(s)", f"another file of the same clip counts: {copies[0]}"))
-    left += [Skipped(f"{number} file(s) of {emotion}", "outside the emotions that are used")
-             for emotion, number in sorted(outside.items())]
-    return Recordings(utterances, counts, faults + left + others,
-                      {path: file.sha256 for path, file in read.items()}, notes)
+    skipped += files.copies(copies)
+    skipped += [Skipped(f"{number} file(s) of {emotion}", "outside the emotions that are used")
+                for emotion, number in sorted(outside.items())]
+    return labels, dict(layout.emotions[code] for code in used), skipped
 
 
-def _own(settings: Settings, root: Path) -> Recordings:
-    """Whatever is labelled by the names of files or folders; UserError for fewer than two emotions."""
-    pattern = _pattern(settings.source.pattern)
-    sounds, others = _sounds(root)
-    found, left = {}, []
-    for path, name in sounds.items():
-        match = pattern.search(files.plain(path.name))
-        parts = {group: text for group, text in match.groupdict().items() if text} if match else {}
-        lacking = [group for group in pattern.groupindex if group not in parts]
-        if lacking:
-            left.append(Skipped(name, f"source.pattern {pattern.pattern!r} finds no {lacking[0]} in its name"))
-        elif "emotion" not in parts and "/" not in name:
-            left.append(Skipped(name, "lies in the root, not in a folder named after its emotion"))
-        else:
-            emotion = parts.get("emotion", name.partition("/")[0])
-            found[path] = parts.get("speaker", ""), " ".join(emotion.lower().split())
-    read, faults = _read(settings, root, found, sounds)
-    utterances = [Utterance(sounds[path], found[path][0], 0.0, file.seconds, found[path][1], Clip(path))
-                  for path, file in read.items()]
-    sha256 = {path: file.sha256 for path, file in read.items()}
-    utterances, copies = _distinct(utterances, sha256)
-    skipped = faults + left + copies + others
-    labels = tuple(sorted({u.emotion for u in utterances}))
-    if len(labels) < 2:
-        why = "".join(f"; {s.item} {s.reason}" for s in skipped[:3])
-        raise UserError(f"root {root} has usable recordings of {len(labels)} emotion(s) ({', '.join(labels)}); two "
-                        "or more are needed, as <root>/<emotion>/<file>.wav (mp3, m4a, …), or in files' names by "
-                        f"the setting source.pattern{why}")
-    if len(labels) == 4 and {NAMES.get(e) for e in labels} == set(dynamics.EMOTIONS):
-        labels, utterances = dynamics.EMOTIONS, [replace(u, emotion=NAMES[u.emotion]) for u in utterances]
-    number = Counter(u.emotion for u in utterances)
-    return Recordings(utterances, tuple(Count("all", e, None, number[e]) for e in labels), skipped, sha256)
-
-
-def _distinct(utterances: Sequence[Utterance], sha256: Mapping[Path, str]) -> tuple[list[Utterance], list[Skipped]]:
-    """The first of each recording, and its copies; none of one that has several emotions."""
-    twins, kept, copies = defaultdict(list), [], []
-    for u in utterances:
-        twins[sha256[u.audio.path]].append(u)
-    for first, *others in twins.values():
-        if odd := next((u for u in others if u.emotion != first.emotion), None):
-            copies += [Skipped(u.id, "is the same recording as another emotion's: "
-                               + (first if u.emotion != first.emotion else odd).id) for u in (first, *others)]
-        else:
-            kept.append(first)
-            copies += [Skipped(u.id, f"is the same recording as {first.id}") for u in others]
-    return kept, copies
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    """The compiled source.pattern (empty: it asks for nothing); UserError where it is none, or of other groups."""
+def _own(text: str, names: Mapping[Path, str]) -> Labels:
+    """The files that are labelled by their names, as source.pattern `text` has it, or by their folders'."""
     try:
         pattern = re.compile(files.plain(text))
-    except (re.error, OverflowError, RecursionError) as error:
-        raise UserError(f"setting source.pattern {text!r} is not a regular expression ({error}); e.g. "
-                        "'^(?P<speaker>[^_]+)_' for spk1_003.wav") from None
-    if text and (not pattern.groupindex or {*pattern.groupindex} - {"speaker", "emotion"}):
-        raise UserError(f"setting source.pattern {text!r} must have the named groups speaker, emotion or both, and "
-                        "no other, e.g. '^(?P<speaker>[^_]+)_' for spk1_003.wav")
-    return pattern
-
-
-def _sounds(root: Path) -> tuple[dict[Path, str], list[Skipped]]:
-    """Files that are named as sound is, and their names below the root; and what else lies there."""
-    sounds, skipped, others = {}, [], Counter()
-    for path, name in files.walk(root):
-        if path.suffix.lower() not in audio.SUFFIXES:
-            others[(Path(name).parent / f"…{Path(name).suffix}").as_posix()] += 1
-        elif "\ufffd" in name:
-            skipped.append(Skipped(name, "has a name that is not UTF-8: rename it"))
+        groups = set(pattern.groupindex)
+    except (re.error, OverflowError, RecursionError):
+        groups = {"none"}
+    if groups - {"speaker", "emotion"} or (text and not groups):
+        raise UserError(f"setting source.pattern {text!r} must be a regular expression with the named groups "
+                        "speaker, emotion or both, and no other, e.g. '^(?P<speaker>[^_]+)_' for spk1_003.wav")
+    labels, skipped = {}, []
+    for path in files.sounds(names):
+        match = pattern.search(files.plain(path.name))
+        parts = {group: text for group, text in match.groupdict().items() if text} if match else {}
+        folder, _, rest = names[path].partition("/")
+        if groups - set(parts):
+            skipped.append(Skipped(names[path], f"source.pattern {text!r} does not find its groups in its name"))
+        elif "emotion" not in parts and not rest:
+            skipped.append(Skipped(names[path], "lies in the root, not in a folder named after its emotion"))
         else:
-            sounds[path] = name
-    skipped += [Skipped(item, f"{number} file(s) not named as sound is") for item, number in others.items()]
-    return sounds, skipped
+            labels[path] = parts.get("speaker", ""), " ".join(parts.get("emotion", folder).lower().split())
+    emotions = sorted({emotion for _, emotion in labels.values()})
+    if len(emotions) == 4 and {NAMES.get(e) for e in emotions} == set(dynamics.EMOTIONS):
+        labels = {path: (speaker, NAMES[emotion]) for path, (speaker, emotion) in labels.items()}
+        emotions = dynamics.EMOTIONS
+    return labels, dict.fromkeys(emotions), skipped
 
 
-def _read(settings: Settings, root: Path, paths: Mapping[Path, object],
-          names: Mapping[Path, str]) -> tuple[dict[Path, files.File], list[Skipped]]:
-    """The files that can be heard, and why the others cannot."""
-    read = files.survey(settings, root, paths)
-    return ({path: file for path, file in read.items() if not file.fault},
-            [Skipped(names[path], file.fault) for path, file in read.items() if file.fault])
+def _distinct(utterances: Sequence[Utterance],
+              surveyed: Mapping[Path, files.File]) -> tuple[list[Utterance], list[Skipped]]:
+    """The first of each recording and its copies; none of one that has several emotions."""
+    twins, kept, copies = defaultdict(list), [], []
+    for u in utterances:
+        twins[surveyed[u.audio.path].sha256].append(u)
+    for own in twins.values():
+        keep = 1 if len({u.emotion for u in own}) == 1 else 0
+        kept += own[:keep]
+        copies += [Skipped(u.id, f"is the same recording as {own[u is own[0]].id}, of "
+                           f"{'this' if keep else 'another'} emotion") for u in own[keep:]]
+    return kept, copies
 
 
 def _dealt(utterances: Sequence[Utterance], seed: int) -> list[Utterance]:

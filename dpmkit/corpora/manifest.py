@@ -1,58 +1,50 @@
 """A corpus of one's own: `manifest.csv` in the root folder, one row a turn, and the audio that its rows name.
 
 Columns in any order: `conversation, utterance, speaker, emotion, path`, and where wanted `start, end`, `session`,
-`split`; others are listed and not read. How it may be written: `table`; a decimal comma is understood where commas
-do not part the cells. Text becomes NFC, and blanks in names single. What holds:
+`split`; others are listed and not read. Blanks in names become single.
 
-- `path` is absolute or starts at the manifest's folder. `emotion` is put in lower case; where it is empty the turn
-  is heard and never scored. An empty `speaker` is unknown, and counts as one of its own in each conversation.
-- A conversation has times in all of its rows or in none. Without them a turn is its whole file, and turns follow
-  one another as the rows do. Else `start` and `end` are seconds in `path`, which they cut; a cut may pass the end
-  of the file by 50 ms. Where the file is shorter than `end` but as long as `end - start` (to 50 ms), it is the
-  utterance's own, heard whole, and they are its place in the conversation.
-- Turns stand in order of `start`, and overlaps stay. That is one clock where a conversation has one recording, an
-  utterance's own file with its place, or a recording a speaker, some of them cut (microphones). Recordings that
-  have clocks of their own follow one another in the order of their first rows.
-- An utterance keeps its id where all ids differ; else every one is called `<conversation>_<utterance>`.
-- `split` (train, validation or dev, test) is the one fold. Else there are up to five (`grouping`): they leave out
-  sessions (column `session`, or conversations linked by a known speaker), or conversations where fewer than three
-  sessions have a label; a note says so, and of every speaker, known or not, that may stand on two sides.
-- Faults of rows are refused, all at once. Audio that is missing or cannot be heard is skipped and listed,
-  unless that is more than half of the rows.
+- `path` is absolute or starts at the manifest's folder. A row with `start` and `end`, in seconds, is that part of
+  it; a cut may pass the end of the file by 50 ms. A row without them is the whole file.
+- Where a conversation's rows all have times, and they cut one recording, or one for each speaker (microphones that
+  ran together), turns stand in order of `start`, and overlaps stay. Else they follow one another as the rows do.
+- `emotion` is put in lower case; where it is empty the turn is heard and never scored. An empty `speaker` is
+  unknown, and counts as one of its own in each conversation.
+- `split` (train, validation or dev, test) is the one fold. Else there are up to five: they leave out sessions
+  (column `session`, or conversations linked by a known speaker), or conversations where fewer than three sessions
+  have a label. A note tells of every speaker, known or not, that may stand on two sides.
+- Faults of rows are refused, all at once. Audio that is missing or cannot be heard is skipped and listed, unless
+  that is more than half of the rows.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .. import audio, runs
+import numpy as np
+from scipy.cluster.hierarchy import DisjointSet
+
+from .. import runs
 from ..settings import Settings, UserError
-from . import dynamics, files, grouping, table
-from .base import Clip, Conversation, Corpus, Count, Skipped, Utterance
+from . import dynamics, files, table
+from .base import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance, leave_one_out, some
 
 NEEDED = ("conversation", "utterance", "speaker", "emotion", "path")
 OPTIONAL = ("start", "end", "session", "split")
-COLUMNS = NEEDED + OPTIONAL
-# Other names of optional columns: they must not pass for columns that nobody needs.
-MEANT = {"begin": "start", "onset": "start", "stop": "end", "offset": "end", "partition": "split",
-         "subset": "split", "set": "split"}
-SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
-          "val": "validation", "dev": "validation", "test": "test"}
-SLACK = 0.05  # seconds by which annotations and files may differ
-LATEST = 1e9  # seconds; a time beyond is none
-LONGEST = 1000  # characters of a cell
+SPLITS = {"": "", "train": "train", "dev": "validation", "validation": "validation", "test": "test"}
+SLACK = 0.05  # seconds by which a cut may pass the end of its file
+SHORTEST = 0.001  # seconds of a cut
+FOLDS = 5  # at most, where no split is given
+UNKNOWN = "unknown ({})"  # the speaker of a conversation who is not named
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row; `timed` says that start or end is given, both are None where they are not, or are no times."""
+    """One row: names with single blanks, `utterance` unique, a `speaker` in any case; times as text."""
 
     line: int
     conversation: str
@@ -60,248 +52,163 @@ class Row:
     speaker: str
     emotion: str
     path: str
+    start: str
+    end: str
     session: str
     split: str
-    timed: bool
-    start: float | None
-    end: float | None
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """A row that can be heard; `placed`: its file starts elsewhere in the conversation than at 0."""
-
-    row: Row
-    audio: Clip
-    seconds: float
-    placed: bool = False
 
 
 def load(settings: Settings) -> Corpus:
     """The conversations of `<settings.root>/manifest.csv`; rows whose audio cannot be heard are skipped.
 
-    Raises one UserError that lists all faults of the rows by row and column, and one for a corpus that leaves
-    nothing to train or to test on.
+    Raises one UserError that lists all faults of the rows, and one where most of the audio cannot be heard or fewer
+    than three conversations have a label.
     """
     root = settings.root_path
     path = root / "manifest.csv"
     rows, unread, faults = read_rows(path)
-    # Before the table's faults are listed, as only then all are known; a second call decodes nothing again.
-    places = {r.path: root / r.path for r in rows if 0 < len(r.path) <= LONGEST}
+    places = {r: root / r.path for r in rows if r.path}
     if not all(map(os.path.lexists, places.values())):  # a Mac's names are other strings of the same words
-        there = {files.name(root, path): path for path in root.rglob("*")}
-        places = {path: there.get(path, place) for path, place in places.items()}
-    heard = files.survey(settings, root, sorted(set(places.values())))
-    turns, unheard = _turns(places, rows, heard, faults)
+        there = {name: path for path, name in files.walk(root)}
+        places = {r: there.get(r.path, place) for r, place in places.items()}
+    surveyed = files.survey(settings, root, sorted(set(places.values())))
+    unheard = {r: surveyed[place].fault for r, place in places.items() if surveyed[place].fault}
+    turns: dict[str, list[Utterance]] = defaultdict(list)
+    for row, place in places.items():
+        if row not in unheard:
+            turns[row.conversation].append(_heard(row, place, surveyed[place].seconds, faults))
     if faults:
-        raise table.refusal(path, faults, "mend them and run again")
+        raise table.refusal(f"{path} has {len(faults)} fault(s); mend them and run again:", faults)
     if 2 * len(unheard) > len(rows):
-        raise UserError(table.listed(f"{path}: the audio of {len(unheard)} of {len(rows)} rows cannot be "
-                                     "heard; mend the paths (they start at the manifest's folder):",
-                                     [(r.line, f"path: {r.path!r} {why}") for r, why in unheard]))
-    labels = {t.row.emotion for t in turns} - {""}
-    if len(labels) < 2:
-        raise UserError(f"{path}, column emotion: {len(labels)} emotion(s) ({', '.join(labels) or 'none'}) in "
-                        "rows that can be heard; label turns with two or more, to train on and to score")
+        raise table.refusal(f"{path}: the audio of {len(unheard)} of {len(rows)} rows cannot be heard; mend the "
+                            "paths (they start at the manifest's folder):",
+                            [(r.line, f"path: {r.path!r} {why}") for r, why in unheard.items()])
+    given = {r.conversation: r for r in rows}
+    linked = _linked(turns)
+    conversations = tuple(Conversation(name, given[name].session or linked[name], _timeline(own))
+                          for name, own in sorted(turns.items()))
+    labels = {u.emotion for c in conversations for u in c.utterances} - {None}
     emotions = dynamics.EMOTIONS if labels == set(dynamics.EMOTIONS) else tuple(sorted(labels))
-    conversations = _conversations(turns, len({r.utterance for r in rows}) == len(rows))
-    splits = {t.row.conversation: t.row.split for t in turns}
-    folds, independent, notes = grouping.folds(path, conversations, splits, _speakers(turns))
-    left = [Skipped(f"{r.conversation}, {r.utterance}: {_shown(r.path)}", why) for r, why in unheard]
-    left += [Skipped(f"column {name[:99] or '(without a name)'}", "is none of the manifest's: not read")
+    splits = {c.id: given[c.id].split for c in conversations}
+    folds = _folds(path, conversations, splits)
+    independent, notes = _notes(conversations, folds)
+    left = [Skipped(f"{r.utterance}: {Path(r.path).name}", why) for r, why in unheard.items()]
+    left += [Skipped(f"column {name or '(without a name)'}", "is none of the manifest's: not read")
              for name in unread]
     skipped = tuple(sorted(left, key=lambda s: (s.item, s.reason)))
-    read = [[c.id, c.session, [[u.id, u.speaker, u.start, u.end, u.emotion, heard[u.audio.path].sha256,
-                                u.audio.start, u.audio.end] for u in c.utterances]] for c in conversations]
-    key = runs.key("manifest", read, folds, skipped, runs.code_version(load))
-    group = splits if any(splits.values()) else {c.id: c.session for c in conversations}
+    content = [[c.id, c.session, [[u.id, u.speaker, u.start, u.end, u.emotion, surveyed[u.audio.path].sha256,
+                                   u.audio.start, u.audio.end] for u in c.utterances]] for c in conversations]
+    key = runs.key("manifest", content, folds, skipped, runs.code_version(load))
+    group = {c.id: splits[c.id] or c.session for c in conversations}
     found = Counter((group[c.id], u.emotion) for c in conversations for u in c.utterances)
     counts = tuple(Count(g, e, None, found[g, e]) for g in sorted(set(group.values())) for e in emotions)
     return Corpus("manifest", conversations, emotions, folds, skipped, key, notes, counts, independent)
 
 
-def _shown(path: str) -> str:
-    """A path fit for a record, which holds none of this machine's."""
-    return Path(path).name if Path(path).is_absolute() else path
-
-
-# -- rows ----------------------------------------------------------------------------------------------------------
-
 def read_rows(path: Path) -> tuple[list[Row], list[str], table.Faults]:
-    """Rows, columns that are not read, and all that is wrong; UserError as `table.read`."""
-    read = table.read(path)
-    names, faults = [name.casefold() for name in read.header], list(read.faults)
-    unread = [name for name in names if name not in COLUMNS]
-    misnamed = [(read.top, f"column {words}") for words in _misnamed(names, unread)]
-    rows = [_row(line, {name.casefold(): cell for name, cell in cells.items()}, read.delimiter != ",", faults)
-            for line, cells in read.rows.items()]
-    if not rows and not faults + misnamed:
-        faults.append((read.top, "the header: no row stands below it"))
-    _compare(rows, faults, times_known=not misnamed)
-    return rows, unread, faults + misnamed
-
-
-def _misnamed(names: Sequence[str], unread: Sequence[str]) -> Iterator[str]:
-    """What is wrong with the header: columns twice, missing, or under a name that is not theirs."""
-    absent = [n for n in COLUMNS if n not in names]
-    for name in unread:
-        near = [MEANT.get(word, word) for word in re.split("[^a-z]+", name)]
-        near += difflib.get_close_matches(name, absent, 1, 0.8)  # 0.77: 'season' is no 'session'
-        if meant := next((n for n in near if n in absent), None):
-            absent.remove(meant)
-            yield f"{name[:LONGEST]!r} is not known; is it {meant}? rename it so, or take it out"
-    for name in absent:
-        if name in NEEDED or (name in ("start", "end") and {"start", "end"}.intersection(names)):
-            yield f"{name} is missing"
-    yield from (f"{n} stands there twice" for n in COLUMNS if names.count(n) > 1)
-
-
-def _row(line: int, cells: Mapping[str, str], decimal_comma: bool, faults: table.Faults) -> Row:
-    """A row from its cells by column (a column that the table lacks is a fault of the header)."""
-    for column in COLUMNS:
-        cell = cells.get(column, "")
-        if len(cell) > LONGEST:
-            faults.append((line, f"{column}: {len(cell)} characters; at most {LONGEST} can be right"))
-        elif column in ("conversation", "utterance", "path") and cells.get(column) == "":
-            faults.append((line, f"{column}: is empty"))
-        elif cell.casefold() in table.NOTHING and column not in ("start", "end"):
-            faults.append((line, f"{column}: {cell!r} is no name; leave the cell empty where there is none"))
-        elif column == "split" and cell and cell.casefold() not in SPLITS:
-            faults.append((line, f"split: {cell!r} is none of {', '.join(SPLITS)}"))
-    timed = bool(cells.get("start") or cells.get("end"))
-    start, end = _times(line, cells, decimal_comma, faults) if timed else (None, None)
-    return Row(line, *(table.name(cells.get(n, "")) for n in ("conversation", "utterance", "speaker")),
-               table.name(cells.get("emotion", "").lower()), cells.get("path", ""),
-               table.name(cells.get("session", "")),
-               SPLITS.get(cells.get("split", "").casefold(), cells.get("split", "")), timed, start, end)
-
-
-def _times(line: int, cells: Mapping[str, str], decimal_comma: bool,
-           faults: table.Faults) -> tuple[float | None, float | None]:
-    """Start and end in seconds, or None twice and the fault."""
-    times = []
-    for name in ("start", "end"):
-        cell = cells.get(name, "0")  # a column that is missing is a fault of the header
-        try:
-            value = float("" if "_" in cell else cell.replace(",", ".") if decimal_comma else cell)
-        except ValueError:
-            value = math.nan
-        if value < 0:
-            faults.append((line, f"{name}: {cell[:table.SHOWN]!r} is negative"))
-        elif not value < LATEST:
-            faults.append((line, f"{name}: {cell[:table.SHOWN]!r} is not a number of seconds" if cell else
-                           f"{name}: is empty, the other time is not"))
-        else:
-            times.append(value)
-    if len(times) < 2 or "start" not in cells or "end" not in cells:
-        return None, None
-    if round(times[1] * audio.RATE) <= round(times[0] * audio.RATE):
-        faults.append((line, f"end: {cells['end'][:table.SHOWN]!r} is not after start, "
-                             f"{cells['start'][:table.SHOWN]!r}"))
-        return None, None
-    return times[0], times[1]
-
-
-def _compare(rows: Sequence[Row], faults: table.Faults, times_known: bool) -> None:
-    """What rows say of one conversation must agree, and neither an utterance nor a file may be two turns."""
-    first: dict[str, Row] = {}
-    named: dict[str, Row] = {}
-    whole: dict[tuple[str, str], Row] = {}
-    joined = len({r.utterance for r in rows}) < len(rows)
-    for row in (r for r in rows if r.conversation):
-        head = first.setdefault(row.conversation, row)
-        there = f"in row {head.line} of the same conversation"
-        for column in ("session", "split"):
-            if getattr(row, column) != getattr(head, column):
-                faults.append((row.line, f"{column}: {getattr(row, column)!r}, but {getattr(head, column)!r} "
-                               f"{there}"))
-        if row.timed != head.timed:
-            given, other = ("given", "empty") if row.timed else ("empty", "given")
-            faults.append((row.line, f"start, end: {given}, but {other} {there}"))
-        name = f"{row.conversation}_{row.utterance}"
-        if row.utterance and joined and (twin := named.setdefault(name, row)) is not row:
-            faults.append((row.line, f"utterance: {name!r} is what row {twin.line} is called, too"))
-        untimed = row.path and times_known and not row.timed
-        if untimed and (twin := whole.setdefault((row.conversation, row.path), row)) is not row:
+    """Rows, columns that are not read, and what is wrong but for the times; UserError as `table.read`."""
+    cells, faults = table.read(path, NEEDED)
+    needed = ["conversation", "utterance", "path",
+              *(c for c in ("session", "split") if any(row.get(c) for row in cells.values()))]
+    faults += [(line, f"{column}: is empty") for line, row in cells.items() for column in needed
+               if not row.get(column)]
+    rows = [_row(line, row) for line, row in cells.items()]
+    if len({r.utterance for r in rows}) < len(rows):
+        rows = [replace(r, utterance=f"{r.conversation}_{r.utterance}") for r in rows]
+    first: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        head = first.setdefault((row.conversation,), row)
+        if (row.session, row.split) != (head.session, head.split):
+            faults.append((row.line, f"session, split: {row.session!r}, {row.split!r}, but in row {head.line} of "
+                           f"the same conversation {head.session!r}, {head.split!r}"))
+        if row.split not in SPLITS.values():
+            faults.append((row.line, f"split: {row.split!r} is none of train, dev, validation, test"))
+        if (twin := first.setdefault(("utterance", row.utterance), row)) is not row:
+            faults.append((row.line, f"utterance: {row.utterance!r} is what row {twin.line} is called, too"))
+        whole = not row.start and not row.end
+        if whole and (twin := first.setdefault(("path", row.conversation, row.path), row)) is not row:
             faults.append((row.line, f"path: {row.path!r} is the whole of row {twin.line}, too; give start and "
                            "end, or a file for each utterance"))
-    for column in ("session", "split"):
-        if any(getattr(r, column) for r in rows):
-            faults += [(r.line, f"{column}: is empty, but other conversations have one") for r in first.values()
-                       if not getattr(r, column)]
+    return rows, [name for name in next(iter(cells.values()), {}) if name not in NEEDED + OPTIONAL], faults
 
 
-# -- turns ---------------------------------------------------------------------------------------------------------
-
-def _turns(places: Mapping[str, Path], rows: Sequence[Row], heard: Mapping[Path, files.File],
-           faults: table.Faults) -> tuple[list[_Turn], list[tuple[Row, str]]]:
-    """Rows that can be heard, and those that cannot with why; times beyond their file go to `faults`."""
-    turns, unheard = [], []
-    for row in rows:
-        path = places.get(row.path)
-        if path is None:
-            continue
-        seconds, fault = heard[path].seconds, heard[path].fault
-        if fault:
-            unheard.append((row, fault))
-        elif not row.timed:
-            turns.append(_Turn(row, Clip(path), seconds))
-        elif row.start is not None:
-            end = min(row.end, seconds)
-            if row.end > seconds and round(abs(seconds - (row.end - row.start)), 6) <= SLACK:
-                turns.append(_Turn(row, Clip(path), seconds, placed=row.start > SLACK))
-            elif (round(row.end - seconds, 6) <= SLACK
-                  and round(end * audio.RATE) > round(row.start * audio.RATE)):
-                turns.append(_Turn(row, Clip(path, row.start, end), end - row.start))
-            else:
-                faults.append((row.line, f"end: {row.end:g} s is beyond the end of {row.path!r}, which lasts "
-                               f"{seconds:.3f} s (nor does it last {row.end - row.start:.3f} s, as a file of the "
-                               "utterance alone would)"))
-    return turns, unheard
+def _row(line: int, cells: Mapping[str, str]) -> Row:
+    named = {column: " ".join(cells.get(column, "").split()) for column in NEEDED + OPTIONAL}
+    split = named["split"].lower()
+    return Row(line, **named | {"path": cells["path"], "emotion": named["emotion"].lower(),
+                                "speaker": named["speaker"] or UNKNOWN.format(named["conversation"]),
+                                "split": SPLITS.get(split, split)})
 
 
-def _speakers(turns: Iterable[_Turn]) -> dict[str, set[str]]:
-    """Conversation -> its speakers, "" among them where one is unknown."""
-    out = defaultdict(set)
-    for turn in turns:
-        out[turn.row.conversation].add(turn.row.speaker)
-    return out
+def _heard(row: Row, path: Path, seconds: float, faults: table.Faults) -> Utterance:
+    """The row as a turn on the clock of its file, which lasts so long; times that are no part of it are a fault."""
+    clip = Clip(path)
+    if row.start or row.end:
+        try:
+            start, end = (float(time.replace(",", ".")) for time in (row.start, row.end))
+        except ValueError:
+            start = end = math.nan
+        last = min(end, seconds)
+        if not (0 <= start <= last - SHORTEST and end <= seconds + SLACK):
+            faults.append((row.line, f"start, end: {row.start[:20]!r} to {row.end[:20]!r} is no part of "
+                           f"{row.path!r}; give seconds between 0 and {seconds:.3f}, or neither"))
+        clip, seconds = Clip(path, start, last), last - start
+    return Utterance(row.utterance, row.speaker, clip.start, clip.start + seconds, row.emotion or None, clip)
 
 
-def _conversations(turns: Sequence[_Turn], unique: bool) -> tuple[Conversation, ...]:
-    """Conversations by name; their session is the column's, or the first conversation that they are linked to."""
-    grouped = defaultdict(list)
-    for turn in turns:
-        grouped[turn.row.conversation].append(turn)
-    linked = grouping.linked(_speakers(turns))
-    return tuple(Conversation(name, own[0].row.session or linked[name], _timeline(own, unique))
-                 for name, own in sorted(grouped.items()))
+def _timeline(turns: Sequence[Utterance]) -> tuple[Utterance, ...]:
+    """A conversation's turns, which come in the order of the rows and on the clocks of their files, on its own."""
+    takes = {(u.audio.path, u.speaker) for u in turns}
+    recordings, speakers = map(set, zip(*takes, strict=True))
+    microphones = len(takes) == len(recordings) == len(speakers) < len(turns)
+    if all(u.audio.end for u in turns) and (len(recordings) == 1 or microphones):
+        return tuple(sorted(turns, key=lambda u: (u.start, u.end, u.id)))
+    ends = np.cumsum([u.seconds for u in turns]).tolist()
+    return tuple(replace(u, start=start, end=end) for u, start, end in zip(turns, [0.0, *ends], ends, strict=False))
 
 
-def _timeline(turns: Sequence[_Turn], unique: bool) -> tuple[Utterance, ...]:
-    """A conversation's turns on its clock; `turns` as the rows have them."""
-    takes = defaultdict(list)  # what has a clock of its own
-    one = turns[0].row.timed and _one_clock(turns)
-    for number, turn in enumerate(turns):
-        takes[0 if one else turn.audio.path if turn.row.timed else number].append(turn)
-    out, clock = [], 0.0
-    for take in takes.values():
-        begun = clock
-        for turn in sorted(take, key=lambda t: (t.row.start or 0.0, t.row.end or 0.0, t.row.utterance)):
-            row, start = turn.row, begun + (turn.row.start or 0.0)
-            out.append(Utterance(row.utterance if unique else f"{row.conversation}_{row.utterance}",
-                                 row.speaker or f"unknown ({row.conversation})", start, start + turn.seconds,
-                                 row.emotion or None, turn.audio))
-            clock = max(clock, out[-1].end)
-    return tuple(out)
+def _linked(turns: Mapping[str, Sequence[Utterance]]) -> dict[str, str]:
+    """Conversation -> the first, by name, of those that it shares a speaker with, be it through others."""
+    sets, met, first = DisjointSet(turns), {}, {}
+    for name, own in turns.items():
+        for utterance in own:
+            sets.merge(name, met.setdefault(utterance.speaker, name))
+    return {name: first.setdefault(sets[name], name) for name in sorted(turns)}
 
 
-def _one_clock(turns: Sequence[_Turn]) -> bool:
-    """Whether times are the conversation's rather than each recording's (see above)."""
-    voices = defaultdict(set)
-    for turn in turns:
-        voices[turn.audio.path].add(turn.row.speaker)
-    heard = set().union(*voices.values())
-    microphones = (len(turns) > len(voices) == len(heard) and "" not in heard
-                   and all(len(v) == 1 for v in voices.values()))
-    return len(voices) == 1 or microphones or any(t.placed for t in turns)
+def _folds(path: Path, conversations: Sequence[Conversation], splits: Mapping[str, str]) -> tuple[Fold, ...]:
+    """The one fold of `splits` (conversation id -> side), or those that leave out groups of about equal weight."""
+    if any(splits.values()):
+        return (Fold(*(tuple(c for c in splits if splits[c] == side) for side in ("train", "validation", "test"))),)
+    labelled = [c for c in conversations if any(u.emotion for u in c.utterances)]
+    if len(labelled) < 3:
+        raise UserError(f"{path}: {len(labelled)} conversation(s) with an emotion can be heard; three are needed, "
+                        "one each for training, validation and test")
+    apart = len({c.session for c in labelled}) >= 3
+    unit = {c.id: c.session if apart else c.id for c in conversations}
+    weight = Counter(unit[c.id] for c in labelled for u in c.utterances if u.emotion)
+    loads, group = [0] * min(FOLDS, len(weight)), {}
+    for own in sorted(weight, key=lambda u: (-weight[u], u)):  # the heaviest first, each to the lightest group
+        group[own] = loads.index(min(loads))
+        loads[group[own]] += weight[own]
+    return leave_one_out({c: str(group.get(own, "")) for c, own in unit.items()})
+
+
+def _notes(conversations: Sequence[Conversation], folds: Sequence[Fold]) -> tuple[bool, tuple[str, ...]]:
+    """Whether no speaker can stand on two sides of a fold; what a reader of results must know of that, and of
+    emotions that training lacks."""
+    def among(ids: Sequence[str], what: str) -> set[str]:
+        return {getattr(u, what) for c in conversations if c.id in ids for u in c.utterances} - {None}
+
+    notes = []
+    if shared := {s for f in folds for s in among(f.test, "speaker") & among(f.train + f.validation, "speaker")}:
+        notes.append(f"Not speaker-independent: {len(shared)} speaker(s) of a fold's test "
+                     f"({some(sorted(shared))}) stand in its training or validation, too.")
+    unknown = sum(any(u.speaker == UNKNOWN.format(c.id) for u in c.utterances) for c in conversations)
+    if unknown:
+        notes.append(f"{unknown} of {len(conversations)} conversations have unknown speakers, who count as new "
+                     "ones in each: whether test voices were trained on cannot be known.")
+    for number, fold in enumerate(folds, 1):
+        if unseen := among(fold.test, "emotion") - among(fold.train, "emotion"):
+            notes.append(f"Fold {number}: {', '.join(sorted(unseen))} in the test, never in training.")
+    return not shared and not unknown, tuple(notes)

@@ -3,15 +3,14 @@
 Layout, as MELD.Raw.tar.gz and the archives in it unpack: `train/train_splits/dia0_utt0.mp4`,
 `dev/dev_splits_complete/…`, `test/output_repeated_splits_test/…`, and `train_sent_emo.csv`, `dev_…`, `test_…`.
 
-- A CSV stands anywhere below the root (twice only where both are equal). Its rows are the utterances, in the order
-  of Utterance_ID; numbers that it leaves out are MELD's own gaps. Speakers are as it has them, but for blanks and
-  the kind of apostrophe.
+- A CSV stands anywhere below the root. Its rows are the utterances, in the order of Utterance_ID; numbers that it
+  leaves out are MELD's own gaps. Speakers are as it has them, but for blanks and the kind of apostrophe.
 - A clip is of the split that its folders name (`train`, `dev` or `test` as a word, so `train_wav` too), at any
-  depth. Of several files of one clip the wav is heard, else the flac, else the video; then the first path.
-- A clip is heard whole, be it 0.06 s or five minutes long, and its utterance lasts as long as it sounds: the CSV's
-  times contradict many clips. They give no more than the pauses between turns, none where they run back.
-- A clip that cannot be heard, a clip without a row and a row without a clip are listed as skipped; so are
-  `final_videos_test…`, second cuts of test clips that MELD's authors say to ignore (declare-lab/MELD, issue 22).
+  depth. Of several files of one clip a wav is heard before a flac, before a video; then the first path.
+- A clip is heard whole and its utterance lasts as long as it sounds: the CSV's times contradict many clips. They
+  give no more than the pauses between turns, none where they run back.
+- Files of other names, among them `final_videos_test…`, second cuts that MELD's authors say to ignore
+  (declare-lab/MELD, issue 22), clips that cannot be heard or have no row, and rows without a clip are skipped.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from dataclasses import astuple, dataclass
 from itertools import groupby
 from pathlib import Path
 
-from .. import audio, runs
+from .. import runs
 from ..settings import Settings, UserError
 from . import files, table
 from .base import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance
@@ -34,16 +33,11 @@ PUBLISHED = {  # the README of declare-lab/MELD; train, dev, test
     "surprise": (1205, 150, 281), "fear": (268, 40, 50), "disgust": (271, 22, 68)}
 EMOTIONS = tuple(PUBLISHED)
 NAME = re.compile(r"dia([0-9]{1,6})_utt([0-9]{1,6})")
-SECOND_CUT = "final_videos_test"
-SOURCE = "fetch it again from github.com/declare-lab/MELD"
 TIME = re.compile(r"([0-9]{1,2}):([0-9]{2}):([0-9]{2})[,.]([0-9]{1,3})")  # the last group counts milliseconds
-COLUMNS = {  # what a row must hold, and in words what is wrong with another value
-    "Speaker": (re.compile(r".+"), "no name"),
-    "Emotion": (re.compile("|".join(EMOTIONS), re.IGNORECASE), f"none of {', '.join(EMOTIONS)}"),
-    "Dialogue_ID": (re.compile(r"[0-9]{1,6}"), "no number"),
-    "Utterance_ID": (re.compile(r"[0-9]{1,6}"), "no number"),
-    "StartTime": (TIME, "no time like 00:16:16,059"),
-    "EndTime": (TIME, "no time like 00:16:16,059")}
+COLUMNS = {  # what a row must hold, and a value that it may
+    "Speaker": (re.compile(r".+"), "Ross"), "Emotion": (re.compile("|".join(EMOTIONS), re.IGNORECASE), "joy"),
+    "Dialogue_ID": (re.compile(r"[0-9]{1,6}"), "0"), "Utterance_ID": (re.compile(r"[0-9]{1,6}"), "0"),
+    "StartTime": (TIME, "00:16:16,059"), "EndTime": (TIME, "00:16:16,059")}
 
 
 @dataclass(frozen=True)
@@ -67,32 +61,27 @@ class Row:
 def load(settings: Settings) -> Corpus:
     """The dialogues below `settings.root`; the official split is the one fold, its dev the validation.
 
-    Raises UserError for a root that lacks a split's clips or CSV, a CSV that cannot be read, and a split of which
-    no clip can be heard. Single clips that are missing are skipped: `counts` and a note say how many.
+    Raises UserError for a root that lacks a split's clips or CSV, and for a CSV that cannot be read. Single clips
+    that are missing are skipped: `counts` and a note say how many.
     """
     root = settings.root_path
     names = dict(files.walk(root))
     clips, skipped = _clips(names)
-    tables = _tables(root, names, {split for split, _, _ in clips})
-    rows = [row for split in SPLITS for row in read_rows(tables[split], split)]
+    tables = {split: [path for path in names if path.name == f"{split}_sent_emo.csv"] for split in SPLITS}
+    found = {split: (len(tables[split]), sum(place[0] == split for place in clips)) for split in SPLITS}
+    if any(csvs != 1 or not number for csvs, number in found.values()):
+        words = ", ".join(f"{csvs} {split}_sent_emo.csv, {n} clips of {split}"
+                          for split, (csvs, n) in found.items())
+        raise UserError(f"root {root} is not MELD: it needs one CSV and clips of each split (train_sent_emo.csv, "
+                        f"train/train_splits/dia0_utt0.mp4 and their like) and has {words}; it holds "
+                        f"{files.listing(root)}; unpack MELD.Raw.tar.gz and the archives in it there")
+    rows = [row for split in SPLITS for row in read_rows(tables[split][0], split)]
     paths = {row: clips.pop((row.split, row.dialogue, row.number), None) for row in rows}
-    skipped += [Skipped(names[path], f"has no row in {tables[split].name}")
-                for (split, _, _), path in clips.items()]
+    skipped += [Skipped(names[path], f"has no row in {split}_sent_emo.csv") for (split, *_), path in clips.items()]
+    skipped += [Skipped(row.id, "has a row in the CSV, but no clip") for row, path in paths.items() if not path]
     surveyed = files.survey(settings, root, [path for path in paths.values() if path])
-    heard = {}
-    for row, path in paths.items():
-        if path is None:
-            skipped.append(Skipped(row.id, f"has a row in {row.split}_sent_emo.csv, but no clip"))
-        elif surveyed[path].fault:
-            skipped.append(Skipped(names[path], surveyed[path].fault))
-        else:
-            heard[row] = surveyed[path]
-    for split in SPLITS:
-        if split not in {row.split for row in heard}:
-            faults = [f"{names[path]} {surveyed[path].fault}" for row, path in paths.items()
-                      if path and row.split == split]
-            raise UserError(f"no {split} clip below {root} has a row and can be heard "
-                            f"({faults[0] if faults else 'none has a row'}); unpack MELD.Raw.tar.gz there again")
+    skipped += [Skipped(names[path], file.fault) for path, file in surveyed.items() if file.fault]
+    heard = {row: surveyed[path] for row, path in paths.items() if path and not surveyed[path].fault}
     dialogues = [_conversation(list(turns), paths, heard)
                  for _, turns in groupby(heard, lambda row: (row.split, row.dialogue))]
     fold = Fold(*(tuple(d.id for d in dialogues if d.session == split) for split in SPLITS))
@@ -101,33 +90,29 @@ def load(settings: Settings) -> Corpus:
                    for i, split in enumerate(SPLITS) for emotion in EMOTIONS)
     key = runs.key("meld", [[*astuple(row), file.sha256] for row, file in heard.items()],
                    [astuple(s) for s in skipped], runs.code_version(load))
-    return Corpus("meld", tuple(dialogues), EMOTIONS, (fold,), tuple(skipped), key, _notes(heard, counts, skipped),
-                  counts, speaker_independent=False)
+    return Corpus("meld", tuple(dialogues), EMOTIONS, (fold,), tuple(skipped), key, _notes(heard, counts), counts,
+                  speaker_independent=False)
 
 
 def read_rows(path: Path, split: str) -> list[Row]:
     """The rows of a CSV, ordered by dialogue and utterance.
 
-    Raises UserError for a table that cannot be read or lacks a column, and one that names every value that is none
-    and every utterance that stands twice by its row.
+    Raises UserError as `table.read`, and one that names every value that is none and every utterance that stands
+    twice by its row.
     """
-    read = table.read(path)
-    if lacking := [column for column in COLUMNS if column not in read.header]:
-        raise UserError(f"{path} has no column {', '.join(lacking)}, only {', '.join(read.header)[:200]}; {SOURCE}")
-    rows, faults = {}, list(read.faults)
-    for number, values in read.rows.items():
-        wrong = [f"{column} {values[column][:40]!r} is {words}" for column, (pattern, words) in COLUMNS.items()
-                 if not pattern.fullmatch(values[column])]
+    cells, faults = table.read(path, COLUMNS)
+    rows: dict[tuple[int, int], Row] = {}
+    for line, values in cells.items():
+        wrong = [f"{column} {values[column][:40]!r} is no value like {example!r}"
+                 for column, (pattern, example) in COLUMNS.items() if not pattern.fullmatch(values[column])]
         if not wrong:
             row = _row(split, values)
-            if (row.dialogue, row.number) in rows:
-                wrong.append(f"dialogue {row.dialogue}, utterance {row.number} stands there a second time")
-            rows[row.dialogue, row.number] = row
-        faults += [(number, words) for words in wrong]
-    if not read.rows and not faults:
-        faults.append((read.top, "the header: no row stands below it"))
+            if rows.setdefault((row.dialogue, row.number), row) is not row:
+                wrong = [f"dialogue {row.dialogue}, utterance {row.number} stands there a second time"]
+        faults += [(line, words) for words in wrong]
     if faults:
-        raise table.refusal(path, faults, f"mend them, or {SOURCE}")
+        raise table.refusal(f"{path} has {len(faults)} fault(s); mend them, or fetch it again from "
+                            "github.com/declare-lab/MELD:", faults)
     return [rows[place] for place in sorted(rows)]
 
 
@@ -143,44 +128,17 @@ def _row(split: str, values: Mapping[str, str]) -> Row:
 
 def _clips(names: Mapping[Path, str]) -> tuple[dict[tuple[str, int, int], Path], list[Skipped]]:
     """(split, dialogue, utterance) -> the file to hear, and the files that are none."""
-    clips, skipped, others = {}, [], {}
-    order = {suffix: i for i, suffix in enumerate(audio.SUFFIXES)}  # wav first, then flac
-    sounds = [path for path in names if path.suffix.lower() in order]
-    for path in sorted(sounds, key=lambda p: order[p.suffix.lower()]):  # stable: then by path
-        item, numbers = names[path], NAME.fullmatch(path.stem)
-        splits = set(re.findall("[a-z]+", item.rpartition("/")[0].lower())) & set(SPLITS)
-        if path.stem.startswith(SECOND_CUT):
-            skipped.append(Skipped(item, "is a second cut, which MELD's authors say to ignore"))
-        elif numbers is None:
-            skipped.append(Skipped(item, "is not named like dia0_utt0"))
-        elif len(splits) != 1:
-            skipped.append(Skipped(item, "is in no folder named train, dev or test, or in several"))
-        else:
-            place = (*splits, int(numbers[1]), int(numbers[2]))
-            if clips.setdefault(place, path) != path:
-                others.setdefault(place[0], []).append(f"{names[clips[place]]} rather than {item}")
-    skipped += [Skipped(f"{len(pairs)} file(s) of {split}", "another file of the same clip is heard, a wav first: "
-                        + pairs[0]) for split, pairs in others.items()]
-    return clips, skipped
-
-
-def _tables(root: Path, paths: Mapping[Path, str], splits: set[str]) -> dict[str, Path]:
-    """split -> its CSV; UserError where one is missing, or the clips of a split are."""
-    tables, lacking = {}, [f"clips of {split}" for split in SPLITS if split not in splits]
-    for split in SPLITS:
-        found = sorted((path for path in paths if path.name == f"{split}_sent_emo.csv"), key=lambda p: len(p.parts))
-        if not found:
-            lacking.append(f"{split}_sent_emo.csv")
+    clips, skipped, copies = {}, [], []
+    for path in files.sounds(names):
+        numbers = NAME.fullmatch(path.stem)
+        splits = set(re.findall("[a-z]+", names[path].rpartition("/")[0].lower())) & set(SPLITS)
+        if not numbers or len(splits) != 1:
+            skipped.append(Skipped(names[path], "is not named like dia0_utt0 in a folder of train, dev or test"))
             continue
-        tables[split] = found[0]
-        for other in found[1:]:
-            if table.data(other) != table.data(found[0]):
-                raise UserError(f"{found[0]} and {other} differ: leave one of them below the root")
-    if lacking:
-        raise UserError(f"root {root} is not MELD: it has no {', no '.join(lacking)}; expected train/train_splits/"
-                        "dia0_utt0.mp4, train_sent_emo.csv and their like of dev and test, found "
-                        f"{files.listing(root)}; unpack MELD.Raw.tar.gz and the archives in it there")
-    return tables
+        place = (*splits, int(numbers[1]), int(numbers[2]))
+        if clips.setdefault(place, path) is not path:
+            copies.append(f"{names[clips[place]]} rather than {names[path]}")
+    return clips, skipped + files.copies(copies)
 
 
 def _conversation(rows: Sequence[Row], paths: Mapping[Row, Path | None],
@@ -194,18 +152,13 @@ def _conversation(rows: Sequence[Row], paths: Mapping[Row, Path | None],
     return Conversation(f"{rows[0].split}_dia{rows[0].dialogue}", rows[0].split, tuple(utterances))
 
 
-def _notes(heard: Mapping[Row, files.File], counts: Sequence[Count], skipped: Sequence[Skipped]) -> tuple[str, ...]:
+def _notes(heard: Mapping[Row, files.File], counts: Sequence[Count]) -> tuple[str, ...]:
     """What a reader of results must know."""
     trained = {row.speaker for row in heard if row.split == "train"}
-    known = [row.speaker in trained for row in heard if row.split == "test"]
+    known = [row.speaker in trained for row in heard if row.split == "test"] or [False]
     notes = ["The cast of Friends speaks in all three splits: "
              f"{100 * sum(known) / len(known):.0f} % of the test utterances are by speakers of the training."]
     if absent := sum(max(0, c.published - c.found) for c in counts):
-        by_split = ", ".join(f"{split} {sum(max(0, c.published - c.found) for c in counts if c.group == split)}"
-                             for split in SPLITS)
-        notes.append(f"{absent} of the {sum(c.published for c in counts)} published utterances are absent "
-                     f"({by_split}); those with a row are listed among what was left out.")
-    if cuts := sum(Path(s.item).name.startswith(SECOND_CUT) for s in skipped):
-        notes.append(f"The second cuts of {cuts} clip(s) ({SECOND_CUT}…) are not heard, as MELD's authors advise; "
-                     "others report that they fit the labels better.")
+        notes.append(f"{absent} of the {sum(c.published for c in counts)} published utterances are absent; those "
+                     "with a row are listed among what was left out.")
     return tuple(notes)
