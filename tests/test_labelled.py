@@ -124,7 +124,7 @@ def test_counts_that_are_not_the_published_ones_are_refused_unless_allowed(berli
             "emodb")
     for path in (root / "wav").iterdir():
         path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
-    refused(root, r"neu 0 of 79.*; 120 item.*wav/03a01Fa\.wav: is not audio.*a pointer of Git LFS.*git lfs pull",
+    refused(root, r"neu 0 of 79.*; 123 item.*wav/03a01Fa\.wav: is not audio.*a pointer of Git LFS.*git lfs pull",
             "emodb")
 
 
