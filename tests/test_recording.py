@@ -71,7 +71,7 @@ def test_the_memory_hears_a_recording(tmp_path, settings, sllm):
     talk = recording.conversation(path, settings)
     tokenizer = tokenizers.create(settings.replace("codes.codebook_size", 16))
     waveforms = list(audio.cuts(path, [(u.audio.start, u.audio.end) for u in talk.utterances]))
-    tokenizer.fit(waveforms)
+    tokenizer.fit(map(tokenizer.frames, waveforms))
     codes = dict(zip([u.id for u in talk.utterances], map(tokenizer.encode, waveforms), strict=True))
     heard, = protocols.listen(sllm, [talk], codes, EMOTIONS, MemorySettings(rank=2, prefix=8), "dpm")
     assert heard["utterance"].tolist() == [u.id for u in talk.utterances]
