@@ -281,8 +281,7 @@ def of_method(settings: Settings, tuned: Finetuned, codes: CorpusCodes, conversa
         asked = how.settings(settings.memory, model.window)
         if how.writes and asked.steps:
             changed = len(cheaper.memory(model, asked.but(scope="conversation")).lora.fresh)
-        hear = partial(protocols.listen, model, grouped, codes.codes, emotions, settings.memory, method,
-                       streams=settings.evaluation.streams)
+        hear = partial(protocols.listen, protocols.Listener(settings, model, codes.codes, emotions), grouped, method)
 
     def work() -> None:
         for _ in hear():

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +23,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import cheaper, runs
+from . import cheaper, metrics, runs
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus, Fold
 from .corpora.dynamics import emotion_prior, transition_matrix
 from .finetune import Finetuned
-from .memory import Turn, tail
+from .memory import EMPTY, Turn, tail
 from .settings import MemorySettings, Settings, UserError
 from .sllm import EmotionSLLM
 
@@ -83,6 +81,18 @@ METHODS = {
 }
 TOKENS = 4096  # of a forward without a memory, padding counted
 GROUP = 4  # conversations per stream between two writes of predictions: a kill loses at most these
+Chain = tuple[np.ndarray, np.ndarray]  # of emotions: transitions, (emotions, emotions), and prior, (emotions,)
+
+
+@dataclass(frozen=True)
+class Listener:
+    """An SLLM, its settings, and what it may hear: utterance id -> codes, (frames,)."""
+
+    settings: Settings
+    sllm: EmotionSLLM
+    codes: Mapping[str, np.ndarray]
+    emotions: tuple[str, ...]
+    inertia: Chain | None = None  # for memory.target = filtered
 
 
 def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, method: str,
@@ -96,139 +106,158 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     run goes on; `limit`: the first conversations of the split (0: all). UserError for a method or split that is not
     known, and for a GPU that cannot hold one conversation.
     """
-    if method not in METHODS:
-        raise UserError(f"method {method!r} is not known; choose one of {', '.join(METHODS)}")
-    if split not in ("train", "validation", "test"):
-        raise UserError(f"split {split!r} is not known; choose train, validation or test")
-    how, fold = METHODS[method], corpus.folds[settings.fold - 1]
-    asked = how.settings(settings.memory, tuned.sllm.window)
-    conversations = corpus.select(getattr(fold, split)[:limit or None])
-    heard = grouped(conversations, settings.memory, method)
-    donors = donors_of(heard, how.donor)
-    filters = how.writes and asked.rule != "semantic" and asked.target == "filtered"
-    inertia = inertia_of(corpus, fold) if filters else None
+    listener, conversations, heard, donors = _asked(settings, corpus, codes, tuned, method, split, limit)
+    how, window = METHODS[method], tuned.sllm.window
+    asked = how.settings(settings.memory, window)
     if how.writes:
         inputs = {"memory": asked, "donor": how.donor, "bound": how.bound, "seed": settings.seed,
-                  "inertia": inertia and [a.tolist() for a in inertia]}
+                  "inertia": listener.inertia and [a.tolist() for a in listener.inertia]}
     else:  # two methods that hear the same are one artefact
-        inputs = {"prefix": min(asked.prefix if how.prefix is None else how.prefix, tuned.sllm.window),
+        inputs = {"prefix": min(asked.prefix if how.prefix is None else how.prefix, window),
                   "history": asked.history_emotions, "precision": asked.precision}
     made = runs.artefact(settings, "predictions", predict, sllm=tuned.key, split=split,
                          conversations=[c.id for c in conversations], **inputs)
     # Longest first, so that no stream is left alone with a long one, whatever the caller's order. In groups, as one
     # that is heard again after a kill has the same company, and so the same bits.
     queue = sorted(heard, key=lambda c: (-len(c.utterances), c.id))
-    streams = settings.evaluation.streams
-    groups = [queue[start:start + GROUP * streams] for start in range(0, len(queue), GROUP * streams)]
+    size = GROUP * settings.evaluation.streams
+    groups = [queue[start:start + size] for start in range(0, len(queue), size)]
     parts = {made.folder / f"{runs.key([c.id for c in group])}.parquet": group for group in groups}
     with made.making(*parts), tqdm(total=len(queue), desc=f"{method} ({split})", unit="conversation") as bar:
         for part, group in parts.items():
             if part.is_file():
                 bar.update(len(group))
                 continue
-            tables = partial(listen, tuned.sllm, group, codes.codes, corpus.emotions, settings.memory, method,
-                             donors, settings.seed, inertia=inertia)
-            table, streams = _hear(tables, streams, bar)
+            table, listener = _heard(listener, group, method, donors, bar)
             with runs.atomic(part) as temporary:
                 table.to_parquet(temporary, index=False)
-    return _in_order([_read(part) for part in parts], conversations)
+    try:
+        return _in_order(map(pd.read_parquet, parts), conversations)
+    except (OSError, ValueError) as error:
+        raise UserError(f"a file in {made.folder} cannot be read: delete it and run again ({error})") from error
 
 
 def one_by_one(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, method: str,
                protocol: str = "all-lengths", split: str = "test", limit: int = 0) -> pd.DataFrame:
     """As `predict`, but each target of the protocol (`all-lengths` or `complete`) is a recording of its own that
     ends with it, and all of its history is heard again: what the paper does, and what `predict` saves."""
-    how, fold = METHODS[method], corpus.folds[settings.fold - 1]
-    conversations = corpus.select(getattr(fold, split)[:limit or None])
-    heard = grouped(conversations, settings.memory, method)
-    whole = donors_of(heard, how.donor)
-    labelled = [[u.id for u in c.utterances if u.emotion is not None] for c in conversations]
-    targets = {name for names in labelled for name in (names if protocol == "all-lengths" else names[-1:])}
+    listener, conversations, heard, whole = _asked(settings, corpus, codes, tuned, method, split, limit)
+    targets = set(metrics.targets(rows(conversations), protocol)["utterance"])
     recordings, donors = [], {}
     for c in heard:
         for turn, utterance in enumerate(c.utterances):
             if utterance.id in targets:
                 recordings.append(replace(c, id=f"{c.id}#{turn}", utterances=c.utterances[:turn + 1]))
-                donors[f"{c.id}#{turn}"] = whole.get(c.id)
-    tables = listen(tuned.sllm, recordings, codes.codes, corpus.emotions, settings.memory, method, donors,
-                    settings.seed, settings.evaluation.streams, inertia_of(corpus, fold))
-    return _in_order([table.tail(1) for table in tables], conversations)
+                donors[recordings[-1].id] = whole.get(c.id)
+    return _in_order([table.tail(1) for table in listen(listener, recordings, method, donors)], conversations)
 
 
-def listen(model: EmotionSLLM, conversations: Sequence[Conversation], codes: Mapping[str, np.ndarray],
-           emotions: tuple[str, ...], settings: MemorySettings, method: str,
-           donors: Mapping[str, Conversation] | None = None, seed: int = 0, streams: int = 16,
-           inertia: tuple[np.ndarray, np.ndarray] | None = None) -> Iterator[pd.DataFrame]:
-    """Hear these conversations by a method, `streams` of them side by side, and answer every utterance: a table per
-    conversation (columns: see `predict`), as they end.
+def _asked(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, method: str, split: str,
+           limit: int) -> tuple[Listener, Sequence[Conversation], Sequence[Conversation], dict[str, Conversation]]:
+    """Who hears; a split's conversations, as they are and as the method hears them; and the donor of each."""
+    if method not in METHODS or split not in Fold.__annotations__:
+        raise UserError(f"method {method!r} on split {split!r} is not known; choose one of {', '.join(METHODS)} on "
+                        f"{', '.join(Fold.__annotations__)}")
+    fold, how = corpus.folds[settings.fold - 1], METHODS[method]
+    conversations = corpus.select(getattr(fold, split)[:limit or None])
+    heard, given = grouped(conversations, settings.memory, method), {}
+    if how.donor in ("stranger", "speaker"):
+        by_id = {c.id: c for c in heard}
+        chosen = donors(rows(heard), "conversation", shared=how.donor == "speaker")
+        given = {name: by_id[other] for name, other in chosen.items()}
+    chain = inertia_of(corpus, fold) if settings.memory.target == "filtered" else None
+    return Listener(settings, tuned.sllm, codes.codes, corpus.emotions, chain), conversations, heard, given
 
-    `codes`: utterance id -> (frames,). `donors`: conversation id -> the one that its memory is written from, for
-    the controls that ask for it. `inertia`: transitions and prior, where the memory asks for them. UserError for
-    memory.scope = speaker and a conversation of several speakers.
-    """
-    how = METHODS[method]
-    settings = how.settings(settings, model.window)
-    model = model.in_precision(settings.precision)
-    if how.writes and settings.scope == "speaker":
-        if any(len({u.speaker for u in c.utterances}) > 1 for c in conversations):
-            raise UserError("setting memory.scope = speaker needs each speaker's utterances as a conversation: "
-                            "protocols.grouped")
-        settings = settings.but(scope="conversation")
+
+def _heard(listener: Listener, group: Sequence[Conversation], method: str, donors: Mapping[str, Conversation],
+           bar: tqdm) -> tuple[pd.DataFrame, Listener]:
+    """The answers of `listen` as one table; where the GPU's memory cannot hold so many streams, heard anew with
+    half as many. And the listener with as many as it held."""
+    done = bar.n
+    while True:
+        try:
+            tables = []
+            for table in listen(listener, group, method, donors):
+                tables.append(table)
+                bar.update()
+            return pd.concat(tables, ignore_index=True), listener
+        except torch.OutOfMemoryError as error:
+            streams = listener.settings.evaluation.streams // 2
+            if not streams:
+                raise UserError("the GPU's memory cannot hold one conversation: lower memory.prefix or memory.rank "
+                                "or set memory.layers=top-2; finished conversations are kept") from error
+        # Out of the handler, whose traceback holds what filled the memory.
+        listener = replace(listener, settings=listener.settings.replace("evaluation.streams", streams))
+        bar.n = done
+        torch.cuda.empty_cache()
+        tqdm.write(f"CUDA out of memory: going on with {streams} stream(s); evaluation.streams={streams} would "
+                   "have started there", file=sys.stderr)
+
+
+def listen(listener: Listener, conversations: Sequence[Conversation], method: str,
+           donors: Mapping[str, Conversation] | None = None) -> Iterator[pd.DataFrame]:
+    """Hear these conversations by a method, `evaluation.streams` of them side by side, and answer every utterance:
+    a table per conversation (columns: see `predict`), as they end. `donors`: conversation id -> the one that its
+    memory is written from. UserError for memory.scope = speaker and a conversation of several speakers."""
+    how, settings, codes = METHODS[method], listener.settings, listener.codes
+    memory = how.settings(settings.memory, listener.sllm.window)
+    sllm = listener.sllm.in_precision(memory.precision)
     heard = [[codes[u.id] for u in c.utterances] for c in conversations]
     if how.writes:
+        if memory.scope == "speaker" and any(len({u.speaker for u in c.utterances}) > 1 for c in conversations):
+            raise UserError("setting memory.scope = speaker needs each speaker's utterances as a conversation: "
+                            "protocols.grouped")
         written, writers = None, conversations
         if how.donor == "shuffled":
-            written = [[np.random.default_rng([seed, turn]).permutation(sentence)
+            written = [[np.random.default_rng([settings.seed, turn]).permutation(sentence)
                         for turn, sentence in enumerate(sentences)] for sentences in heard]
         elif how.donor:
             writers = [donors[c.id] for c in conversations]
             written = [[codes[u.id] for u in c.utterances] for c in writers]
-        known = {emotion: i for i, emotion in enumerate(emotions)} if how.bound else {}
-        memory = cheaper.memory(model, settings, min(streams, max(1, len(heard))), seed, inertia)
-        turns = memory.batch(heard, written, [[u.speaker for u in c.utterances] for c in writers],
-                             [[known.get(u.emotion) for u in c.utterances] for c in conversations])
+        known = {emotion: i for i, emotion in enumerate(listener.emotions)} if how.bound else {}
+        streams, memory = min(settings.evaluation.streams, max(1, len(heard))), memory.but(scope="conversation")
+        turns = cheaper.memory(sllm, memory, streams, settings.seed, listener.inertia).batch(
+            heard, written, [[u.speaker for u in c.utterances] for c in writers],
+            [[known.get(u.emotion) for u in c.utterances] for c in conversations])
     else:
-        prefix = settings.prefix if how.prefix is None else how.prefix
-        turns = _without_memory(model, heard, prefix, settings.history_emotions == "predicted")
+        prefix = memory.prefix if how.prefix is None else how.prefix
+        turns = _without_memory(sllm, heard, prefix, memory.history_emotions == "predicted")
     so_far: dict[int, list[Turn]] = defaultdict(list)
     for number, turn in turns:
         so_far[number].append(turn)
         if len(so_far[number]) == len(heard[number]):
-            done = so_far.pop(number)
-            table = answered([conversations[number]], emotions, np.stack([t.probabilities for t in done]))
-            yield table.assign(**{name: [getattr(t, name) for t in done]
-                                  for name in ("loss", "own_loss", "norm", "pieces", "skipped")})
+            done = pd.DataFrame(map(vars, so_far.pop(number)))
+            p = np.stack(done.pop("probabilities"))
+            yield answered([conversations[number]], listener.emotions, p).join(done)
 
 
 @torch.no_grad()
-def _without_memory(model: EmotionSLLM, conversations: Sequence[Sequence[np.ndarray]], prefix: int,
+def _without_memory(sllm: EmotionSLLM, conversations: Sequence[Sequence[np.ndarray]], prefix: int,
                     own_answers: bool) -> Iterator[tuple[int, Turn]]:
     """(number of the conversation, its next turn), each read after its own tokens and the `prefix` before them, of
-    as many as fit the window; `own_answers`: the model's emotion tokens stand in the history.
+    as many as fit the window; `own_answers`: the SLLM's emotion tokens stand in the history.
 
     Without those all answers are independent: contexts of about one length share a forward, whose padding is next
     to nothing.
     """
-    spoken = [[model.sentence(codes) for codes in c] for c in conversations]
-    turns = [(i, turn) for i, c in enumerate(spoken) for turn in range(len(c))]
+    turns = [(i, turn) for i, c in enumerate(conversations) for turn in range(len(c))]
     rounds = [turns]
     if own_answers:
-        rounds = [[at for at in turns if at[1] == turn] for turn in range(max(map(len, spoken)))]
-    histories = [torch.empty(0, dtype=torch.long) for _ in spoken]  # all tokens so far, (tokens,)
-    answers: dict[tuple[int, int], np.ndarray] = {}
+        rounds = [[at for at in turns if at[1] == turn] for turn in range(max(map(len, conversations)))]
+    histories, answers = [EMPTY] * len(conversations), {}  # all tokens so far, (tokens,); turn -> (emotions,)
     for asked in rounds:
         contexts = []
         for i, turn in asked:
-            contexts.append(torch.cat([tail(histories[i], prefix), spoken[i][turn]])[-model.window:])
-            histories[i] = torch.cat([histories[i], spoken[i][turn]])
-        for rows in even(contexts):
-            p = model.emotion_logits([contexts[row] for row in rows]).softmax(-1).cpu().numpy()  # (rows, emotions)
-            answers.update(zip([asked[row] for row in rows], p, strict=True))
-        if own_answers:
-            for at in asked:
-                histories[at[0]] = torch.cat([histories[at[0]], model.answer(int(answers[at].argmax()))])
-    for at in sorted(answers):
-        yield at[0], Turn(answers[at], float("nan"), float("nan"), 0.0, 0, 0)
+            sentence = sllm.sentence(conversations[i][turn])
+            contexts.append(torch.cat([tail(histories[i], prefix), sentence])[-sllm.window:])
+            histories[i] = torch.cat([histories[i], sentence])
+        for batch in even(contexts):
+            p = sllm.emotion_logits([contexts[row] for row in batch]).softmax(-1).cpu().numpy()  # (rows, emotions)
+            answers.update(zip([asked[row] for row in batch], p, strict=True))
+        for i, turn in asked if own_answers else ():
+            histories[i] = torch.cat([histories[i], sllm.answer(int(answers[i, turn].argmax()))])
+    for i, turn in turns:
+        yield i, Turn(answers[i, turn], np.nan, np.nan, 0.0, 0, 0)
 
 
 def even(rows: Sequence[Tensor]) -> Iterator[list[int]]:
@@ -243,30 +272,8 @@ def even(rows: Sequence[Tensor]) -> Iterator[list[int]]:
         yield batch
 
 
-def _hear(tables: Callable[..., Iterator[pd.DataFrame]], streams: int, bar: tqdm) -> tuple[pd.DataFrame, int]:
-    """`tables(streams=…)` as one; where the GPU's memory cannot hold so many streams, heard anew with half as many.
-    And how many it held."""
-    done = bar.n
-    while True:
-        try:
-            heard = []
-            for table in tables(streams=streams):
-                heard.append(table)
-                bar.update()
-            return pd.concat(heard, ignore_index=True), streams
-        except torch.OutOfMemoryError as error:
-            if streams == 1:
-                raise UserError("the GPU's memory cannot hold one conversation: lower memory.prefix or memory.rank "
-                                "or set memory.layers=top-2; finished conversations are kept") from error
-        # Out of the handler, whose traceback holds what filled the memory.
-        bar.n, streams = done, streams // 2
-        torch.cuda.empty_cache()
-        tqdm.write(f"CUDA out of memory: going on with {streams} stream(s); evaluation.streams={streams} would "
-                   "have started there", file=sys.stderr)
-
-
-def inertia_of(corpus: Corpus, fold: Fold) -> tuple[np.ndarray, np.ndarray]:
-    """Of the training conversations' emotions: transitions, (emotions, emotions), and prior, (emotions,)."""
+def inertia_of(corpus: Corpus, fold: Fold) -> Chain:
+    """How emotions follow one another in the training conversations."""
     train = corpus.select(fold.train)
     return transition_matrix(train, corpus.emotions), emotion_prior(train, corpus.emotions)
 
@@ -284,27 +291,17 @@ def grouped(conversations: Sequence[Conversation], settings: MemorySettings, met
             for (session, speaker), own in utterances.items()]
 
 
-def donors_of(conversations: Sequence[Conversation], kind: str) -> dict[str, Conversation]:
-    """Another conversation for each, of other speakers (`stranger`) or with one of the same (`speaker`) where the
-    split has any, and no shorter (a memory of fewer updates would be no control); none for another kind. UserError
-    for a single conversation."""
-    if kind not in ("stranger", "speaker"):
-        return {}
-    if len(conversations) < 2:
+def donors(table: pd.DataFrame, of: str, shared: bool = False) -> dict[str, str]:
+    """For each `of` a table (conversation, or speaker) another one, the next in order: one that has no speaker (or
+    conversation) in common with it, or, where `shared`, has one, if there is such; and no shorter, as a memory of
+    fewer updates would be no control. UserError for a single conversation."""
+    parts = table.groupby(of)["speaker" if of == "conversation" else "conversation"].agg(set)
+    names, sizes, chosen = sorted(parts.index), table[of].value_counts(), {}
+    if of == "conversation" and len(names) < 2:
         raise UserError("a control with another's memory needs two conversations or more in the split")
-    by_id = {c.id: c for c in conversations}
-    voices = {name: {u.speaker for u in c.utterances} for name, c in by_id.items()}
-    chosen = matched({name: len(c.utterances) for name, c in by_id.items()},
-                     lambda one, other: bool(voices[one] & voices[other]) == (kind == "speaker"))
-    return {name: by_id[other] for name, other in chosen.items()}
-
-
-def matched(sizes: Mapping[str, int], fits: Callable[[str, str], bool]) -> dict[str, str]:
-    """For each name another one that fits it, where there is any, and is no smaller: the next such in order."""
-    names, chosen = sorted(sizes), {}
     for i, name in enumerate(names):
         others = names[i + 1:] + names[:i] or names
-        fitting = [other for other in others if fits(name, other)] or others
+        fitting = [other for other in others if bool(parts[name] & parts[other]) == shared] or others
         chosen[name] = max(fitting, key=lambda other: min(sizes[other], sizes[name]))
     return chosen
 
@@ -327,14 +324,7 @@ def answered(conversations: Sequence[Conversation], emotions: tuple[str, ...],
     return rows(conversations).assign(**columns)
 
 
-def _in_order(tables: Sequence[pd.DataFrame], conversations: Sequence[Conversation]) -> pd.DataFrame:
+def _in_order(tables: Iterable[pd.DataFrame], conversations: Sequence[Conversation]) -> pd.DataFrame:
     """The answers as `rows` of these conversations, in whatever order and company they were heard."""
     listed, table = rows(conversations), pd.concat(tables, ignore_index=True)
     return listed.merge(table.drop(columns=listed.columns.drop("utterance")), on="utterance")
-
-
-def _read(part: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(part)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{part} cannot be read: delete it and run again ({error})") from error

@@ -193,9 +193,9 @@ def _answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fine
     if not made:
         raise UserError(f"disturbance {disturbance!r} leaves no segment: take it out of ablation.disturbances")
     prior = emotion_prior(corpus.select(corpus.folds[settings.fold - 1].train), emotions)
-    tables = {method: pd.concat(protocols.listen(
-        tuned.sllm, protocols.grouped(made, settings.memory, method), spoken, emotions, settings.memory, method,
-        seed=settings.seed, streams=settings.evaluation.streams)) for method in METHODS}
+    listener = protocols.Listener(settings, tuned.sllm, spoken, emotions)
+    heard = {method: protocols.grouped(made, settings.memory, method) for method in METHODS}
+    tables = {method: pd.concat(protocols.listen(listener, heard[method], method)) for method in METHODS}
     if speaker:
         tables["speaker-memory"] = speakers.remembered(settings, made, spoken, emotions, tuned, *speaker)
     return pd.concat(pd.DataFrame(returned(table, weights, emotions, prior), columns=[f"p_{e}" for e in emotions])

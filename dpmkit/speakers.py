@@ -261,12 +261,12 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
         answers["speaker-memory"][rows] = [memories[name].hear(who[i], z[i]) for i in rows]
         answers["speaker-told"][rows] = [labelled.hear(who[i], z[i], truth[i]) for i in rows]
         answers["speaker-memory-kept"][rows] = [kept.hear(who[i], z[i]) for i in rows]
-    donors, strangers = protocols.donors_of(conversations, "stranger"), _strangers(table)
+    donors, strangers = (protocols.donors(table, of) for of in ("conversation", "speaker"))
     whole = {s: kept.trails[stranger] for s, stranger in strangers.items()}
     in_split = table.groupby("speaker").cumcount()  # utterances of the speaker before each
     in_conversation = table.groupby(["conversation", "speaker"]).cumcount()
     for name, rows in rows_of.items():
-        theirs = list(memories[donors[name].id].trails.values())  # the first speaker gets the first stranger's, …
+        theirs = list(memories[donors[name]].trails.values())  # the first speaker gets the first stranger's, …
         trails = {s: theirs[i % len(theirs)] for i, s in enumerate(dict.fromkeys(who[rows]))}
         for i in rows:
             for method, trail, count in (("speaker-memory-swapped", trails[who[i]], in_conversation[i]),
@@ -276,13 +276,6 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     for name in ("speaker-memory-swapped", "speaker-memory-kept-swapped"):
         answers[name] = filtered(table, answers[name], *chain)
     return {name: protocols.answered(conversations, emotions, p) for name, p in answers.items()}
-
-
-def _strangers(table: pd.DataFrame) -> dict[str, str]:
-    """For each speaker another one, who never talks with it where there is such a one, and who says no less."""
-    places = table.groupby("speaker")["conversation"].agg(set)
-    return protocols.matched(table["speaker"].value_counts().to_dict(),
-                             lambda one, other: not places[one] & places[other])
 
 
 def remembered(settings: Settings, conversations: Sequence[Conversation], codes: Mapping[str, np.ndarray],

@@ -130,8 +130,8 @@ def test_a_swapped_memory_is_told_the_donors_speakers(settings, toy, sharp):
         own, other = ([codes.codes[u.id] for u in c.utterances] for c in (conversation, donor))
         return np.stack([t.probabilities for _, t in memory.batch([own], [other], [[u.speaker for u in
                                                                                    talker.utterances]])])
-    table, = protocols.listen(sharp, [conversation], codes.codes, corpus.emotions, asked, "dpm-swapped",
-                              {conversation.id: donor}, inertia=CHAIN)
+    listener = protocols.Listener(settings.but(memory=asked), sharp, codes.codes, corpus.emotions, CHAIN)
+    table, = protocols.listen(listener, [conversation], "dpm-swapped", {conversation.id: donor})
     np.testing.assert_allclose(table[P].to_numpy(), heard(donor), atol=1e-5)
     assert np.abs(heard(donor) - heard(conversation)).max() > 1e-3
 
@@ -146,8 +146,8 @@ def test_a_speakers_memory_is_the_same_one_by_one_and_refused_where_speakers_are
         pd.testing.assert_frame_equal(got[expected.columns.drop("skipped")].drop(columns="utterance"),
                                       expected.drop(columns=["skipped", "utterance"]), atol=1e-4)
     with pytest.raises(UserError, match=r"memory.scope = speaker.*protocols\.grouped"):
-        next(protocols.listen(tuned.sllm, corpus.select(("s1c3",)), codes.codes, corpus.emotions, settings.memory,
-                              "dpm"))
+        next(protocols.listen(protocols.Listener(settings, tuned.sllm, codes.codes, corpus.emotions),
+                              corpus.select(("s1c3",)), "dpm"))
 
 
 @pytest.mark.parametrize(("config", "kind", "more", "fits"), [

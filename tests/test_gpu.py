@@ -47,7 +47,8 @@ def heard(sllm, corpus, settings, method):
     how = protocols.METHODS[method].donor
     donors = {c.id: d for c, d in zip(some, donors.get(how, some), strict=True)}
     with sdpa_kernel(SDPBackend.MATH):  # as a GPU that is not there has no fused attention
-        tables = list(protocols.listen(sllm, some, codes.codes, EMOTIONS, settings, method, donors, 0, 2, chain))
+        listener = protocols.Listener(Settings.of("smoke").but(memory=settings), sllm, codes.codes, EMOTIONS, chain)
+        tables = list(protocols.listen(listener, some, method, donors))
     return pd.concat(tables).select_dtypes("number").to_numpy()
 
 

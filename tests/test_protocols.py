@@ -56,6 +56,13 @@ def differ(one, two, by=1e-3):
     return np.abs(one[P].to_numpy() - two[P].to_numpy()).max() > by
 
 
+def donor_of(conversations):
+    """Of each conversation's id, for the control with another's memory."""
+    by_id = {c.id: c for c in conversations}
+    chosen = protocols.donors(protocols.rows(conversations), "conversation")
+    return {name: by_id[other] for name, other in chosen.items()}
+
+
 def updates(memory):
     return int(memory.optimizer.state[memory.lora.memories[0]]["step"])
 
@@ -118,7 +125,8 @@ def test_a_label_of_the_bound_reaches_later_predictions_of_its_conversation_alon
     def labelled(label):
         other = relabelled(corpus, lambda u: label if u.id == f"s1c3u{now}" else u.emotion)
         test = other.select(corpus.folds[0].test)
-        tables = protocols.listen(tuned.sllm, test, codes, corpus.emotions, settings.memory, "dpm-told", streams=3)
+        listener = protocols.Listener(settings.replace("evaluation.streams", 3), tuned.sllm, codes, corpus.emotions)
+        tables = protocols.listen(listener, test, "dpm-told")
         return pd.concat(list(tables)).sort_values(["conversation", "turn"], ignore_index=True)
 
     one, two, none = labelled("neu"), labelled("ang"), labelled(None)
@@ -162,7 +170,7 @@ def test_the_loss_of_the_own_sentence_under_the_own_another_and_no_memory(settin
     own, swapped, still = (predict(settings, corpus, codes, tuned, m) for m in ("dpm", "dpm-swapped", "dpm-still"))
     pd.testing.assert_series_equal(own["own_loss"], own["loss"], check_names=False)
     test = corpus.select(corpus.folds[0].test)
-    donors, empty = protocols.donors_of(test, "stranger"), torch.empty(0, dtype=torch.long)
+    donors, empty = donor_of(test), torch.empty(0, dtype=torch.long)
     for c in test:
         said, others = ([sllm.sentence(codes.codes[u.id]) for u in x.utterances] for x in (c, donors[c.id]))
         memory = DynamicParameterMemory(sllm, settings.memory)
@@ -335,17 +343,17 @@ def test_the_donor_is_a_conversation_of_strangers_and_no_shorter_where_there_are
     corpus, _ = toy
     of_fold = corpus.select(corpus.folds[0].train)  # three sessions
     speakers = {c.id: {u.speaker for u in c.utterances} for c in of_fold}
-    donors = protocols.donors_of(of_fold, "stranger")
+    donors = donor_of(of_fold)
     assert set(donors) == set(speakers)
     assert all(not speakers[i] & speakers[d.id] for i, d in donors.items())
-    turned = protocols.donors_of(of_fold[::-1], "stranger")
+    turned = donor_of(of_fold[::-1])
     assert {i: d.id for i, d in donors.items()} == {i: d.id for i, d in turned.items()}
     # as many sentences to write as the target has: there are conversations of its length in every session
     assert all(len(d.utterances) >= len(c.utterances) for c in of_fold for d in [donors[c.id]])
     one_session = corpus.select(corpus.folds[0].test)  # all of the same two speakers
-    assert all(d.id != i for i, d in protocols.donors_of(one_session, "stranger").items())
+    assert all(d.id != i for i, d in donor_of(one_session).items())
     with pytest.raises(UserError, match="two conversations"):
-        protocols.donors_of(one_session[:1], "stranger")
+        donor_of(one_session[:1])
 
 
 def test_the_swapped_memory_hears_the_donor_and_reads_the_target(settings, toy, tuned):
@@ -353,8 +361,7 @@ def test_the_swapped_memory_hears_the_donor_and_reads_the_target(settings, toy, 
     table = predict(settings, corpus, codes, tuned, "dpm-swapped")
     assert differ(table, predict(settings, corpus, codes, tuned, "dpm"))
     test = corpus.select(corpus.folds[0].test)
-    donors = protocols.donors_of(test, "stranger")
-    heard, donor = test[3], donors[test[3].id]
+    heard, donor = test[3], donor_of(test)[test[3].id]
     assert len(donor.utterances) < len(heard.utterances)  # the memory stays as it is when its donor has ended
     sllm, n_r = tuned.sllm, settings.memory.prefix
     memory = DynamicParameterMemory(sllm, settings.memory)
@@ -382,11 +389,11 @@ def test_killed_in_the_second_batch_it_goes_on_there(method, settings, toy, tune
     whole = predict(settings.replace("home", str(tmp_path / "whole")), *toy, tuned, method, "train")
     plain, batches = protocols.listen, []
 
-    def listen(model, batch, *rest, **more):
+    def listen(listener, batch, *rest):
         batches.append([c.id for c in batch])
         if len(batches) == 2:
             raise Killed
-        return plain(model, batch, *rest, **more)
+        return plain(listener, batch, *rest)
 
     monkeypatch.setattr(protocols, "listen", listen)
     with pytest.raises(Killed):
@@ -434,7 +441,7 @@ def test_a_full_disk_and_a_broken_file(settings, toy, tuned, tmp_path, small_dis
     table = predict(settings, *toy, tuned, "window")
     part = next((tmp_path / "runs").rglob("*.parquet"))
     part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"\.parquet cannot be read: delete it"):
+    with pytest.raises(UserError, match=r"predictions.*cannot be read: delete it"):
         predict(settings, *toy, tuned, "window")
     part.unlink()
     assert predict(settings, *toy, tuned, "window").equals(table)
@@ -452,9 +459,9 @@ def test_another_setting_is_another_prediction(settings, toy, tuned):
 
 
 def test_unknown_method_split_and_a_limit(settings, toy, tuned):
-    with pytest.raises(UserError, match=r"'guess' is not known.*window, current, at-once, .*dpm, dpm-swapped"):
+    with pytest.raises(UserError, match=r"'guess' .*is not known.*window, current, at-once, .*dpm, dpm-swapped"):
         predict(settings, *toy, tuned, "guess")
-    with pytest.raises(UserError, match=r"'holdout' is not known.*train, validation or test"):
+    with pytest.raises(UserError, match=r"'holdout' is not known.* on train, validation, test"):
         predict(settings, *toy, tuned, "dpm", "holdout")
     whole = predict(settings, *toy, tuned, "dpm")
     few = predict(settings, *toy, tuned, "dpm", limit=2)

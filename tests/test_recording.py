@@ -12,7 +12,7 @@ from dpmkit import audio, corpora, protocols, tokenizers
 from dpmkit.__main__ import main
 from dpmkit.corpora import demo, espeak, files, manifest, recording
 from dpmkit.corpora.dynamics import EMOTIONS
-from dpmkit.settings import MemorySettings, Settings, UserError
+from dpmkit.settings import Settings, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:silero_vad", "ignore:.*torch.jit")
 import_silero()
@@ -73,7 +73,7 @@ def test_the_memory_hears_a_recording(tmp_path, settings, sllm):
     waveforms = list(audio.cuts(path, [(u.audio.start, u.audio.end) for u in talk.utterances]))
     tokenizer.fit(map(tokenizer.frames, waveforms))
     codes = dict(zip([u.id for u in talk.utterances], map(tokenizer.encode, waveforms), strict=True))
-    heard, = protocols.listen(sllm, [talk], codes, EMOTIONS, MemorySettings(rank=2, prefix=8), "dpm")
+    heard, = protocols.listen(protocols.Listener(settings, sllm, codes, EMOTIONS), [talk], "dpm")
     assert heard["utterance"].tolist() == [u.id for u in talk.utterances]
     assert heard["emotion"].isna().all() and heard["loss"].notna().any()
     np.testing.assert_allclose(heard[[f"p_{e}" for e in EMOTIONS]].sum(axis=1), 1, rtol=1e-5)

@@ -165,9 +165,9 @@ def test_what_is_kept_hears_earlier_conversations_and_no_later_one(prepared):
 
 def test_a_stranger_is_another_speaker_whom_one_never_talks_with_where_there_is_one():
     rows = [("c1", "a"), ("c1", "b"), ("c2", "b"), ("c2", "c"), ("c2", "c"), ("c3", "a"), ("c3", "d")]
-    got = speakers._strangers(pd.DataFrame(rows, columns=["conversation", "speaker"]))
+    got = protocols.donors(pd.DataFrame(rows, columns=["conversation", "speaker"]), "speaker")
     assert got == {"a": "c", "b": "d", "c": "a", "d": "b"}
-    two = speakers._strangers(pd.DataFrame([("c1", "a"), ("c1", "b")], columns=["conversation", "speaker"]))
+    two = protocols.donors(pd.DataFrame([("c1", "a"), ("c1", "b")], columns=["conversation", "speaker"]), "speaker")
     assert two == {"a": "b", "b": "a"}
 
 
@@ -204,7 +204,7 @@ def test_swapped_controls_hang_on_their_donor_s_history_and_not_on_their_own(pre
     m, power, _ = speakers.fitted(settings, corpus, codes, tuned)
     m = dataclasses.replace(m, transition=np.tile(m.prior, (4, 1)))  # the filter passes nothing on: offsets do
     test, rng = corpus.select(corpus.folds[0].test), np.random.default_rng(0)
-    donors = protocols.donors_of(test, "stranger")
+    donors = protocols.donors(protocols.rows(test), "conversation")
 
     def run(key, ids=()):
         said = {i: rng.integers(0, 16, 7) if i in ids else c for i, c in codes.codes.items()}
@@ -217,7 +217,7 @@ def test_swapped_controls_hang_on_their_donor_s_history_and_not_on_their_own(pre
         after = run(c.id, {u.id for u in c.utterances[:3]})
         moved = {name: np.abs(t[P] - after[name][P]).to_numpy().max(axis=1) > 1e-9 for name, t in before.items()}
         own, late = (table["conversation"] == c.id).to_numpy(), (table["turn"] >= 3).to_numpy()
-        given = table["conversation"].map(lambda name, c=c: donors[name].id == c.id).to_numpy()
+        given = table["conversation"].map(lambda name, c=c: donors[name] == c.id).to_numpy()
         assert moved["speaker-memory"][own & late].any() and not moved["speaker-memory"][~own].any()
         swapped = moved["speaker-memory-swapped"]
         assert not swapped[(own & late) | ~(own | given)].any() and swapped[given].any() == given.any()
