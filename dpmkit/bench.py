@@ -281,7 +281,8 @@ def of_method(settings: Settings, tuned: Finetuned, codes: CorpusCodes, conversa
         asked = how.settings(settings.memory, model.window)
         if how.writes and asked.steps:
             changed = len(cheaper.memory(model, asked.but(scope="conversation")).lora.fresh)
-        hear = partial(protocols.listen, protocols.Listener(settings, model, codes.codes, emotions), grouped, method)
+        listener = protocols.Listener(settings, model, codes.codes, emotions)
+        hear = partial(protocols.listen, listener, grouped, method)
 
     def work() -> None:
         for _ in hear():
