@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML, Audio, display
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from . import audio, runs
@@ -37,9 +38,10 @@ def save(figure: Figure, settings: Settings, name: str) -> Path:
     return path
 
 
-def _legend(axes: plt.Axes, place: str = "outside upper left", columns: int = 5) -> None:
-    """One for all of the figure, of what these axes hold."""
-    axes.figure.legend(*axes.get_legend_handles_labels(), loc=place, ncols=columns)
+def _legend(figure: Figure) -> Figure:
+    """The figure with one legend for all of it, of what its first axes hold."""
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=5)
+    return figure
 
 
 def _ends(table: pd.DataFrame, key: str) -> np.ndarray:
@@ -183,22 +185,19 @@ def by_bin(rows: Rows) -> Figure:
     """WA against the position in the conversation or its length, with intervals: rows of `metrics.by_bin`."""
     bins = "turns" if "turns" in rows[0] else "utterances"
     table = pd.DataFrame(rows).rename(columns={bins: "label"})
-    figure = _by_category({f"{bins} of the conversation": table}, "WA, %")
-    _legend(figure.axes[0])
-    return figure
+    return _legend(_by_category({f"{bins} of the conversation": table}, "WA, %"))
 
 
 def reliability(rows_by_method: Mapping[str, Rows]) -> Figure:
     """Accuracy against confidence, a line per method of `metrics.reliability`'s rows, on the diagonal where answers
     are as sure as right."""
-    figure, axes = plt.subplots(figsize=(4.8, 3.3))
+    figure, axes = plt.subplots(figsize=(6.4, 3.6))
     axes.axline((0, 0), slope=1, color="0.6", lw=0.8)
     for method, rows in rows_by_method.items():
         axes.plot("confidence", "accuracy", data=pd.DataFrame(rows), label=method)
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence: probability of the answer",
              ylabel="accuracy: share that is right")
-    _legend(axes, "outside right center", columns=1)
-    return figure
+    return _legend(figure)
 
 
 def recalls(by_method: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
@@ -210,8 +209,7 @@ def recalls(by_method: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figur
                               for method, of in by_method.items()})
         table.plot.bar(ax=axes, rot=0, width=0.8, color=COLOURS, legend=False, title=name,
                        xlabel="emotion and its number of utterances")
-    _legend(panels[0], "outside upper center", columns=6)
-    return figure
+    return _legend(figure)
 
 
 def pareto(rows: Rows) -> Figure:
@@ -224,8 +222,9 @@ def pareto(rows: Rows) -> Figure:
     for method, part in table.groupby("method", sort=False):
         _points(axes, part["ms"], part, label=method, linestyle="", markersize=6)
     axes.set(xscale="log", xlabel="milliseconds per sentence", ylabel="WA, %")
-    _legend(axes, "outside right center", columns=1)
-    return figure
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(LogFormatter())  # plain numbers, where the range is less than a decade or two
+    return _legend(figure)
 
 
 def cost(rows: Rows, window: int, rates: Sequence[float]) -> Figure:
@@ -240,8 +239,7 @@ def cost(rows: Rows, window: int, rates: Sequence[float]) -> Figure:
             axes.axvline(window / rate, color="0.5", lw=0.8, ls="--")
             axes.annotate(f"{window} tokens at {rate:g} Hz: {window / rate:.0f} s", (window / rate, 0.98),
                           xycoords=("data", "axes fraction"), rotation=90, ha="right", va="top", fontsize=7)
-    _legend(panels[0])
-    return figure
+    return _legend(figure)
 
 
 MACHINE = "boundaries set by a machine"
@@ -261,5 +259,4 @@ def robustness(rows: Rows) -> Figure:
     for axes in figure.axes:
         if axes.get_xlabel() == MACHINE:
             plt.setp(axes.lines, linestyle="")
-    _legend(figure.axes[0], columns=6)
-    return figure
+    return _legend(figure)
