@@ -7,7 +7,7 @@ FOLDS   ?= 1
 SEEDS   ?= 0
 SET     ?=
 BIN     := .venv/bin
-RUN     := $(BIN)/python -m dpmkit reproduce --profile $(PROFILE) --folds $(FOLDS) --seeds $(SEEDS) \
+RUN      = $(BIN)/python -m dpmkit reproduce --profile $(PROFILE) --folds $(FOLDS) --seeds $(SEEDS) \
            $(if $(CORPUS),--corpus $(CORPUS)) $(if $(ROOT),--root "$(ROOT)") $(foreach pair,$(SET),--set '$(pair)')
 
 # A virtual environment works in the folder it was made for alone: its scripts and the installed dpmkit name that
@@ -15,8 +15,10 @@ RUN     := $(BIN)/python -m dpmkit reproduce --profile $(PROFILE) --folds $(FOLD
 MOVED   := $(shell [ ! -e .venv/.complete ] || { [ -x $(BIN)/python ] && \
            grep '^command = ' .venv/pyvenv.cfg | grep -qF -- " $$(pwd -P)/.venv"; } || echo --clear)
 
-.PHONY: help setup reproduce notebooks test lab report publish clean moved
+.PHONY: help setup quick table1 reproduce notebooks test lab report publish clean moved
 help:
+	@echo "make quick                     Table 1 at reduced size: notebooks 01 to 03 of profile quick, five minutes"
+	@echo "make table1                    Table 1: notebooks 01 to 03 on the demo corpus"
 	@echo "make reproduce                 the five notebooks on the demo corpus, results/own/, beside the reference"
 	@echo "make test                      every test, the smoke notebooks included"
 	@echo "make lab                       JupyterLab on notebooks/"
@@ -38,10 +40,11 @@ help:
 
 setup: .venv/.complete
 
-reproduce: .venv/.complete
-	$(BIN)/python -m dpmkit reproduce --profile $(PROFILE) --folds $(FOLDS) --seeds $(SEEDS)
+quick: PROFILE = quick
+quick table1: .venv/.complete
+	$(RUN) --notebooks 01,02,03
 
-notebooks: .venv/.complete
+reproduce notebooks: .venv/.complete
 	$(RUN)
 
 test: .venv/.complete

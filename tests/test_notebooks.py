@@ -178,3 +178,10 @@ def test_make_passes_what_it_is_told():
     for part in ("--profile smoke", "--corpus manifest", '--root "my own"', "--folds all", "--seeds 0,1",
                  "--set 'memory.lr=1e-3'", "--set 'codes.tokenizer=mimi'"):
         assert part in shown
+
+
+@pytest.mark.parametrize(("target", "profile"), [("quick", "quick"), ("table1", "demo")])
+def test_make_has_shorter_paths_to_table_1(target, profile):
+    shown = subprocess.run(["make", "-n", "-o", ".venv/.complete", target], cwd=CHECKOUT, capture_output=True,
+                           text=True, check=True).stdout
+    assert f"--profile {profile} " in shown and "--notebooks 01,02,03" in shown
