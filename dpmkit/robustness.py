@@ -194,8 +194,8 @@ def _answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fine
         raise UserError(f"disturbance {disturbance!r} leaves no segment: take it out of ablation.disturbances")
     prior = emotion_prior(corpus.select(corpus.folds[settings.fold - 1].train), emotions)
     listener = protocols.Listener(settings, tuned.sllm, spoken, emotions)
-    heard = {method: protocols.grouped(made, settings.memory, method) for method in METHODS}
-    tables = {method: pd.concat(protocols.listen(listener, heard[method], method)) for method in METHODS}
+    tables = {method: pd.concat(protocols.listen(listener, protocols.grouped(made, settings.memory, method), method))
+              for method in METHODS}
     if speaker:
         tables["speaker-memory"] = speakers.remembered(settings, made, spoken, emotions, tuned, *speaker)
     return pd.concat(pd.DataFrame(returned(table, weights, emotions, prior), columns=[f"p_{e}" for e in emotions])
