@@ -32,8 +32,7 @@ SHORTEST = round(0.2 * audio.RATE)  # samples of a segment at least, where the k
 TALKERS = 6  # voices in the babble at any time
 LEVELS = {  # kind: least level and most
     "none": (0, 0), "silero": (0, 0),  # the latter: boundaries by voice activity
-    "jitter": (0, 10),  # s that a boundary moves at most, by a uniform draw
-    "chunks": (0.2, 3600),  # s of each
+    "jitter": (0, 10), "chunks": (0.2, 3600),  # s that a boundary moves at most, by a uniform draw | of a chunk
     "white": (-20, 60), "babble": (-20, 60),  # dB of speech over it, by their power within utterances
     "overlap": (0, 0.9)}  # share of an utterance that the next one starts early
 
@@ -193,9 +192,10 @@ def _answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fine
     if not made:
         raise UserError(f"disturbance {disturbance!r} leaves no segment: take it out of ablation.disturbances")
     prior = emotion_prior(corpus.select(corpus.folds[settings.fold - 1].train), emotions)
-    listener = protocols.Listener(settings, tuned.sllm, spoken, emotions)
-    tables = {method: pd.concat(protocols.listen(listener, protocols.grouped(made, settings.memory, method), method))
-              for method in METHODS}
+    listener, tables = protocols.Listener(settings, tuned.sllm, spoken, emotions), {}
+    for method in METHODS:
+        turns = protocols.grouped(made, settings.memory, method)
+        tables[method] = pd.concat(protocols.listen(listener, turns, method))
     if speaker:
         tables["speaker-memory"] = speakers.remembered(settings, made, spoken, emotions, tuned, *speaker)
     return pd.concat(pd.DataFrame(returned(table, weights, emotions, prior), columns=[f"p_{e}" for e in emotions])
