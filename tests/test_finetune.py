@@ -58,9 +58,8 @@ def elsewhere(settings, tmp_path, name="elsewhere"):
     return settings.replace("home", str(tmp_path / name))
 
 
-def test_it_learns_what_can_be_learnt(learning, toy):
-    corpus, codes = toy
-    tuned = train(learning, corpus, codes)
+def test_it_learns_what_can_be_learnt(learning, toy, whole):
+    (corpus, codes), tuned = toy, whole
     losses = [row["train_loss"] for row in tuned.history]
     assert losses[-1] < 0.8 * losses[0]
     assert [row["epoch"] for row in tuned.history] == list(range(1, len(losses) + 1))
@@ -93,13 +92,11 @@ def test_the_same_seed_twice_and_another_once(learning, toy, whole, tmp_path):
     assert not same(one, train(learning.replace("seed", 1), corpus, codes))
 
 
-def test_trained_once_then_loaded(learning, toy, monkeypatch):
-    corpus, codes = toy
-    first = train(learning, corpus, codes)
+def test_trained_once_then_loaded(learning, toy, whole, monkeypatch):
     monkeypatch.setattr(finetune, "fit", None)
-    again = train(learning, corpus, codes)
-    assert same(first, again) and again.sllm.fingerprint() == first.sllm.fingerprint()
-    kept = sorted(p.name for p in first.folder.parent.iterdir())
+    again = train(learning.replace("home", str(whole.folder.parents[3])), *toy)
+    assert same(whole, again) and again.sllm.fingerprint() == whole.sllm.fingerprint()
+    kept = sorted(p.name for p in whole.folder.parent.iterdir())
     assert kept == [".lock", "history.json", "made.json", "sllm"]  # no checkpoints
 
 
@@ -135,30 +132,19 @@ def in_a_checkpoint(number):
     return arm
 
 
-def after_the_last_epoch(patch):
-    def stop(*args):
-        raise Killed
-    patch.setattr(runs, "write_json", stop)
-
-
-def before_the_best_is_loaded(patch):
-    def stop(*args):
-        raise Killed
-    patch.setattr(Trainer, "_load_best_model", stop)
-
-
-def before_the_model_is_saved(patch):
-    def stop(*args):
-        raise Killed
-    patch.setattr(EmotionSLLM, "save", stop)
+def at(place, name):
+    """Killed where this function is called."""
+    def arm(patch):
+        def stop(*args):
+            raise Killed
+        patch.setattr(place, name, stop)
+    return arm
 
 
 # 12 training conversations in batches of 4: three steps an epoch.
-KILLS = {"before any checkpoint": [in_a_step(2)], "in epoch 2": [in_a_step(5)],
-         "in the first checkpoint": [in_a_checkpoint(1)], "in the third": [in_a_checkpoint(3)],
-         "after its patience": [before_the_best_is_loaded], "after the last epoch": [after_the_last_epoch],
-         "before it is saved": [before_the_model_is_saved],
-         "again and again": [in_a_step(4), in_a_checkpoint(2), in_a_step(7), in_a_step(2), after_the_last_epoch]}
+KILLS = {"before any checkpoint": [in_a_step(2)], "in the first checkpoint": [in_a_checkpoint(1)],
+         "after its patience": [at(Trainer, "_load_best_model")], "before it is saved": [at(EmotionSLLM, "save")],
+         "again and again": [in_a_step(4), in_a_checkpoint(2), in_a_step(7), in_a_step(2), at(runs, "write_json")]}
 
 
 @pytest.mark.parametrize("kills", KILLS.values(), ids=KILLS.keys())

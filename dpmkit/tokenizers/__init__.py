@@ -21,8 +21,8 @@ TOKENIZERS = {"kmeans": "kmeans.KMeansTokenizer", "s3-v2-25hz": "neural.S3Tokeni
 
 
 class Tokenizer(Protocol):
-    """Made of `Settings`: UserError for what it cannot do and for weights that are missing; none are loaded before
-    `load`. Waveforms are float32 in [-1, 1] at audio.RATE, shape (samples,)."""
+    """Made of `Settings`: UserError for what it cannot do and for weights that are missing. Waveforms are float32
+    in [-1, 1] at audio.RATE, shape (samples,). Those that learn their codebook have `frames`, `fit` and `save`."""
 
     name: str
     codebook_size: int
@@ -32,20 +32,20 @@ class Tokenizer(Protocol):
     facts: dict[str, Any]  # for records: source, version, weights_sha256 and its own settings
 
     def load(self, folder: Path) -> None:
-        """All that `encode` needs; of one that learns the codebook that `save` wrote into `folder`."""
+        """The codebook that `save` wrote into `folder`."""
 
     def encode(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
         """Codes, int64 in [0, codebook_size), shape (codes,): round(seconds * frame_rate), at least 1. `acoustic`:
-        its `acoustics.frames`, where they are known, which one that encodes them then does not compute again."""
+        its `acoustics.frames` where they are known: k-means over them does not compute them again."""
 
     def frames(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
-        """Where it learns: what is clustered, (codes, features)."""
+        """What is clustered, (codes, features)."""
 
     def fit(self, frames: Iterable[np.ndarray]) -> None:
-        """Where it learns: the codebook from `frames` of utterances, which must be the training fold's alone."""
+        """The codebook from `frames` of utterances, which must be the training fold's alone."""
 
     def save(self, folder: Path) -> None:
-        """Where it learns: the codebook into `folder`."""
+        """The codebook into `folder`."""
 
 
 def create(settings: Settings) -> Tokenizer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,7 @@ class KMeansTokenizer:
         codes = settings.codes
         self.codebook_size, self.frame_rate = codes.codebook_size or 256, codes.frame_rate or acoustics.RATE
         if not 1 <= self.frame_rate <= 100:
-            raise UserError(f"setting codes.frame_rate is {codes.frame_rate:g}, but tokenizer kmeans can do 1 to "
-                            "100 alone; codes.frame_rate=0 takes its own")
+            raise UserError(f"setting codes.frame_rate is {self.frame_rate:g}, but tokenizer kmeans has 1 to 100")
         self.prosody_weight, self.files = codes.prosody_weight, {}
         self.facts = {"source": "the training fold", "version": versions("dpmkit", "scikit-learn")}
 
@@ -93,15 +93,12 @@ class KMeansTokenizer:
     def load(self, folder: Path) -> None:
         """What `save` wrote; UserError for a file that is missing, damaged, or of another tokenizer."""
         path = Path(folder) / FITTED
-        try:
-            with safe_open(path, "np") as file:
-                described = file.metadata()["dpmkit"]
-                self.mean, self.scale, self.centroids = map(file.get_tensor, ("mean", "scale", "centroids"))
-            if described != json.dumps(self.described):
-                raise ValueError(f"it is of {described}")
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is not the tokenizer of these settings ({error}); delete its folder and run "
-                            "again") from error
+        described = None
+        with suppress(OSError, SafetensorError), safe_open(path, "np") as file:
+            described = (file.metadata() or {}).get("dpmkit")
+            self.mean, self.scale, self.centroids = map(file.get_tensor, ("mean", "scale", "centroids"))
+        if described != json.dumps(self.described):
+            raise UserError(f"{path} is not the tokenizer of these settings: delete its folder and run again")
 
 
 def versions(*packages: str) -> str:

@@ -35,7 +35,7 @@ S3_SHAPE = {"n_audio_state": 1280, "n_audio_head": 20, "n_audio_layer": 6}  # v3
 
 
 class Neural:
-    """What these tokenizers share: the files of a model, found and hashed, and `model`, loaded once asked for."""
+    """What these tokenizers share: the files of a model, found and hashed, and the model."""
 
     name = default = ""  # `default`: the hub id that the weights are published under
     kind = ""  # its model_type in transformers
@@ -61,7 +61,7 @@ class Neural:
         return given or possible[0]
 
     def load(self, folder: Path) -> None:
-        """Of published codebooks nothing is kept in `folder`."""
+        """Nothing: the codebook is published, and `model` is loaded once asked for."""
 
     @cached_property
     def config(self) -> PretrainedConfig:
