@@ -64,7 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
     plan.add_argument("--tflops", type=float, default=0.0,
                       help="rate of a large product on the GPU planned for (default: of this machine, measured)")
-    plan.add_argument("--price", type=float, default=0.0, help="of a GPU hour")
     bench = command(_bench, values, corpus)
     bench.add_argument("what", choices=("memory", "context", "stream", "reproduce"))
     bench.add_argument("--repeats", type=int, default=3, help="memory: rounds of all arms (default 3)")

@@ -6,7 +6,6 @@ writing are taken to reach. Of a pretrained backbone only the shape is loaded, a
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+from torch.utils.benchmark import Timer
 
 from . import backbones, records
 from .codes import CorpusCodes
@@ -27,39 +27,38 @@ from .sllm import EmotionSLLM, Vocabulary
 SPARE = 0.95  # of the memory at hand may be asked for
 UTILISATION = 0.4  # of the rate of a large product, which training reaches
 PUBLISHED = {"s3-v2-25hz": (6561, 25.0), "mimi": (2048, 12.5)}  # codes and rate where the setting is 0
-GPUS = (1, 15)  # that a plan's hours are shared out over
 PASSES = 2  # of a frozen backbone per step: forward, and the gradient of its activations
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Counts of an epoch and of its largest forward; bytes; seconds of all epochs on `device`."""
+    """What training takes on `device`: counts, FLOPs of all epochs, and bytes at its largest moment."""
 
     parameters: int
     trained: int
     tokens: int  # per epoch, padding included
     largest: int  # tokens of the largest forward
-    memory: dict[str, int]  # weights, optimiser, activations, logits; bytes
-    flops: float  # of all epochs
+    memory: dict[str, int]  # weights, optimiser, activations, logits
+    flops: float
     rate: float  # FLOP/s of a large product here
     available: int  # bytes
     device: str
 
     @property
-    def gigabytes(self) -> float:
-        """At the largest moment of training."""
-        return sum(self.memory.values()) / 1e9
+    def bytes(self) -> int:
+        """Of all kinds."""
+        return sum(self.memory.values())
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in self.memory.items())
         return (f"fine-tuning {self.parameters / 1e6:.0f} M parameters ({self.trained / 1e6:.1f} M trained) on "
-                f"{self.tokens / 1e6:.2f} M tokens per epoch: about {self.gigabytes:.1f} GB ({parts}) of "
+                f"{self.tokens / 1e6:.2f} M tokens per epoch: about {self.bytes / 1e9:.1f} GB ({parts}) of "
                 f"{self.available / 1e9:.1f} GB, and {self.flops / (UTILISATION * self.rate) / 3600:.1f} h at "
                 f"{UTILISATION:.0%} of the measured {self.rate / 1e12:.2f} TFLOP/s ({self.device})")
 
     def checked(self) -> Estimate:
         """Itself; UserError with the numbers where the memory cannot hold it."""
-        if sum(self.memory.values()) > SPARE * self.available:
+        if self.bytes > SPARE * self.available:
             raise UserError(f"it does not fit: {self}. Lower finetune.forward_tokens (its largest forward has "
                             f"{self.largest} tokens), set finetune.checkpointing=true, keep fewer layers "
                             "(backbone.keep_layers), or take a larger device")
@@ -113,51 +112,35 @@ def _activations(config, size: int, tune: FinetuneSettings) -> int:
     if tune.lora_rank:
         own = 4 if size < 4 or tune.lora_dropout else 0  # else they are the layers' own inputs
         block += (own + bool(tune.lora_dropout)) * (6 * hidden + inner)
-    if tune.checkpointing:
-        return int(config.num_hidden_layers * size * hidden + block)
-    return int(config.num_hidden_layers * block)
+    kept = size * hidden if tune.checkpointing else block
+    return int(config.num_hidden_layers * kept + tune.checkpointing * block)
 
 
 def _free_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes that this process may still take: of the machine, or of the container or job (control group, of version
-    1 or 2) that it runs in, whichever is less."""
+    """Bytes that this process may still take: of the machine, or of the control groups that it runs in (a container
+    or job), whichever is less."""
     free = [psutil.virtual_memory().available]
-    groups = own.read_text().splitlines() if own.is_file() else []
-    for _, controllers, path in (line.split(":", 2) for line in groups):
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        place, limit, used = ((root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes") if controllers
-                              else (root, "memory.max", "memory.current"))
-        within = place / path.lstrip("/")
-        for group in (within, *within.parents):  # a container may see its own group as the root
-            with suppress(OSError, ValueError, KeyError):  # no such file; no limit ("max")
-                free.append(int((group / limit).read_text()) - int((group / used).read_text()))
-                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                free[-1] += int(stat["inactive_file"])  # cached: given back when it is needed
+    lines = own.read_text().splitlines() if own.is_file() else []
+    within = root.joinpath(*(line.removeprefix("0::/") for line in lines if line.startswith("0::/")))
+    for group in (within, *within.parents):
+        with suppress(OSError, ValueError, KeyError):  # no such file; no limit ("max")
+            free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            free[-1] += int(stat["inactive_file"])  # cached: given back when it is needed
     return max(0, min(free))
 
 
-def matmul_rate(where: torch.device, dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
+def matmul_rate(where: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
     """FLOP/s of a product of two `size` x `size` matrices."""
     a = torch.randn(size, size, device=where).to(dtype)
-    a @ a
-    start, done = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        a @ a
-        if where.type == "cuda":
-            torch.cuda.synchronize(where)
-        done += 1
-    return done * 2 * size ** 3 / (time.perf_counter() - start)
+    timer = Timer("a @ a", globals={"a": a}, num_threads=torch.get_num_threads())
+    return 2 * size ** 3 / timer.blocked_autorange(min_run_time=0.3).median
 
-
-# -- the plan of a whole reproduction ----------------------------------------------------------------------
 
 def plan(settings: Settings, corpus: Corpus, folds: Sequence[int], seeds: int, forwards: Callable, writers: int,
-         teraflops: float = 0.0, price: float = 0.0) -> Path:
-    """Add the row of this corpus to bench/plan-<profile>.json, in place of an earlier one; returns its path.
-
-    `forwards`, `writers`: see `cell`. `teraflops`: rate of a large product on the device that is planned for, where
-    it is not this one; `price`: per GPU hour.
+         teraflops: float = 0.0) -> Path:
+    """GPU hours of all folds and seeds: the row of this corpus in bench/plan-<profile>.json, whose path is given.
+    `teraflops`: rate of a large product on the device planned for, where it is not this one; the rest: see `cell`.
     """
     started = time.perf_counter()
     if not settings.backbone.source:
@@ -165,31 +148,28 @@ def plan(settings: Settings, corpus: Corpus, folds: Sequence[int], seeds: int, f
                         "backbone.source")
     rate = teraflops * 1e12 or matmul_rate(device(settings), getattr(torch, settings.backbone.dtype), 4096)
     cells = [cell(settings.replace("fold", fold), corpus, forwards, writers) for fold in folds]
-    hours = [(c["training"] + c["writing"] + c["reading"]) / (UTILISATION * rate) / 3600
-             for c in cells for _ in range(seeds)]
-    row = {"profile": settings.profile, "corpus": settings.corpus, "seeds": seeds, "teraflops": rate / 1e12,
-           "measured_here": not teraflops, "utilisation": UTILISATION, "price": price, "cells": cells,
-           "gpu_hours": sum(hours), "hours_on": {str(n): makespan(hours, n) for n in GPUS}}
+    hours = seeds * sum(c["training"] + c["writing"] + c["reading"] for c in cells) / (UTILISATION * rate) / 3600
     known = (records.load_bench(settings, "plan") or {"results": {"rows": []}})["results"]["rows"]
-    rows = [r for r in known if (r["profile"], r["corpus"]) != (row["profile"], row["corpus"])]
-    rows = sorted([*rows, row], key=lambda r: (r["profile"], r["corpus"]))
+    rows = [row for row in known if row["corpus"] != settings.corpus]
+    rows.append({"profile": settings.profile, "corpus": settings.corpus, "seeds": seeds, "teraflops": rate / 1e12,
+                 "utilisation": UTILISATION, "cells": cells, "gpu_hours": hours})
     return records.save_bench(settings, "plan", {"rows": rows}, time.perf_counter() - started)
 
 
 def cell(settings: Settings, corpus: Corpus, forwards: Callable, writers: int) -> dict[str, float]:
     """One fold and one seed: FLOPs of all epochs of training, of all that writes a memory (the grid of rates, every
-    row, the bound), and of all that only reads (the methods without one, the states that the speakers' memory is
-    fitted on); sentences of the test split; gigabytes in training.
-
-    `forwards`: `finetune.forwards`; `writers`: rows of the method table that write a memory, without the bound.
-    """
-    codes = silent(settings, corpus)
-    sllm = shell(settings, codes.facts["codebook_size"], corpus.emotions)
+    row, the bound), and of all that only reads (the other methods, the states that the speakers' memory is fitted
+    on); gigabytes in training. `forwards`: `finetune.forwards`; `writers`: methods that write, without the bound."""
+    size, rate = PUBLISHED.get(settings.codes.tokenizer, (256, 25.0))
+    size, rate = settings.codes.codebook_size or size, settings.codes.frame_rate or rate
+    silent = {u.id: np.zeros(max(1, round(u.seconds * rate)), np.int64)  # of the right number
+              for c in corpus.conversations for u in c.utterances}
+    codes = CorpusCodes("silent", silent, {}, {"codebook_size": size, "frame_rate": rate})
+    sllm = shell(settings, size, corpus.emotions)
     trained = training(settings, sllm, forwards(settings, corpus, codes, sllm))
     fold = corpus.folds[settings.fold - 1]
-    lengths = {split: [[len(codes.codes[u.id]) + 1 for u in c.utterances]
-                       for c in corpus.select(getattr(fold, split))] for split in ("train", "validation", "test")}
-    test, some = lengths["test"], lengths["validation"][:settings.ablation.conversations]
+    train, validation, test = ([[len(silent[u.id]) + 1 for u in c.utterances] for c in corpus.select(split)]
+                               for split in (fold.train, fold.validation, fold.test))
     config, inside = sllm.causal_lm.config, sum(m.weight.numel() for m in sllm.linear_layers().values())
 
     def once(conversations: list[list[int]], prefix: int = settings.memory.prefix) -> float:
@@ -199,29 +179,11 @@ def cell(settings: Settings, corpus: Corpus, forwards: Callable, writers: int) -
         attention = 4.0 * config.hidden_size * config.num_hidden_layers * rows ** 2
         return float((2.0 * inside * rows + attention).sum())
 
-    rates = len([rate for rate in settings.ablation.lr if rate > 0])
-    bound = rates * once(some) + once(test)  # dpm-told, which makes one more step per sentence
-    # Each step, then the read.
-    writing = PASSES * bound + (PASSES * max(1, settings.memory.steps) + 1) * (
-        bound + rates * once(some) + writers * once(test))
-    windows = sum(once(lengths[split]) for split in lengths) + once(lengths["validation"]) + 2 * once(test)
-    return {"fold": settings.fold, "training": trained.flops, "writing": writing,
-            "reading": windows + once(test, 0) + once(test, sllm.window),
-            "sentences": sum(map(len, test)), "gigabytes": trained.gigabytes}
-
-
-def silent(settings: Settings, corpus: Corpus) -> CorpusCodes:
-    """Codes of the right number, all of them 0: an utterance has its seconds at the tokenizer's frame rate."""
-    size, rate = PUBLISHED.get(settings.codes.tokenizer, (256, 25.0))
-    size, rate = settings.codes.codebook_size or size, settings.codes.frame_rate or rate
-    codes = {u.id: np.zeros(max(1, round(u.seconds * rate)), np.int64)
-             for c in corpus.conversations for u in c.utterances}
-    return CorpusCodes("silent", codes, {}, {"codebook_size": size, "frame_rate": rate})
-
-
-def makespan(hours: Sequence[float], gpus: int) -> float:
-    """Hours until all cells have ended, the longest first, each on the GPU that is free soonest."""
-    free = [0.0] * gpus
-    for h in sorted(hours, reverse=True):
-        heapq.heappush(free, heapq.heappop(free) + h)
-    return max(free)
+    tried = sum(rate > 0 for rate in settings.ablation.lr) * once(validation[:settings.ablation.conversations])
+    bound = tried + once(test)  # dpm-told, which makes one more step per sentence
+    each = PASSES * max(1, settings.memory.steps) + 1  # the steps, then the read
+    return {"fold": settings.fold, "training": trained.flops,
+            "writing": PASSES * bound + each * (bound + tried + writers * once(test)),
+            "reading": (once(train) + 2 * once(validation) + 3 * once(test) + once(test, 0)
+                        + once(test, sllm.window)),
+            "gigabytes": trained.bytes / 1e9}

@@ -4,6 +4,7 @@ whose FLOPs are those of the real model and whose hours those of its cells."""
 import dataclasses
 import json
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dpmkit import estimate, finetune, methods, report, tables
+from dpmkit.codes import CorpusCodes
 from dpmkit.finetune import Dialogues, collate_sequences
 from dpmkit.settings import UserError
 from dpmkit.sllm import EmotionSLLM
@@ -101,10 +103,9 @@ def test_what_cannot_fit_is_refused_before_it_starts(asked, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(("files", "own", "free"), [
-    ({"memory/job/memory.limit_in_bytes": "5000", "memory/job/memory.usage_in_bytes": "3000",
-      "memory/job/memory.stat": "cache 700\ninactive_file 600\n"}, "5:cpu:/x\n4:memory:/job\n0::/\n", 2600),
-    ({"memory/memory.limit_in_bytes": "5000", "memory/memory.usage_in_bytes": "1000"}, "4:memory:/of the host\n",
-     4000),  # a container sees its group as the root
+    ({"job/memory.max": "5000", "job/memory.current": "3000", "job/memory.stat": "file 700\ninactive_file 600\n"},
+     "4:cpu:/x\n0::/job\n", 2600),
+    ({"memory.max": "5000", "memory.current": "1000"}, "0::/of/the host\n", 4000),  # a container's own is the root
     ({"a/b/memory.max": "max", "a/b/memory.current": "10", "a/memory.max": "900", "a/memory.current": "100"},
      "0::/a/b\n", 800),  # the group above is what limits
     ({"memory.max": "50", "memory.current": "90"}, "0::/\n", 0),
@@ -140,6 +141,12 @@ def plan(settings, corpus, *more, **given):
     return estimate.plan(settings, corpus, *more, *GIVEN, **given)
 
 
+def silent(corpus):
+    """Codes that are all 0, 25 a second: the right number is all that counts."""
+    codes = {u.id: np.zeros(round(25 * u.seconds), int) for c in corpus.conversations for u in c.utterances}
+    return CorpusCodes("silent", codes, {}, {"codebook_size": 16, "frame_rate": 25.0})
+
+
 def counted(model, prefix, conversations):
     """FLOPs of the decoder, a forward for every sentence behind its prefix."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -152,7 +159,7 @@ def counted(model, prefix, conversations):
 
 def test_reading_is_what_the_forwards_take(planned):
     settings, corpus = planned
-    got, codes = cell(settings, corpus), estimate.silent(settings, corpus)
+    got, codes = cell(settings, corpus), silent(corpus)
     model = EmotionSLLM.create(settings.backbone, settings.finetune.__class__(), 16, corpus.emotions).eval()
     model.causal_lm.set_attn_implementation("eager")  # the counter does not see into the fused one
     fold = corpus.folds[0]
@@ -163,7 +170,6 @@ def test_reading_is_what_the_forwards_take(planned):
                 + 2 * counted(model, n_r, said["test"]) + counted(model, 0, said["test"])
                 + counted(model, model.window, said["test"]))
     assert got["reading"] == pytest.approx(expected, rel=0.03)
-    assert got["sentences"] == sum(map(len, said["test"]))
     assert got["training"] == finetune.estimated(settings, corpus, codes).flops
 
 
@@ -181,25 +187,19 @@ def test_writing_grows_with_the_steps_and_the_rates(planned):
     assert cell(settings.replace("ablation.lr", (1e-4, 1e-3)), corpus)["writing"] > one["writing"]
 
 
-def test_hours_are_shared_out_over_gpus():
-    assert estimate.makespan([3.0, 1.0, 2.0], 1) == 6.0
-    assert estimate.makespan([3.0, 1.0, 2.0], 2) == 3.0
-    assert estimate.makespan([3.0, 1.0], 15) == 3.0
-
-
 def test_the_record_keeps_other_corpora_and_no_path(planned, tmp_path):
     settings, corpus = planned
-    plan(settings, corpus, (1, 2), 3, teraflops=2.0, price=1.5)
+    plan(settings, corpus, (1, 2), 3, teraflops=2.0)
     path = plan(settings.replace("corpus", "meld"), corpus, (1,), 3)
-    path = plan(settings, corpus, (1, 2), 3, teraflops=4.0, price=1.5)
+    path = plan(settings, corpus, (1, 2), 3, teraflops=4.0)
     assert str(tmp_path) not in path.read_text()
     rows = {r["corpus"]: r for r in json.loads(path.read_text())["results"]["rows"]}
-    assert rows["meld"]["measured_here"] and rows["demo"]["teraflops"] == 4.0
+    assert rows["demo"]["teraflops"] == 4.0 != rows["meld"]["teraflops"] > 0
     hours = [c for c in rows["demo"]["cells"] for _ in range(3)]
     assert rows["demo"]["gpu_hours"] == pytest.approx(sum(
         (c["training"] + c["writing"] + c["reading"]) / (estimate.UTILISATION * 4e12) / 3600 for c in hours))
     table = tables.bench(json.loads(path.read_text())["results"])
-    assert table[["folds", "seeds"]].to_numpy().tolist() == [["2", "3"], ["1", "3"]]  # demo, meld
+    assert table[["corpus", "folds", "seeds"]].to_numpy().tolist() == [["meld", "1", "3"], ["demo", "2", "3"]]
     readme = settings.home_path / "README.md"
     readme.write_text("\n".join(("a", report.BEGIN, report.END, report.PLAN, "stale", report.END_PLAN, "z")))
     report.publish(settings.own_path, readme)
