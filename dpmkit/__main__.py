@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     home.add_argument("--home", default="", help="folder of runs/ and results/ (default: the checkout)")
     values.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
                         help="override a setting, e.g. memory.lr=1e-3 (may be repeated)")
+    values.set_defaults(profile="demo", corpus="", root="")
     corpus.add_argument("--profile", default="demo", help=f"one of {', '.join(PROFILES)}")
     corpus.add_argument("--corpus", default="", help="default: the profile's")
     corpus.add_argument("--root", default="", help="the corpus' folder; relative to the working directory")
@@ -46,8 +47,8 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     reproduce = command(_reproduce, values, corpus)
-    reproduce.add_argument("--folds", default="1", help="e.g. 1, or 1,3, or all")
-    reproduce.add_argument("--seeds", default="0", help="e.g. 0 or 0,1,2")
+    reproduce.add_argument("--folds", type=numbers, default=[1], help="e.g. 1, or 1,3, or all (default 1)")
+    reproduce.add_argument("--seeds", type=numbers, default=[0], help="e.g. 0 or 0,1,2 (default 0)")
     reproduce.add_argument("--notebooks", default="", help="e.g. 01,03 (default: all five)")
     reproduce.add_argument("--ray", nargs="?", const="local", default="", metavar="ADDRESS",
                            help="run folds and seeds side by side on Ray: on this machine, or at this address")
@@ -58,9 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     segment = command(_segment, values)
     segment.add_argument("recordings", nargs="+", metavar="RECORDING", help="an audio or video file")
     segment.add_argument("--out", required=True, metavar="FOLDER", help="where manifest.csv is written")
-    segment.set_defaults(profile="demo", corpus="", root="")
     plan = command(_plan, values, corpus)
-    plan.add_argument("--folds", default="all", help="e.g. 1, or 1,3, or all (default)")
+    plan.add_argument("--folds", type=numbers, default=[], help="e.g. 1, or 1,3, or all (default)")
     plan.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
     plan.add_argument("--tflops", type=float, default=0.0,
                       help="rate of a large product on the GPU planned for (default: of this machine, measured)")
@@ -82,30 +82,24 @@ def _asked(options: argparse.Namespace) -> tuple[Settings, dict[str, Any]]:
             overrides[name] = ast.literal_eval(value.title() if value in ("true", "false") else value)
         except (ValueError, SyntaxError):
             overrides[name] = value
-    for name in ("backbone.source", "codes.source"):  # of the working directory, as every path on a command line
-        if isinstance(overrides.get(name), str) and os.path.exists(os.path.expanduser(overrides[name])):
-            overrides[name] = os.path.abspath(os.path.expanduser(overrides[name]))
+        if name.endswith(".source") and os.path.exists(os.path.expanduser(value)):  # of the working directory
+            overrides[name] = os.path.abspath(os.path.expanduser(value))
     settings = Settings.of(options.profile, overrides, home=options.home)
-    if options.corpus:
-        settings = settings.replace("corpus", options.corpus)
     if options.root:  # kept relative to the project folder, so that no record holds a path of this machine
         settings = settings.replace("root", os.path.relpath(options.root, settings.home_path))
-    return settings, overrides
+    return settings.replace("corpus", options.corpus or settings.corpus), overrides
+
+
+def numbers(text: str) -> list[int]:
+    """The numbers in an option, such as 1,3; none for all."""
+    return [] if text == "all" else [int(part) for part in text.split(",")]
 
 
 def _folds(options: argparse.Namespace, corpus: Any) -> list[int]:
-    known = len(corpus.folds)
-    folds = list(range(1, known + 1)) if options.folds == "all" else _numbers("--folds", options.folds)
-    if unknown := [fold for fold in folds if not 1 <= fold <= known]:
-        raise UserError(f"fold {unknown[0]} does not exist: corpus {corpus.name!r} has folds 1 to {known}")
-    return folds
-
-
-def _numbers(name: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"{name} takes numbers such as 1 or 1,3 (folds: or all), not {text!r}") from None
+    known = range(1, len(corpus.folds) + 1)
+    if unknown := [fold for fold in options.folds if fold not in known]:
+        raise UserError(f"fold {unknown[0]} does not exist: corpus {corpus.name!r} has folds 1 to {known[-1]}")
+    return options.folds or list(known)
 
 
 # -- commands: the name without its underscore, and the docstring as help. Each imports what it needs. ------------
@@ -116,27 +110,19 @@ def _reproduce(options: argparse.Namespace) -> int:
 
     settings, overrides = _asked(options)
     folds = _folds(options, corpora.load(settings))
-    notebooks = [n for n in reproduce.NOTEBOOKS
-                 if not options.notebooks or n.split("_")[0] in options.notebooks.split(",")]
+    cells = [settings.override({"fold": fold, "seed": seed}) for fold in folds for seed in options.seeds]
+    notebooks = [n for n in reproduce.NOTEBOOKS if n[:2] in (options.notebooks or n).split(",")]
     if not notebooks:
         raise UserError(f"--notebooks {options.notebooks!r} names none of {', '.join(reproduce.NOTEBOOKS)}")
-    cells = [settings.override({"fold": fold, "seed": seed})
-             for fold in folds for seed in _numbers("--seeds", options.seeds)]
-    failed: dict[str, str] = {}
-    if options.ray:
-        failed = reproduce.run_grid(cells, notebooks, overrides, options.ray)
-    else:
-        for cell in cells:
-            reproduce.run(cell, notebooks, overrides)
-    ran = [r for r in records.load_all(settings.own_path)
-           if (r["profile"], r["corpus"]) == (settings.profile, settings.corpus)
-           and r["run"].endswith(f"seed{r['seed']}{settings.variant}")]
-    print(report.summary(ran))
+    failed = reproduce.run_grid(cells, notebooks, overrides, options.ray) if options.ray else {}
+    for cell in cells if not options.ray else ():
+        reproduce.run(cell, notebooks, overrides)
+    names = {cell.run_name for cell in cells}
+    ran = [r for r in records.load_all(settings.own_path) if r["run"] in names
+           and (r["profile"], r["corpus"]) == (settings.profile, settings.corpus)]
+    reference = records.load_all(records.REFERENCE)
+    print(report.summary(ran), *(tables.beside(r, reference) for r in ran if r["kind"] == "methods"), sep="\n\n")
     _report(options)
-    names, reference = {cell.run_name for cell in cells}, records.load_all(records.REFERENCE)
-    for record in ran:
-        if record["kind"] == "methods" and record["run"] in names:
-            print(tables.beside(record, reference))
     for name, reason in failed.items():
         print(f"dpmkit: {name} failed: {reason}", file=sys.stderr)
     return 1 if failed else 0
@@ -153,10 +139,8 @@ def _train(options: argparse.Namespace) -> None:
     try:
         process = PartialState(cpu=machine.device(settings).type == "cpu")
     except DistNetworkError as error:
-        meet = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise UserError(f"the processes cannot meet at {meet} (in use, or out of reach): use torchrun --standalone "
-                        "on one machine, or give another --master-port "
-                        f"({str(error).splitlines()[0][:120]})") from error
+        raise UserError(f"the processes cannot meet at {os.environ.get('MASTER_ADDR')}: use torchrun --standalone "
+                        "on one machine, or give another --master-port") from error
     with process.main_process_first():  # the others find what it has made
         data = corpora.load(settings)
         spoken = codes.make(settings, data)
@@ -201,10 +185,10 @@ def _segment(options: argparse.Namespace) -> int:
         print(f"dpmkit: {left_out.item}: {left_out.reason}", file=sys.stderr)
     if not conversations:
         return 2  # nothing is written
-    utterances = [u for c in conversations for u in c.utterances]
-    print(f"wrote {os.path.join(options.out, 'manifest.csv')}: {len(conversations)} conversation(s), "
-          f"{len(utterances)} utterances, {sum(u.seconds for u in utterances) / 60:.1f} minutes of speech; "
-          f"fill in emotion and speaker, then use it as --corpus manifest --root {options.out}", file=sys.stderr)
+    minutes = sum(u.seconds for c in conversations for u in c.utterances) / 60
+    print(f"wrote {os.path.join(options.out, 'manifest.csv')}: {len(conversations)} conversation(s), {minutes:.1f} "
+          "minutes of speech; fill in emotion and speaker, then use it as --corpus manifest --root "
+          f"{options.out}", file=sys.stderr)
     return 1 if skipped else 0
 
 
@@ -213,22 +197,17 @@ def _plan(options: argparse.Namespace) -> None:
     from . import corpora, estimate, finetune, methods, records, tables
 
     settings, _ = _asked(options)
-    if options.seeds < 1 or options.tflops < 0 or options.price < 0:
-        raise UserError("--seeds must be 1 or more, --tflops and --price 0 or more")
     corpus = corpora.load(settings)
     writers = len(methods.TUNED) + 2  # dpm and dpm-swapped at the paper's rate, then all at validation's
-    estimate.plan(settings, corpus, _folds(options, corpus), options.seeds, finetune.forwards, writers,
-                  options.tflops, options.price)
-    table = tables.bench(records.load_bench(settings, "plan")["results"])
-    print(table.T.to_string(header=False))
+    path = estimate.plan(settings, corpus, _folds(options, corpus), options.seeds, finetune.forwards, writers,
+                         options.tflops)
+    print(tables.bench(records.read(path)["results"]).T.to_string(header=False))
 
 
 def _bench(options: argparse.Namespace) -> None:
     """measure: rungs of the memory beside a PEFT loop, cost, long streams, the notebooks quiet and beside a loop"""
     from . import bench, records, tables
 
-    if not (options.repeats > 0 and options.hours > 0):
-        raise UserError("--repeats and --hours must be greater than 0")
     more = {"memory": [options.repeats], "stream": [options.hours]}.get(options.what, [])
     path = getattr(bench, options.what)(_asked(options)[0], *more)
     print(tables.bench(records.read(path)["results"]).to_string(index=False))

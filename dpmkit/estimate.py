@@ -159,7 +159,7 @@ def plan(settings: Settings, corpus: Corpus, folds: Sequence[int], seeds: int, f
 def cell(settings: Settings, corpus: Corpus, forwards: Callable, writers: int) -> dict[str, float]:
     """One fold and one seed: FLOPs of all epochs of training, of all that writes a memory (the grid of rates, every
     row, the bound), and of all that only reads (the other methods, the states that the speakers' memory is fitted
-    on); gigabytes in training. `forwards`: `finetune.forwards`; `writers`: methods that write, without the bound."""
+    on); gigabytes in training. `forwards`: `finetune.forwards`; `writers`: methods that write, less the bound."""
     size, rate = PUBLISHED.get(settings.codes.tokenizer, (256, 25.0))
     size, rate = settings.codes.codebook_size or size, settings.codes.frame_rate or rate
     silent = {u.id: np.zeros(max(1, round(u.seconds * rate)), np.int64)  # of the right number

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,8 +46,10 @@ class OwnKernel(AsyncKernelManager):
         """What starts a kernel."""
         package = str(Path(__file__).resolve().parent.parent)
         path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+        # Freed blocks of many shapes go back to the system: else training on a CPU holds thrice as much.
+        malloc = {"MALLOC_MMAP_THRESHOLD_": "4194304", "MALLOC_TRIM_THRESHOLD_": "33554432"}
         return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-                          display_name="Python 3", language="python", env={"PYTHONPATH": path})
+                          display_name="Python 3", language="python", env={"PYTHONPATH": path, **malloc})
 
 
 def run(settings: Settings, notebooks: Sequence[str] = NOTEBOOKS, overrides: dict[str, Any] | None = None) -> None:
@@ -76,21 +77,23 @@ def _execute(name: str, executed: Path, parameters: dict[str, Any]) -> None:
     if not (SOURCE / f"{name}.ipynb").is_file():
         raise UserError(f"notebook {name!r} is not in {SOURCE}: run it from a clone of dpmkit")
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # a debugger's warning at every start of a kernel
-    kept, begun = f"{executed} holds what it did. Finished stages are kept: run again to go on", []  # a cell each
+    begun: list[int] = []  # numbers of cells
     try:
         papermill.execute_notebook(SOURCE / f"{name}.ipynb", executed, parameters, cwd=SOURCE, progress_bar=True,
                                    log_output=False, kernel_name="python3", kernel_manager_class=OwnKernel,
-                                   on_cell_execute=lambda **_: begun.append(1),
+                                   on_cell_execute=lambda cell_index, **_: begun.append(cell_index + 1),
                                    extra_arguments=["--IPKernelApp.log_level=ERROR"])
     except PapermillExecutionError as error:
         if error.ename == "UserError":
             raise UserError(error.evalue) from None
-        raise RuntimeError(f"notebook {name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}; "
-                           f"{kept}") from error
-    except DeadKernelError as error:
-        raise RuntimeError(f"the kernel of notebook {name} died in cell {len(begun)}: most likely the system "
-                           "stopped it as memory ran out (lower evaluation.streams or finetune.forward_tokens, or "
-                           f"give the container more); {kept}") from error
+        reason = f"{error.ename}: {error.evalue}"
+    except DeadKernelError:
+        reason = ("its kernel died, most likely as memory ran out: lower evaluation.streams or "
+                  "finetune.forward_tokens, or give the container more")
+    else:
+        return
+    raise RuntimeError(f"notebook {name} failed in cell {begun[-1]}: {reason}; {executed} holds what it did. "
+                       "Finished stages are kept: run again to go on")
 
 
 def _publish(executed: Path, settings: Settings, parameters: dict[str, Any]) -> None:
@@ -150,16 +153,15 @@ def run_grid(cells: Sequence[Settings], notebooks: Sequence[str], overrides: dic
     failed: dict[str, str] = {}
     while pending:
         (done,), _ = ray.wait(list(pending), num_returns=1)
-        name, wrong = pending.pop(done), ""
+        name = pending.pop(done)
         try:
             ray.get(done)
         except ray.exceptions.RayTaskError as error:
-            wrong = str(error.cause)
+            failed[name] = str(error.cause)
         except ray.exceptions.RayError as error:
-            wrong = f"its worker died {at.retries + 1} times ({str(error).splitlines()[0]})"
-        if wrong:
-            failed[name] = wrong
-        print(f"[{len(cells) - len(pending)}/{len(cells)}] {name}: {wrong or 'done'}", file=sys.stderr, flush=True)
+            failed[name] = f"its worker died {at.retries + 1} times ({str(error).splitlines()[0]})"
+        print(f"[{len(cells) - len(pending)}/{len(cells)}] {name}: {failed.get(name, 'done')}", file=sys.stderr,
+              flush=True)
     return failed
 
 
@@ -167,53 +169,23 @@ def _ray(address: str, at: GridSettings) -> ModuleType:
     """The module ray, connected: once a process, which spares each later call some ten seconds."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    token = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
-    if address != LOCAL and (token or Path("~/.ray/auth_token").expanduser().exists()):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray 2.60 itself asks an address before it looks for one
     try:
         import ray
-    except ImportError as error:
-        raise UserError(f'Ray is not installed: pip install "dpmkit[ray]" ({error})') from error
-    if address != LOCAL:
-        _reach(address)
-    if not ray.is_initialized():
-        _connect(ray, address, tries=2 if address == LOCAL else 1)
+
+        if address != LOCAL:  # Ray itself would try for a minute
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), timeout=5).close()
+        if not ray.is_initialized():
+            ray.init(address, log_to_driver=False, logging_level="error",
+                     **({"include_dashboard": False} if address == LOCAL else {}))
+    except Exception as error:  # Ray raises bare ones, e.g. of a node that took too long to start
+        raise UserError(f"no Ray at {address!r} ({(str(error).splitlines() or [type(error).__name__])[0][:160]}): "
+                        "an address is host:port of a cluster (ray start --head) or local, which needs dpmkit[ray], "
+                        "a short TMPDIR, and `ray stop --force` where an earlier run left something; finished work "
+                        "is kept") from error
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(node.get("CPU", 0) >= at.cpus and node.get("GPU", 0) >= at.gpus for node in nodes):
         # Ray would wait for ever for a machine that is large enough.
-        there = "; ".join(f"{node.get('CPU', 0):g} processors and {node.get('GPU', 0):g} GPUs" for node in nodes)
         raise UserError(f"no machine of Ray has the {at.cpus} processors and {at.gpus:g} GPUs that one task asks "
-                        f"for (there: {there}): lower grid.cpus or grid.gpus, or add a larger machine")
+                        "for: lower grid.cpus or grid.gpus, or add a larger machine")
     return ray
-
-
-def _reach(address: str) -> None:
-    """UserError where nothing answers within five seconds; Ray itself would try for a minute."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and port.isdigit()):
-        raise UserError(f"an address of Ray is host:port or ray://host:port of a cluster, or {LOCAL} for "
-                        f"this machine, not {address!r}")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        raise UserError(f"nothing answers at {address!r} ({error}): start a cluster there (ray start --head), or "
-                        f"give {LOCAL} to use this machine") from error
-
-
-def _connect(ray: ModuleType, address: str, tries: int) -> None:
-    try:
-        ray.init(address, log_to_driver=False, logging_level="error",
-                 **({"include_dashboard": False} if address == LOCAL else {}))
-    except Exception as error:  # Ray raises bare ones, e.g. of a node that took too long to start
-        ray.shutdown()
-        if "AF_UNIX" in str(error):
-            raise UserError(f"Ray's sockets need a shorter folder than {tempfile.gettempdir()}: set TMPDIR=/tmp, "
-                            "then run again") from error
-        if tries > 1:
-            time.sleep(5)  # what a killed run left behind goes by itself
-            _connect(ray, address, tries - 1)
-            return
-        cure = ("`ray stop --force` removes what an earlier run left behind" if address == LOCAL
-                else "start a cluster there (ray start --head)")
-        raise UserError(f"no Ray answers at {address!r}: {cure}; finished work is kept "
-                        f"({(str(error).splitlines() or [type(error).__name__])[0][:160]})") from error

@@ -19,7 +19,7 @@ PACKAGE = Path(dpmkit.__file__).parent
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["--profile", "huge"], "profile 'huge' is not known; choose one of smoke, demo, smollm2, paper"),
+    (["--profile", "huge"], "profile 'huge' is not known; choose one of smoke, demo, quick"),
     (["--corpus", "ravdis"], "corpus 'ravdis' is not known; choose one of demo, "),
     (["--corpus", "emodb"], "needs a root"),
     (["--corpus", "emodb", "--root", "nowhere"], "is not a folder"),
@@ -29,7 +29,6 @@ PACKAGE = Path(dpmkit.__file__).parent
     (["--set", "memory.rank"], "NAME=VALUE"),
     (["--set", "codes.tokenizer=mp3", "--notebooks", "01"], "known tokenizers: kmeans"),
     (["--folds", "9"], "fold 9 does not exist"),
-    (["--folds", "first"], "--folds takes numbers"),
     (["--notebooks", "07"], "names none of"),
 ])
 def test_mistakes_end_in_one_line_and_exit_code_2(arguments, words, tmp_path, monkeypatch, capsys):
@@ -38,6 +37,13 @@ def test_mistakes_end_in_one_line_and_exit_code_2(arguments, words, tmp_path, mo
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert code == 2 and line.startswith("dpmkit: ") and words in line
     assert not list((tmp_path / "results").rglob("*.html")), "nothing half-written"
+
+
+@pytest.mark.parametrize("option", ["--folds", "--seeds"])
+def test_numbers_are_numbers(option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["reproduce", option, "first"])
+    assert f"argument {option}: invalid numbers value: 'first'" in capsys.readouterr().err
 
 
 def test_a_home_that_cannot_be_written_is_named(tmp_path, capsys):
