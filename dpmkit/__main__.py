@@ -111,7 +111,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     settings, overrides = _asked(options)
     folds = _folds(options, corpora.load(settings))
     cells = [settings.override({"fold": fold, "seed": seed}) for fold in folds for seed in options.seeds]
-    notebooks = [n for n in reproduce.NOTEBOOKS if n[:2] in (options.notebooks or n).split(",")]
+    notebooks = [name for name in reproduce.NOTEBOOKS if name.startswith(tuple(options.notebooks.split(",")))]
     if not notebooks:
         raise UserError(f"--notebooks {options.notebooks!r} names none of {', '.join(reproduce.NOTEBOOKS)}")
     failed = reproduce.run_grid(cells, notebooks, overrides, options.ray) if options.ray else {}
