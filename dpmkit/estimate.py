@@ -6,6 +6,7 @@ writing are taken to reach. Of a pretrained backbone only the shape is loaded, a
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,6 +27,7 @@ from .sllm import EmotionSLLM, Vocabulary
 
 SPARE = 0.95  # of the memory at hand may be asked for
 UTILISATION = 0.4  # of the rate of a large product, which training reaches
+GPUS = (1, 15)  # that a plan's hours are shared out over
 PUBLISHED = {"s3-v2-25hz": (6561, 25.0), "mimi": (2048, 12.5)}  # codes and rate where the setting is 0
 PASSES = 2  # of a frozen backbone per step: forward, and the gradient of its activations
 
@@ -148,11 +150,12 @@ def plan(settings: Settings, corpus: Corpus, folds: Sequence[int], seeds: int, f
                         "backbone.source")
     rate = teraflops * 1e12 or matmul_rate(device(settings), getattr(torch, settings.backbone.dtype), 4096)
     cells = [cell(settings.replace("fold", fold), corpus, forwards, writers) for fold in folds]
-    hours = seeds * sum(c["training"] + c["writing"] + c["reading"] for c in cells) / (UTILISATION * rate) / 3600
+    hours = [(c["training"] + c["writing"] + c["reading"]) / (UTILISATION * rate) / 3600 for c in cells] * seeds
     known = (records.load_bench(settings, "plan") or {"results": {"rows": []}})["results"]["rows"]
     rows = [row for row in known if row["corpus"] != settings.corpus]
     rows.append({"profile": settings.profile, "corpus": settings.corpus, "seeds": seeds, "teraflops": rate / 1e12,
-                 "utilisation": UTILISATION, "cells": cells, "gpu_hours": hours})
+                 "utilisation": UTILISATION, "cells": cells, "gpu_hours": sum(hours),
+                 "hours_on": {str(n): makespan(hours, n) for n in GPUS}})
     return records.save_bench(settings, "plan", {"rows": rows}, time.perf_counter() - started)
 
 
@@ -187,3 +190,11 @@ def cell(settings: Settings, corpus: Corpus, forwards: Callable, writers: int) -
             "reading": (once(train) + 2 * once(validation) + 3 * once(test) + once(test, 0)
                         + once(test, sllm.window)),
             "gigabytes": trained.bytes / 1e9}
+
+
+def makespan(hours: Sequence[float], gpus: int) -> float:
+    """Hours until all cells have ended, the longest first, each on the GPU that is free soonest."""
+    free = [0.0] * gpus
+    for h in sorted(hours, reverse=True):
+        heapq.heapreplace(free, free[0] + h)
+    return max(free)

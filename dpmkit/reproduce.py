@@ -180,9 +180,9 @@ def _ray(address: str, at: GridSettings) -> ModuleType:
                      **({"include_dashboard": False} if address == LOCAL else {}))
     except Exception as error:  # Ray raises bare ones, e.g. of a node that took too long to start
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"no Ray at {address!r} ({reason}): an address is host:port of a cluster (ray start --head) "
-                        f"or {LOCAL}, which needs dpmkit[ray], a short TMPDIR and, after a run that was stopped, "
-                        "`ray stop --force`; finished work is kept") from error
+        raise UserError(f"no Ray at {address!r} ({reason}): an address is host:port of a cluster (see `ray start`)"
+                        f", or {LOCAL}, which needs dpmkit[ray], a short TMPDIR and, after a run that was "
+                        "stopped, `ray stop --force`; finished work is kept") from error
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(node.get("CPU", 0) >= at.cpus and node.get("GPU", 0) >= at.gpus for node in nodes):
         # Ray would wait for ever for a machine that is large enough.

@@ -188,6 +188,12 @@ def test_writing_grows_with_the_steps_and_the_rates(planned):
     assert cell(settings.replace("ablation.lr", (1e-4, 1e-3)), corpus)["writing"] > one["writing"]
 
 
+def test_hours_are_shared_out_over_gpus():
+    assert estimate.makespan([3.0, 1.0, 2.0], 1) == 6.0
+    assert estimate.makespan([3.0, 1.0, 2.0], 2) == 3.0
+    assert estimate.makespan([3.0, 1.0], 15) == 3.0
+
+
 def test_the_record_keeps_other_corpora_and_no_path(planned, tmp_path):
     settings, corpus = planned
     plan(settings, corpus, (1, 2), 3, teraflops=2.0)
