@@ -117,7 +117,8 @@ def _found(kinds: Kinds) -> list[str]:
         part, tuned = record["results"]["protocols"]["all-lengths"], record["results"]["tuned"]
         first = "the first " if record["settings"]["evaluation.limit"] else ""
         blocks = [tables.verdict(record), markdown(tables.contrasts(record, "all-lengths")),
-                  markdown(tables.losses(record)),
+                  "Complete dialogues, the last labelled utterance of each:",
+                  markdown(tables.contrasts(record, "complete")), markdown(tables.losses(record)),
                   f"Every labelled utterance ({part['targets']}) of {first}{part['conversations']} conversations "
                   f"of the test fold. `dpm` writes at lr {record['settings']['memory.lr']:g}, `dpm-tuned` at "
                   f"{tuned['lr']:g}, the best of {tuned['tried']} on {tuned['conversations']} validation "
@@ -168,7 +169,7 @@ def _details(kinds: Kinds) -> Iterator[str]:
         folded["Every method, filter, control and bound, and what each of them hears"] = [
             tables.methods(record, "all-lengths")]
         folded["Complete dialogues: the last labelled utterance of each"] = [
-            tables.contrasts(record, "complete"), tables.methods(record, "complete")]
+            tables.methods(record, "complete")]
     if record := kinds.get("ablations"):
         folded["Stepping (the paper's Table 3), validation conversations"] = [tables.stepping(record)]
     if record := kinds.get("context"):
