@@ -33,6 +33,7 @@ from .settings import GridSettings, Settings, UserError
 
 NOTEBOOKS = ("01_data_prep", "02_backbone_finetuning", "03_dpm_inference", "04_ablations", "05_context_length")
 SOURCE = Path(__file__).resolve().parent.parent / "notebooks"
+RETRIES = 2  # of a cell whose worker died
 LOCAL = "local"  # address of a Ray that is started here, with all processors of this machine
 
 
@@ -148,7 +149,7 @@ def run_grid(cells: Sequence[Settings], notebooks: Sequence[str], overrides: dic
     """
     at = cells[0].grid
     ray = _ray(address, at)
-    task = ray.remote(num_cpus=at.cpus, num_gpus=at.gpus, max_retries=at.retries)(work)
+    task = ray.remote(num_cpus=at.cpus, num_gpus=at.gpus, max_retries=RETRIES)(work)
     pending = {task.remote(cell, tuple(notebooks), overrides): cell.run_name for cell in cells}
     failed: dict[str, str] = {}
     while pending:
@@ -159,7 +160,7 @@ def run_grid(cells: Sequence[Settings], notebooks: Sequence[str], overrides: dic
         except ray.exceptions.RayTaskError as error:
             failed[name] = str(error.cause)
         except ray.exceptions.RayError as error:
-            failed[name] = f"its worker died {at.retries + 1} times ({str(error).splitlines()[0]})"
+            failed[name] = f"its worker died {RETRIES + 1} times ({str(error).splitlines()[0]})"
         print(f"[{len(cells) - len(pending)}/{len(cells)}] {name}: {failed.get(name, 'done')}", file=sys.stderr,
               flush=True)
     return failed

@@ -1,7 +1,6 @@
 """What a run is made of: one frozen object of groups of values with defaults and limits; and where its results lie.
 
-A profile (`profiles`) is a set of values, never another path through the code. ``Settings.of("demo", {"memory.lr":
-1e-3})`` is one with a change.
+A profile (`profiles`) is a set of values, never another path through the code; `Settings.of` is one with changes.
 """
 import hashlib
 import json
@@ -38,24 +37,17 @@ class Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     def __init__(self, **values: Any) -> None:
-        name = type(self).__name__.removesuffix("Settings").lower()
-        setting = f"setting {name}." if name else "setting "
+        setting = f"setting {type(self).__name__.removesuffix('Settings').lower()}.".replace(" .", " ")
         try:
             super().__init__(**values)
         except ValidationError as error:
             found = error.errors()[0]
             leaf, must = found["loc"][0], re.sub(r"^\w+ should", "must", found["msg"])
-            if leaf not in type(self).model_fields:
-                raise UserError(f"{setting}{leaf} is not known") from None
-            default = type(self).model_fields[leaf].default
+            default = getattr(type(self).model_fields.get(leaf), "default", "there is no such setting")
             raise UserError(f"{setting}{leaf} {must}, not {found['input']!r} (default: {default!r})") from None
-        for words, contrary in self._contradictions().items():
-            if contrary:
-                raise UserError(setting + words)
-
-    def _contradictions(self) -> dict[str, bool]:
-        """What two settings must not be at once, and whether they are."""
-        return {}
+        contradictions = getattr(self, "_contradictions", dict)()  # of two settings, where a group has such
+        for words in (words for words, found in contradictions.items() if found):
+            raise UserError(setting + words)
 
     def but(self, **changes: Any) -> Self:
         """A copy with these values changed at once, and checked."""
@@ -244,17 +236,15 @@ class GridSettings(Group):
     """What one task on Ray takes: a run of `--ray`."""
     cpus: Count = 2
     gpus: Weight = 0.0
-    retries: Size = 2  # of a task whose worker died
 
 
 class Settings(Group):
-    """Everything a run depends on. Build it with `Settings.of`; relative roots start at `home`."""
+    """Everything a run depends on. Build it with `Settings.of`; `home` holds runs/, results/ and relative roots."""
     profile: str = "demo"
     corpus: str = "demo"
     root: str = ""
     fold: Count = 1
     seed: Size = 0
-    # Of runs/ and results/; empty: this checkout, or here. Absolute, as a notebook's kernel works elsewhere.
     home: Annotated[str, AfterValidator(lambda home: home and os.path.abspath(os.path.expanduser(home)))] = ""
     device: str = "auto"
     conversation: ConversationSettings = ConversationSettings()
@@ -274,8 +264,7 @@ class Settings(Group):
 
     @classmethod
     def of(cls, profile: str = "demo", overrides: dict[str, Any] | None = None, **named: Any) -> Self:
-        """The settings of a profile, with overrides by dotted name (`{"memory.lr": 1e-3}`). Raises UserError for
-        what is not known, of another type, out of range, or contradicts something else."""
+        """A profile's settings with overrides by dotted name (`{"memory.lr": 1e-3}`); UserError for a wrong one."""
         if profile not in PROFILES:
             raise UserError(f"profile {profile!r} is not known; choose one of {', '.join(PROFILES)}")
         values = {**PROFILES[profile], **named, **(overrides or {})}
@@ -291,8 +280,8 @@ class Settings(Group):
                 raise UserError(f"setting {name!r} is not known; known settings: {', '.join(sorted(known))}")
             group, _, leaf = name.rpartition(".")
             groups.setdefault(group, {})[leaf] = value
-        own = groups.pop("")
-        return self.but(**own, **{name: getattr(self, name).but(**leaves) for name, leaves in groups.items()})
+        changes = groups.pop("") | {name: getattr(self, name).but(**leaves) for name, leaves in groups.items()}
+        return self.but(**changes)
 
     def replace(self, name: str, value: Any) -> Self:
         """A copy with one value changed."""
@@ -307,7 +296,7 @@ class Settings(Group):
 
     @property
     def home_path(self) -> Path:
-        """The folder that holds runs/ and results/."""
+        """`home`; an empty one is this checkout, or here."""
         checkout = Path(__file__).resolve().parent.parent
         own = checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
         return Path(self.home).resolve() if self.home else own
@@ -317,8 +306,7 @@ class Settings(Group):
         """The corpus root, absolute; a relative one starts at `home_path`, which need not exist yet."""
         path = Path(os.path.normpath(self.home_path / Path(self.root).expanduser()))
         if not self.root or not path.is_dir():
-            raise UserError(f"corpus {self.corpus!r} needs a root, and {self.root!r} is not a folder: pass root=… "
-                            "(make: ROOT=…), relative to the project folder, of the data that its licence gave you")
+            raise UserError(f"corpus {self.corpus!r} needs a root, but {self.root!r} is not a folder: pass root=…")
         return path.resolve()
 
     @property
@@ -330,7 +318,7 @@ class Settings(Group):
     def changed(self) -> dict[str, Any]:
         """Dotted name -> value, where not the profile's; less what names a run, and where and on what it runs."""
         own = Settings.of(self.profile).flat()
-        left = ("corpus", "root", "fold", "seed", "home", "device", "grid.cpus", "grid.gpus", "grid.retries")
+        left = ("corpus", "root", "fold", "seed", "home", "device", "grid.cpus", "grid.gpus")
         return {name: value for name, value in self.flat().items() if value != own[name] and name not in left}
 
     @property
