@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, MutableMapping
@@ -107,16 +108,13 @@ def origin() -> dict[str, Any]:
     import torch
 
     cpuinfo = Path("/proc/cpuinfo")  # elsewhere platform knows the processor's name
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    hardware = {"system": platform.system(), "processor": (names or [platform.processor()])[0],
-                "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-                "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
+    names = re.findall(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    hardware = {"processor": (names or [platform.processor()])[0], "threads": torch.get_num_threads(),
                 "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
                 "python": platform.python_version()}
-    versions = {name: version(name) for name in PACKAGES}
-    return {"packages": {name: v for name, v in versions.items() if v != "?"}, "machine": hardware,
-            "commit": commit()}
+    packages = {name: version(name) for name in PACKAGES if version(name) != "?"}
+    return {"packages": packages, "machine": hardware, "commit": commit()}
 
 
 def commit() -> str:
