@@ -2,12 +2,11 @@
 
 libsndfile decodes what it knows (wav, flac, ogg, mp3; any rate, width and number of channels), PyAV all else
 (videos, m4a, amr, wma, …): by its content, whatever its name. A file is decoded to its end and its waveform held,
-230 MB per hour; damage anywhere makes it unreadable.
+230 MB per hour (at most 1 GB while it is made); damage makes it unreadable.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +20,7 @@ import numpy as np
 import pandas as pd
 import soundfile
 from scipy import signal
+from scipy.io import wavfile
 from tqdm.auto import tqdm
 
 from . import machine, runs
@@ -28,10 +28,9 @@ from .settings import SegmentsSettings, UserError
 
 RATE = 16_000  # samples per second of every waveform in this kit
 # Lower case; for those who look for sound in a folder. What is opened is known by its content.
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff", ".aifc", ".au", ".caf",
-            ".w64", ".mp4", ".m4a", ".m4b", ".m4v", ".mov", ".mkv", ".mka", ".webm", ".avi", ".aac", ".3gp", ".flv",
-            ".wmv", ".wma", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".amr", ".ac3", ".wv", ".tta", ".g722",
-            ".ape")
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".mp4",
+            ".m4a", ".m4b", ".mov", ".mkv", ".mka", ".webm", ".avi", ".aac", ".3gp", ".flv", ".wmv", ".wma", ".ts",
+            ".mts", ".mpg", ".mpeg", ".vob", ".amr", ".ac3", ".wv")
 BLOCK = 1 << 18  # frames decoded at a time
 RATES = (1_000, 768_000)  # frames per second; a header outside is damaged
 LOUDEST = 16.0  # full scale is 1; a float file beyond this holds integers' values and would only be clipped
@@ -40,7 +39,6 @@ ZEROS = 16  # zero crossings of the resampling filter on either side
 ROUNDING = 1e-3  # seconds that `end` may pass the end of the file: annotations are printed in milliseconds
 # libsndfile's codes for damaged wav and flac, which PyAV must not make the best of; others may be its mistakes.
 DAMAGED = (61, 71, 161)
-COUNTED = ("mov,", "flac", "wv", "tta", "ape", "caf", "aiff")  # PyAV's containers that say how long they are
 SHORT = 0.1  # seconds that decoding may give less than the header says: a codec's delay and its last block
 LONG = 600.0  # seconds of recording from which on a progress bar is shown
 
@@ -67,8 +65,8 @@ class Sound:
 def load(path: Path | str) -> Sound:
     """The whole file; Unreadable where it is none, UserError where it takes PyAV, which is not installed.
 
-    A file that does not say how long it should be (.ogg, .aac, .ts, .mpg, .amr) and is cut off between two blocks
-    is read as far as it goes.
+    What is cut off is refused where a wav, flac, mp3 or mp4 says how long it should be; other files are read as far
+    as they go.
     """
     path = Path(path)
     try:
@@ -91,118 +89,104 @@ def read(path: Path | str, start: float = 0.0, end: float | None = None) -> np.n
 
 def cuts(path: Path | str, times: Iterable[tuple[float, float | None]]) -> Iterator[np.ndarray]:
     """The parts (start, end) of a file, each as `read` gives it; times outside are refused before the first."""
-    sound, spans = load(path), []
+    sound, parts = load(path), []
     for start, end in times:
-        if not 0 <= start < (sound.seconds if end is None else end) <= sound.seconds + ROUNDING:
-            raise UserError(f"cannot read {path} from {start} to {end} s: it lasts {sound.seconds:.3f} s; mend the "
-                            "times, or the file is not the one they were made for")
-        spans.append(slice(round(start * RATE), None if end is None else round(end * RATE)))
-        if not len(sound.waveform[spans[-1]]):
-            raise UserError(f"cannot read {path} from {start} to {end} s: that is less than one sample at {RATE} "
-                            "Hz; mend the times")
-    yield from (sound.waveform[span].copy() for span in spans)
+        inside = 0 <= start < (sound.seconds if end is None else end) <= sound.seconds + ROUNDING
+        span = slice(round(start * RATE), None if end is None else round(end * RATE)) if inside else slice(0)
+        parts.append(sound.waveform[span])
+        if not len(parts[-1]):
+            raise UserError(f"cannot read a sample of {path} from {start} to {end} s: it lasts {sound.seconds:.3f} "
+                            "s; mend the times, or the file is not the one they were made for")
+    yield from (part.copy() for part in parts)
 
 
 def write(path: Path | str, waveform: np.ndarray, rate: int = RATE) -> None:
-    """A waveform, shape (samples,), as 16-bit PCM (.wav or .flac), atomically; beyond [-1, 1] it is clipped.
+    """A waveform, shape (samples,), as a wav of 16-bit PCM, atomically; beyond [-1, 1] it is clipped.
 
     Raises ValueError for another shape or non-finite samples, UserError where it cannot be written.
     """
-    path, waveform = Path(path), np.asarray(waveform)
+    waveform = np.asarray(waveform)
     if waveform.ndim != 1 or not len(waveform) or not np.isfinite(waveform).all():
         raise ValueError(f"a waveform is finite, of shape (samples,), not empty; got shape {waveform.shape}")
-    if path.suffix.lower() not in (".wav", ".flac"):
-        raise UserError(f"cannot write {path}: name it .wav or .flac")
     pcm = np.clip(np.round(waveform.astype(np.float64) * 32768), -32768, 32767).astype(np.int16)
-    encoded = io.BytesIO()  # encoded in memory, as libsndfile hides why a write failed
-    soundfile.write(encoded, pcm, rate, format=path.suffix[1:].upper(), subtype="PCM_16")
-    with runs.atomic(path) as temporary:
-        temporary.write_bytes(encoded.getvalue())
+    with runs.atomic(Path(path)) as temporary:
+        wavfile.write(temporary, rate, pcm)
 
 
 @lru_cache(maxsize=1)  # the parts of a recording are asked for one after the other
 def _loaded(path: Path, *_stamp: int) -> Sound:
     """`load` of a file of this size and time of change."""
-    sound, loudest = _mixed(path)
-    return sound if loudest is None else _mixed(path, loudest)[0]
+    mono, rate, loudest = _mixed(path)
+    if loudest is not None:
+        mono, rate, _ = _mixed(path, loudest)
+    waveform = resample(mono, rate)
+    np.clip(waveform, -1.0, 1.0, out=waveform)  # mp3, resampling and float files overshoot
+    return Sound(waveform, len(mono) / rate, loudest is not None)
 
 
-def _mixed(path: Path, channel: int = -1) -> tuple[Sound, int | None]:
-    """The file's channels averaged, or the one of this number; and the loudest where they cancel each other."""
-    frames = rate = sums = squares = 0  # the last two of each channel and, behind them, of their mean
-
-    def chosen() -> Iterator[tuple[np.ndarray, int]]:
-        nonlocal frames, rate, sums, squares
-        for block, rate in _decoded(path):
-            channels = np.column_stack([block, block.mean(axis=1, dtype=np.float32)])
-            frames, sums = frames + len(block), sums + channels.sum(axis=0, dtype=float)
-            squares = squares + np.square(channels, dtype=float).sum(axis=0)
-            yield channels[:, channel], rate
-
-    waveform = bytearray()
-    for samples in _resampled(chosen()):
-        waveform += np.clip(samples, -1.0, 1.0).tobytes()  # mp3, resampling and float files overshoot
-    *each, mean = squares / frames - (sums / frames) ** 2  # a constant is no sound
+def _mixed(path: Path, channel: int = -1) -> tuple[np.ndarray, int, int | None]:
+    """The file's channels averaged, or the one of this number, (frames,), float32; the rate; and the number of the
+    loudest channel where they cancel each other."""
+    mono, rate = bytearray(), 0
+    sums = squares = np.zeros(1)  # of each channel and, behind them, of their mean
+    for block, rate in _decoded(path):  # noqa: B007
+        channels = np.column_stack([block, block.mean(axis=1, dtype=np.float32)])
+        sums = sums + channels.sum(axis=0, dtype=float)
+        squares = squares + np.square(channels, dtype=float).sum(axis=0)
+        mono += channels[:, channel].tobytes()
+    waveform = np.frombuffer(mono, np.float32)
+    *each, mean = squares / len(waveform) - (sums / len(waveform)) ** 2  # a constant is no sound
     cancel = len(each) ** 2 * mean < CANCELS * sum(each) - 1e-12  # -120 dB, where nothing is left but rounding
     loudest = next(i for i, energy in enumerate(each) if energy > 0.99 * max(each)) if cancel else None
-    return Sound(np.frombuffer(waveform, np.float32), frames / rate, channel >= 0), loudest
+    return waveform, rate, loudest
 
 
 def _decoded(path: Path) -> Iterator[tuple[np.ndarray, int]]:
     """Blocks, float32, (frames, channels), and their rate, from the start to the end; Unreadable where bad."""
-    file, rate = _known(path), 0
-    for block, rate in _by_libsndfile(path, file) if file else _by_pyav(path):
+    rate = 0
+    for block, rate in _by_libsndfile(path) if _known(path) else _by_pyav(path):
         if not RATES[0] <= rate <= RATES[1]:
             raise Unreadable(path, f"claims {rate} samples per second")
         peak = np.abs(block).max()
-        if not np.isfinite(peak):
-            raise Unreadable(path, "holds samples that are not finite numbers")
-        if peak > LOUDEST:
+        if not peak <= LOUDEST:
             raise Unreadable(path, f"holds samples up to {peak:.0f} where full scale is 1")
         yield block, rate
     if not rate:
         raise Unreadable(path, "holds no samples")
 
 
-def _undecodable(path: Path, why: object) -> Unreadable:
-    return Unreadable(path, f"is not audio that can be decoded ({str(why).strip().rstrip('.')})")
-
-
-def _known(path: Path) -> soundfile.SoundFile | None:
-    """The open file where libsndfile knows what it holds, and how much: of an mp3 it only estimates that, unless a
-    head counts the frames (recorders of streams and dictaphones write none)."""
+def _known(path: Path) -> bool:
+    """Whether libsndfile knows what the file holds, and how much: of an mp3 it only estimates that, unless a head
+    counts the frames (recorders of streams and dictaphones write none)."""
     try:
-        file = soundfile.SoundFile(path)
+        with soundfile.SoundFile(path) as file:
+            mp3 = "MPEG" in file.subtype
     except (soundfile.SoundFileError, TypeError, UnicodeError) as error:  # a headerless .raw; a name not in UTF-8
         if getattr(error, "code", 1) in DAMAGED:
             raise _undecodable(path, error.error_string) from None
-        return None
-    if "MPEG" in file.subtype:
-        with open(path, "rb") as data:  # the head stands behind a tag, which may hold a picture
-            if not re.search(rb"(Xing|Info)\0\0\0[\1\3\5\7\x09\x0b\x0d\x0f]", data.read(1 << 22)):
-                file.close()
-                return None
-    return file
+        return False
+    with open(path, "rb") as data:  # the head stands behind a tag, which may hold a picture
+        return not mp3 or bool(re.search(rb"(Xing|Info)\0\0\0[\1\3\5\7\x09\x0b\x0d\x0f]", data.read(1 << 22)))
 
 
-def _by_libsndfile(path: Path, file: soundfile.SoundFile) -> Iterator[tuple[np.ndarray, int]]:
-    with file:
+def _by_libsndfile(path: Path) -> Iterator[tuple[np.ndarray, int]]:
+    frames = 0
+    with soundfile.SoundFile(path) as file:
         file.seekable = lambda: False  # else it seeks after every block, and in ogg and mp3 misses by some frames
         # libsndfile reads what is left of a wav whose data were cut off, and tells only its log. A size from
         # 2**31 - 64 KiB up is no claim: programs that write to a pipe put the largest number there.
         cut = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
         if file.frames and cut and int(cut[2]) < int(cut[1]) < 2**31 - 2**16:
             raise Unreadable(path, f"is cut off ({cut[2]} of {cut[1]} bytes of sound)")
-        frames, rate = 0, file.samplerate
-        while frames < file.frames:
-            try:
+        try:
+            while frames < file.frames:
                 block = file.read(min(BLOCK, file.frames - frames), dtype="float32", always_2d=True)
-            except (soundfile.SoundFileError, MemoryError) as error:
-                raise Unreadable(path, f"cannot be decoded to its end ({str(error).strip().rstrip('.')})") from None
-            if not len(block):
-                raise Unreadable(path, f"is cut off ({frames / rate:.3f} of {file.frames / rate:.3f} s are there)")
-            frames += len(block)
-            yield block, rate
+                if not len(block):
+                    raise Unreadable(path, f"is cut off ({frames} of {file.frames} samples are there)")
+                frames += len(block)
+                yield block, file.samplerate
+        except (soundfile.SoundFileError, MemoryError) as error:
+            raise Unreadable(path, f"cannot be decoded to its end ({str(error).strip().rstrip('.')})") from None
 
 
 def _by_pyav(path: Path) -> Iterator[tuple[np.ndarray, int]]:
@@ -218,10 +202,9 @@ def _by_pyav(path: Path) -> Iterator[tuple[np.ndarray, int]]:
         # An absolute path: ffmpeg takes what stands before a colon for a protocol.
         with av.open(os.path.abspath(path), metadata_errors="replace") as container:
             stream = next(iter(container.streams.audio), None)
-            if container.format.long_name.startswith("PCM "):  # by the suffix, and the rate would be a guess
-                raise _undecodable(path, "it has no header that tells its rate")
-            if stream is None or stream.codec_context is None:
-                raise _undecodable(path, "it has no sound" if stream is None else "its sound is of an unknown kind")
+            # The rate of "PCM" without a header would be a guess.
+            if stream is None or stream.codec_context is None or container.format.long_name.startswith("PCM "):
+                raise _undecodable(path, "it has no sound of a known kind and rate")
             surround = stream.layout.nb_channels > 2 and "channels" not in stream.layout.name
             floats = av.AudioResampler("fltp", "stereo" if surround else None, frame_size=BLOCK)
             for packet in container.demux(stream):
@@ -232,26 +215,18 @@ def _by_pyav(path: Path) -> Iterator[tuple[np.ndarray, int]]:
                 for frame in [*frames, *[None] * (not packet.size)]:  # the last packet is empty
                     for block in floats.resample(frame):
                         yield block.to_ndarray().T, block.sample_rate
-            if not seconds:
-                raise _undecodable(path, "it has no sound")
-            promised = _promised(container.format.name, stream)
-            if seconds < promised - SHORT:
+            promised = float((stream.duration or 0) * stream.time_base)
+            if container.format.name.startswith("mov,") and seconds < promised - SHORT:  # others may only estimate
                 raise Unreadable(path, f"is cut off ({seconds:.3f} of {promised:.3f} s are there)")
     except UserError:
         raise
-    except (av.FFmpegError, IndexError) as error:  # the latter PyAV's own, for a stream that begins late
-        raise _undecodable(path, getattr(error, "strerror", error)) from None
-    except ValueError:  # of the resampler
-        raise _undecodable(path, "its rate or its channels change on the way") from None
+    # IndexError is PyAV's own, for a stream that begins late; ValueError its resampler's, for rates that change.
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise _undecodable(path, getattr(error, "strerror", None) or error) from None
 
 
-def _promised(container: str, stream: Any) -> float:
-    """Seconds of sound that the file's header promises; 0 where it does not, or only by an estimate."""
-    if container.startswith(COUNTED):
-        return float((stream.duration or 0) * stream.time_base)
-    tag = re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", stream.metadata.get("DURATION", ""))  # Matroska: where it ends
-    ends = 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3]) if tag else 0.0
-    return ends - float((stream.start_time or 0) * stream.time_base)
+def _undecodable(path: Path, why: object) -> Unreadable:
+    return Unreadable(path, f"is not audio that can be decoded ({str(why).strip().rstrip('.')})")
 
 
 def resample(waveform: np.ndarray, source: int, target: int = RATE) -> np.ndarray:
@@ -265,21 +240,6 @@ def resample(waveform: np.ndarray, source: int, target: int = RATE) -> np.ndarra
         return waveform
     up, down = Fraction(target, source).as_integer_ratio()
     return signal.resample_poly(waveform, up, down, window=_lowpass(up, down)).astype(np.float32, copy=False)
-
-
-def _resampled(blocks: Iterable[tuple[np.ndarray, int]]) -> Iterator[np.ndarray]:
-    """`resample` of successive blocks and their rate, bit by bit that of all of them joined: cut at whole periods
-    of the ratio, with as many frames on either side as the filter reaches."""
-    held, lead = np.zeros(0, np.float32), 0  # frames that are needed still, of which the first only lead in
-    for block, rate in blocks:
-        up, down = Fraction(RATE, rate).as_integer_ratio()
-        margin = (ZEROS // min(up, down) + 1) * down
-        held = np.concatenate([held, block])
-        ready = max(lead, (len(held) - margin) // down * down)
-        yield resample(held, rate)[lead // down * up:ready // down * up]
-        first = max(0, ready - margin)
-        held, lead = held[first:], ready - first
-    yield resample(held, rate)[lead // down * up:]
 
 
 @lru_cache(maxsize=16)

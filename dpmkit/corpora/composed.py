@@ -1,12 +1,9 @@
-"""Conversations composed of single utterances, each kept as it was recorded, and leave-one-session-out folds.
+"""Conversations composed of single utterances, each kept as it was recorded.
 
-Two speakers of a session take turns; each stays itself, and its emotion follows a chain of `dynamics`
-(IEMOCAP's measured one for the kit's four emotions). No utterance is heard twice in a conversation, so a
-speaker's recordings bound its length. A chain that is bent to what is left loses its inertia (EmoDB at 20 to 60
-turns: happiness stays .77 of the time, not .85). So a conversation ends before a speaker's turn when that
-speaker has no recording left of the emotion it is in: an end that is settled before the draw leaves every drawn
-transition as the chain has it. That makes conversations shorter than `min_turns` where recordings are few, and
-the turn that ends one stays in its emotion somewhat more often than others do.
+Two speakers of a session take turns; each stays itself, and its emotion follows a chain of `dynamics`. No
+utterance is heard twice in a conversation. A chain that is bent to what recordings are left loses its inertia. So a
+conversation ends, even below `min_turns`, before the turn of a speaker who has no recording left of the emotion
+that it is in: an end that is settled before the draw leaves every drawn transition as the chain has it.
 """
 
 from __future__ import annotations
@@ -27,8 +24,8 @@ PAUSE = (0.1, 1.3)  # seconds between two turns, uniform: the middle half of MEL
 
 
 def sessions(speakers: Iterable[str], seed: int) -> dict[str, str]:
-    """Speaker -> session: five sessions of about as many speakers each, fewer where one would have less than three
-    (of nine speakers three; of less than nine three, too, as folds need them). Speakers are drawn by the seed."""
+    """Speaker -> session, drawn by the seed: five sessions of about as many speakers each, fewer (three at least)
+    where one would have less than three."""
     names = sorted(set(speakers))
     number = max(3, min(SESSIONS, len(names) // 3))
     drawn = np.random.default_rng(seed).permutation(len(names))
@@ -42,7 +39,6 @@ def compose(utterances: Iterable[Utterance], session: Mapping[str, str], wanted:
 
     `session`: of every speaker. `matrix`: the chain that each speaker's emotions follow, rows from, columns to,
     (emotions, emotions). Turns are uniform in [min_turns, max_turns], fewer where the recordings end (see above).
-    The same utterances and settings give the same conversations, in whatever order they are listed.
     """
     by_session, conversations = defaultdict(list), []
     for utterance in sorted(utterances, key=lambda u: u.id):

@@ -32,11 +32,8 @@ def stationary(matrix: np.ndarray) -> np.ndarray:
 
 
 def chain(emotions: Sequence[str]) -> np.ndarray:
-    """The transition matrix, shape (emotions, emotions), that conversations of a label set are composed along.
-
-    IEMOCAP's for its four. No other label set has been measured here: a speaker then stays in its emotion with
-    the mean of IEMOCAP's diagonal (0.85) and moves to each of the others (there must be one) alike.
-    """
+    """The transition matrix, shape (emotions, emotions), that conversations of a label set are composed along:
+    IEMOCAP's for its four; else the mean of its diagonal (0.85) to stay, and all other moves alike."""
     if set(emotions) == set(EMOTIONS):
         order = [EMOTIONS.index(e) for e in emotions]
         return IEMOCAP_INERTIA[np.ix_(order, order)]
@@ -48,11 +45,8 @@ def chain(emotions: Sequence[str]) -> np.ndarray:
 
 def next_distribution(own: int | None, other: int | None, contagion: float,
                       matrix: np.ndarray = IEMOCAP_INERTIA) -> np.ndarray:
-    """Distribution of a speaker's next emotion, shape (emotions,), by a chain (rows from, columns to).
-
-    `own`: index of the speaker's last emotion (None: draw from the stationary one). With probability
-    `contagion` the speaker takes over the partner's last emotion, `other`, instead.
-    """
+    """Distribution of a speaker's next emotion, shape (emotions,), by a chain (rows from, columns to), after its
+    last one, `own` (None: none); with probability `contagion` it is the partner's last one, `other`, instead."""
     row = stationary(matrix) if own is None else matrix[own]
     if other is None or own is None:
         return row

@@ -1,8 +1,7 @@
 """espeak-ng as a synthesiser: ctypes over the library and the voices that the wheel `espeakng_loader` ships.
 
-The library keeps state between utterances: flutter, phase of the glottal wave, random numbers of the breath,
-seeded by the clock. Neither setting the voice anew nor espeak_Terminate resets it. So `speak` loads the library
-afresh every time (1 ms) and seeds it: the same arguments give the same samples, whatever was spoken before.
+The library keeps state between utterances that espeak_Terminate does not reset. So `speak` loads it afresh every
+time (1 ms) and seeds it: the same arguments give the same samples, whatever was spoken before.
 """
 
 from __future__ import annotations
@@ -27,11 +26,10 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 def speak(text: str, voice: str, pitch: int, pitch_range: int, rate: int) -> tuple[np.ndarray, int]:
-    """Samples, float32 in [-1, 1], shape (samples,), and their rate in Hz.
+    """Samples, float32 in [-1, 1], shape (samples,), and their rate in Hz. Not for two threads at once.
 
     `pitch` 0 to 99 (50: the voice's own; 50 steps are an octave), `pitch_range` 0 to 99 (50: the voice's own;
-    proportional), `rate` 80 to 450 words a minute. Not for two threads at once: the library is one global.
-    Raises UserError where the library does not start or lacks the voice.
+    proportional), `rate` 80 to 450 words per minute. UserError where the library does not start or lacks the voice.
     """
     pieces: list[np.ndarray] = []
 
