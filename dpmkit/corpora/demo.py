@@ -2,8 +2,8 @@
 
 `plan` draws every text and how it is spoken; `render` makes one conversation audible; `load` keeps what is
 finished. Two speakers of one session talk; a speaker is a voice with baselines of pitch, range, rate, loudness and
-vocal effort of their own. Emotions follow IEMOCAP's measured chain with a small contagion from the partner; they move the same
-five dimensions, and every utterance adds noise to them. Texts say nothing of the emotion.
+vocal effort of their own. Emotions follow IEMOCAP's measured chain with a small contagion from the partner; they
+move the same five dimensions, and every utterance adds noise to them. Texts say nothing of the emotion.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ VOICES = ("f1", "f2", "f3", "f4", "f5", "Andrea", "Annie", "linda", "steph", "be
           "m1", "m2", "m3", "m4", "m5", "m7", "m8", "Lee", "Michael", "Gene", "Denis", "john")
 
 # Columns: pitch in semitones, range and rate in octaves (log2), loudness in dB, vocal effort (`filtered`). Set once
-# on sessions 2 to 5: WA on validation 64.6 by single utterances, 69.6 with the inertia filter, 84.6 with an oracle of
-# speakers, 91.3 by both.
+# on sessions 2 to 5: WA on validation 64.6 by single utterances, 69.6 with the inertia filter, 84.6 with an oracle
+# of speakers, 91.3 by both.
 EFFECT = {
     "neu": np.array([0.0, 0.0, 0.0, 0.0, 0.0]),
     "hap": np.array([3.3, 0.66, 0.09, 1.7, 0.06]),
