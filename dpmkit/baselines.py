@@ -5,7 +5,9 @@ Tables have a row for every utterance, as `protocols.answered`; which of them ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,18 +17,17 @@ from safetensors.torch import load_file, save_file
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, recall_score
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
-from . import finetune, machine, runs
+from . import finetune, machine, metrics, runs
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus, Fold
 from .corpora.dynamics import emotion_prior, forward_filter, transition_counts
-from .protocols import answered, inertia_of, rows
-from .settings import BackboneSettings, FinetuneSettings, RecurrentSettings, Settings
+from .protocols import Chain, answered, inertia_of, rows
+from .settings import BackboneSettings, RecurrentSettings, Settings
 
 HEARS = {
     "majority": "nothing: the training fold's most frequent emotion",
@@ -41,53 +42,66 @@ HEARS = {
 UNSCORED = -100  # in place of a label: padding, and utterances outside the label set
 
 
-# -- networks ------------------------------------------------------------------------------------------------
-
-
 class Items(list):
     """Training data, an item per conversation: what is heard of its utterances, and their labels."""
 
-    epoch = 0
 
+def network(settings: Settings, corpus: Corpus, codes: CorpusCodes, name: str, split: str = "test") -> pd.DataFrame:
+    """Predictions of `classifier`, `lstm` or `blstm`, every utterance of a split in order.
 
-def _answers(model: nn.Module, hear: Callable[[Conversation], Sequence[Tensor]], collate: Callable,
-             tune: FinetuneSettings, made: runs.Artefact, settings: Settings, corpus: Corpus,
-             split: str) -> pd.DataFrame:
-    """The answers of a network, which is trained on the conversations of `settings.fold` that have a label if it
-    has to be, and goes on where a kill stopped it. UserError for a full disk."""
-    weights, where = made.folder / "model.safetensors", machine.device(settings)
-    fold = corpus.folds[settings.fold - 1]
-    with made.making(weights, together=True) as absent:
+    It is trained, where it has to be, on the conversations of `settings.fold` that have a label, and goes on where
+    a kill stopped it. UserError for a full disk.
+    """
+    fold, emotions = corpus.folds[settings.fold - 1], corpus.emotions
+    torch.manual_seed(settings.seed)
+    if name == "classifier":
+        size, shape, tune = codes.facts["codebook_size"], settings.backbone, settings.classifier
+        inputs = {"backbone": shape.but(source=""), "prefix": settings.memory.prefix}
+        hear = partial(_windows, codes=codes.codes, n_r=inputs["prefix"], separator=size, window=shape.window)
+        model, threads = Classifier(size, len(emotions), shape), nullcontext()
+    else:
+        train, tune = corpus.select(fold.train), settings.recurrent
+        scaler = StandardScaler().fit([codes.features[u.id] for c in train for u in c.utterances])
+        inputs = {"shape": tune}
+        hear = partial(_acoustics, features=codes.features, scaler=scaler)
+        model = Recurrent(hear(train[0]).shape[1], len(emotions), tune, bidirectional=name == "blstm")
+        threads = machine.one_thread()
+    tune = settings.finetune.but(lr=tune.lr, epochs=tune.epochs, batch=tune.batch)
+    made = runs.artefact(settings, "network", network, name=name, codes=codes.key, fold=settings.fold,
+                         seed=settings.seed, finetune=finetune.keyed(tune), **inputs)
+    weights, where, answers = made.folder / "model.safetensors", machine.device(settings), []
+    with threads, made.making(weights, together=True) as absent:
         if absent:
             labelled = [[c for c in corpus.select(ids) if any(u.emotion for u in c.utterances)]
                         for ids in (fold.train, fold.validation)]
-            data = [Items((hear(c), _labels(c, corpus.emotions)) for c in some) for some in labelled]
-            finetune.fit(model, *data, collate, tune, made.folder, settings)
+            data = [Items((hear(c), [UNSCORED if u.emotion is None else emotions.index(u.emotion)
+                                     for u in c.utterances]) for c in some) for some in labelled]
+            finetune.fit(model, *data, model.collate, tune, made.folder, settings)
             with runs.atomic(weights) as temporary:
                 save_file(model.cpu().state_dict(), temporary)
-    model.load_state_dict(load_file(weights))
-    model.to(where).eval()
-    asked, answers = corpus.select(getattr(fold, split)), []
-    for c in asked:
-        batch = collate([(hear(c), [0] * len(c.utterances))])  # no label: every utterance is answered
-        with torch.no_grad():
-            logits = model.logits(**{name: x.to(where) for name, x in batch.items() if name != "truth"})
-        answers.append(logits.flatten(0, -2).softmax(-1).cpu().numpy())
-    return answered(asked, corpus.emotions, np.concatenate(answers))
+        model.load_state_dict(load_file(weights))
+        model.to(where).eval()
+        asked = corpus.select(getattr(fold, split))
+        for c in asked:
+            batch = model.collate([(hear(c), [0] * len(c.utterances))])  # no label: every utterance is answered
+            with torch.no_grad():
+                logits = model.logits(**{name: x.to(where) for name, x in batch.items() if name != "truth"})
+            answers.append(logits.flatten(0, -2).softmax(-1).cpu().numpy())
+    return answered(asked, emotions, np.concatenate(answers))
 
 
-def _labels(conversation: Conversation, emotions: tuple[str, ...]) -> list[int]:
-    return [UNSCORED if u.emotion is None else emotions.index(u.emotion) for u in conversation.utterances]
+class Network(nn.Module):
+    """What `logits` and `collate` of a subclass hear, trained by cross-entropy."""
+
+    def forward(self, truth: Tensor, **heard: Tensor) -> dict[str, Tensor]:
+        """`loss`, and `logits`, (labelled, emotions), and `truth`, (labelled,), as the Trainer scores them; truth:
+        labels, UNSCORED where there is none, in the shape of the logits."""
+        logits, scored = self.logits(**heard), truth != UNSCORED
+        return {"loss": F.cross_entropy(logits[scored], truth[scored]), "logits": logits[scored].detach(),
+                "truth": truth[scored]}
 
 
-def _scored(logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """Cross-entropy, logits (labelled, emotions) and truth (labelled,) of the labelled utterances."""
-    scored = truth != UNSCORED
-    return {"loss": F.cross_entropy(logits[scored], truth[scored]), "logits": logits[scored].detach(),
-            "truth": truth[scored]}
-
-
-class Classifier(nn.Module):
+class Classifier(Network):
     """Codes -> trainable Transformer encoder -> head (paper, 'Emotion SLLM': classifier baseline), of the SLLM's
     width and half its depth."""
 
@@ -100,10 +114,6 @@ class Classifier(nn.Module):
                                            activation="gelu", batch_first=True, norm_first=True)
         self.encoder = nn.TransformerEncoder(layer, max(1, shape.layers // 2), enable_nested_tensor=False)
         self.head = nn.Sequential(nn.LayerNorm(shape.hidden), nn.Linear(shape.hidden, emotions))
-
-    def forward(self, heard: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        """`loss` and what the Trainer scores; truth: labels, (utterances,)."""
-        return _scored(self.logits(heard), truth)
 
     def logits(self, heard: Tensor) -> Tensor:
         """heard: padded codes, (utterances, tokens). Shape (utterances, emotions)."""
@@ -119,22 +129,6 @@ class Classifier(nn.Module):
         return {"heard": heard, "truth": torch.tensor([label for _, label in pairs])}
 
 
-def classify(settings: Settings, corpus: Corpus, codes: CorpusCodes, split: str = "test") -> pd.DataFrame:
-    """Predictions of the classifier (trained here if it has to be), every utterance of a split in order."""
-    size, shape = codes.facts["codebook_size"], settings.backbone
-    tune = settings.finetune.but(**dict(settings.classifier))
-    made = runs.artefact(settings, "classifier", classify, codes=codes.key, fold=settings.fold, seed=settings.seed,
-                         backbone=shape.but(source=""), finetune=finetune.keyed(tune),
-                         prefix=settings.memory.prefix)
-
-    def hear(conversation: Conversation) -> list[Tensor]:
-        return _windows(conversation, codes.codes, settings.memory.prefix, size, shape.window)
-
-    torch.manual_seed(settings.seed)
-    model = Classifier(size, len(corpus.emotions), shape)
-    return _answers(model, hear, model.collate, tune, made, settings, corpus, split)
-
-
 def _windows(conversation: Conversation, codes: Mapping[str, np.ndarray], n_r: int, separator: int,
              window: int) -> list[Tensor]:
     """What the classifier hears of each utterance: as `window`, n_r codes before it, a separator and its own."""
@@ -146,7 +140,7 @@ def _windows(conversation: Conversation, codes: Mapping[str, np.ndarray], n_r: i
     return heard
 
 
-class Recurrent(nn.Module):
+class Recurrent(Network):
     """Features of a conversation's utterances -> LSTM -> an emotion for each, as Poria et al. (2017) run one over
     utterances. (The BLSTM of Tzinis et al. (2018) steps through the segments of a single utterance.) Causal; where
     `bidirectional` it hears the future too, and stands beside streaming methods as a bound, not as a rival."""
@@ -157,10 +151,6 @@ class Recurrent(nn.Module):
                             dropout=shape.dropout if shape.layers > 1 else 0.0)  # torch: between layers only
         self.dropout = nn.Dropout(shape.dropout)
         self.head = nn.Linear(shape.hidden * (2 if bidirectional else 1), emotions)
-
-    def forward(self, heard: Tensor, turns: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        """`loss` and what the Trainer scores; truth: labels, (batch, longest)."""
-        return _scored(self.logits(heard, turns), truth)
 
     def logits(self, heard: Tensor, turns: Tensor) -> Tensor:
         """heard: (batch, longest, features), padded behind; turns: (batch,). Shape (batch, longest, emotions).
@@ -178,34 +168,12 @@ class Recurrent(nn.Module):
                 "truth": truth}
 
 
-def recurrent(settings: Settings, corpus: Corpus, codes: CorpusCodes, split: str = "test",
-              bidirectional: bool = False) -> pd.DataFrame:
-    """Predictions of `lstm`, or `blstm` where `bidirectional` (trained here if it has to be), every utterance of a
-    split in order."""
-    shape, train = settings.recurrent, corpus.select(corpus.folds[settings.fold - 1].train)
-    tune = settings.finetune.but(lr=shape.lr, epochs=shape.epochs, batch=shape.batch)
-    made = runs.artefact(settings, "recurrent", recurrent, codes=codes.key, fold=settings.fold, seed=settings.seed,
-                         recurrent=shape, finetune=finetune.keyed(tune), bidirectional=bidirectional)
-    scaler = StandardScaler().fit([codes.features[u.id] for c in train for u in c.utterances])
-
-    def hear(conversation: Conversation) -> Tensor:
-        return _acoustics(conversation, codes.features, scaler)
-
-    torch.manual_seed(settings.seed)
-    model = Recurrent(hear(train[0]).shape[1], len(corpus.emotions), shape, bidirectional)
-    with machine.one_thread():
-        return _answers(model, hear, model.collate, tune, made, settings, corpus, split)
-
-
 def _acoustics(conversation: Conversation, features: Mapping[str, np.ndarray], scaler: StandardScaler) -> Tensor:
     """What the LSTM hears, (turns, features): pooled acoustics, and 1 where the speaker is the last one's."""
     who = [u.speaker for u in conversation.utterances]
     again = [i > 0 and who[i] == who[i - 1] for i in range(len(who))]
     heard = scaler.transform([features[u.id] for u in conversation.utterances])
     return torch.from_numpy(np.column_stack([heard, again]).astype(np.float32))
-
-
-# -- without a network ---------------------------------------------------------------------------------------
 
 
 def majority(settings: Settings, corpus: Corpus, split: str = "test") -> pd.DataFrame:
@@ -236,9 +204,6 @@ def last_true(settings: Settings, corpus: Corpus, split: str = "test") -> pd.Dat
     return answered(asked, corpus.emotions, np.array(answers))
 
 
-# -- emotional inertia ---------------------------------------------------------------------------------------
-
-
 def inertia(table: pd.DataFrame, validation: pd.DataFrame, settings: Settings, corpus: Corpus) -> pd.DataFrame:
     """The emotion-inertia filter on a method's answers: an HMM forward filter per speaker and conversation.
 
@@ -246,13 +211,12 @@ def inertia(table: pd.DataFrame, validation: pd.DataFrame, settings: Settings, c
     of themselves, from the same method on the validation fold. It knows who speaks, and is causal.
     """
     chain = inertia_of(corpus, corpus.folds[settings.fold - 1])
-    softened = _softened(table, corpus.emotions, fit_temperature(validation, corpus.emotions, *chain))
+    softened = _softened(table, corpus.emotions, fit_temperature(validation, corpus.emotions, chain))
     columns = zip(corpus.emotions, filtered(table, softened, *chain).T, strict=True)
     return table.assign(**{f"p_{e}": p for e, p in columns})
 
 
-def fit_temperature(table: pd.DataFrame, emotions: tuple[str, ...], transition: np.ndarray,
-                    prior: np.ndarray) -> float:
+def fit_temperature(table: pd.DataFrame, emotions: tuple[str, ...], chain: Chain) -> float:
     """The temperature (Guo et al. 2017) by which a table of answers, softened and THEN filtered, has the lowest
     negative log-likelihood over its labelled rows: filtered, answers add up over turns, and what is honest alone is
     too sure. The best of a grid from 1/8 to 32, then searched between its neighbours."""
@@ -260,7 +224,7 @@ def fit_temperature(table: pd.DataFrame, emotions: tuple[str, ...], transition: 
     labelled = np.flatnonzero(truth >= 0)
 
     def nll(log2: float) -> float:
-        p = filtered(table, _softened(table, emotions, 2.0 ** log2), transition, prior)
+        p = filtered(table, _softened(table, emotions, 2.0 ** log2), *chain)
         return -np.log(p[labelled, truth[labelled]] + 1e-12).mean()
 
     best = min(range(-3, 6), key=nll)
@@ -280,12 +244,6 @@ def filtered(table: pd.DataFrame, p: np.ndarray, transition: np.ndarray, prior: 
     return out
 
 
-# -- reference classifiers: how well acoustics tell an emotion ------------------------------------------------
-
-REFERENCES = ("single utterance", "single utterance + filter", "ORACLE speaker offset",
-              "ORACLE speaker offset + filter")
-
-
 def classifiers(corpus: Corpus, fold: Fold, features: Mapping[str, np.ndarray],
                 split: str = "validation") -> pd.DataFrame:
     """How well acoustics tell an emotion, and what history and voice add: logistic regression on pooled features,
@@ -295,32 +253,33 @@ def classifiers(corpus: Corpus, fold: Fold, features: Mapping[str, np.ndarray],
     A row per method: `method`, `WA`, `UA` in [0, 1], `utterances` (labelled ones of the split). `features`:
     utterance id -> (dimensions,). Everything but the oracles' offsets is fitted on `fold.train`.
     """
-    emotions, chain = corpus.emotions, inertia_of(corpus, fold)
-    tables = rows(corpus.select(fold.train)), rows(corpus.select(getattr(fold, split)))
-    (x, y, who), (z, truth, speakers) = (
-        (np.stack(list(table["utterance"].map(features))), pd.Categorical(table["emotion"], emotions).codes,
-         table["speaker"].to_numpy()) for table in tables)
-    x, y, who, scored = x[y >= 0], y[y >= 0], who[y >= 0], truth >= 0
+    emotions, chain, out = corpus.emotions, inertia_of(corpus, fold), []
+    train, asked = (rows(corpus.select(ids)) for ids in (fold.train, getattr(fold, split)))
+    train = train[train["emotion"].notna()]
+    x, z = (np.stack(list(table["utterance"].map(features))) for table in (train, asked))
+    y, truth = (pd.Categorical(table["emotion"], emotions).codes for table in (train, asked))
     scaler = StandardScaler().fit(x)
     x, z = scaler.transform(x), scaler.transform(z)
     # An emotion that the training conversations lack lies at the mean of all, which is 0, and is never answered.
-    means = np.stack([x[y == e].mean(axis=0) if (y == e).any() else np.zeros(x.shape[1])
-                      for e in range(len(emotions))])
-    answers = []
-    for fitted_on, heard in ((x, z), (x - _offsets(x, y, who, means), z - _offsets(z, truth, speakers, means))):
-        posteriors = np.zeros((len(heard), len(emotions)))
+    means = pd.DataFrame(x).groupby(y).mean().reindex(range(len(emotions)), fill_value=0.0).to_numpy()
+    for method, fitted_on, heard in (
+            ("single utterance", x, z),
+            ("ORACLE speaker offset", x - _offsets(x, y, train["speaker"], means),
+             z - _offsets(z, truth, asked["speaker"], means))):
+        p = np.zeros((len(heard), len(emotions)))
         with threadpool_limits(1):  # so small a problem is slower on more, beside a busy process by far
             model = LogisticRegression(max_iter=1000).fit(fitted_on, y)
-        posteriors[:, model.classes_] = model.predict_proba(heard)
-        answers += [p[scored].argmax(axis=1) for p in (posteriors, filtered(tables[1], posteriors, *chain))]
-    truth = truth[scored]
-    return pd.DataFrame([{"method": method, "WA": accuracy_score(truth, answer),
-                          "UA": recall_score(truth, answer, labels=np.unique(truth), average="macro"),
-                          "utterances": len(truth)} for method, answer in zip(REFERENCES, answers, strict=True)])
+        p[:, model.classes_] = model.predict_proba(heard)
+        for name, answer in ((method, p), (f"{method} + filter", filtered(asked, p, *chain))):
+            table = asked.assign(**{f"p_{e}": column for e, column in zip(emotions, answer.T, strict=True)})
+            found = metrics.measures(metrics.confusion(table, emotions))
+            out.append({"method": name, "WA": float(found["WA"]), "UA": float(found["UA"]),
+                        "utterances": int((truth >= 0).sum())})
+    return pd.DataFrame(out)
 
 
-def _offsets(x: np.ndarray, y: np.ndarray, speakers: np.ndarray, means: np.ndarray) -> np.ndarray:
+def _offsets(x: np.ndarray, y: np.ndarray, speakers: pd.Series, means: np.ndarray) -> np.ndarray:
     """For each utterance its speaker's mean distance from the means of the true emotions, (n, dimensions), over the
     speaker's labelled utterances; 0 where there is none."""
     distance = pd.DataFrame(x - means[y.clip(0)]).where(pd.Series(y >= 0), axis=0)
-    return distance.groupby(speakers).transform("mean").fillna(0.0).to_numpy()
+    return distance.groupby(speakers.to_numpy()).transform("mean").fillna(0.0).to_numpy()

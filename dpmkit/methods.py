@@ -12,11 +12,11 @@ from .codes import CorpusCodes
 from .corpora import Corpus
 from .finetune import Finetuned
 from .settings import Settings
-from .speakers import NotFitted
 
 # What stands under the inertia filter, too: no controls, and not the majority, which always says the same.
 FILTERED = ("classifier", "lstm", "blstm", "current", "window", "at-once", "kv-window", "own-answers", "dpm-tuned")
-TUNED = ("dpm", "dpm-swapped", "dpm-same-speaker", "dpm-shuffled", "dpm-reset", "dpm-still")
+TUNED = {name: name.replace("dpm", "dpm-tuned", 1)  # at the learning rate that validation chose
+         for name in ("dpm", "dpm-swapped", "dpm-same-speaker", "dpm-shuffled", "dpm-reset", "dpm-still")}
 
 
 def rated(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned,
@@ -38,32 +38,30 @@ def answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     `dpm-told`, which takes another loss. `own-answers` needs an SLLM trained with emotion tokens in its history,
     made here where `evaluation.own_answers` asks for it.
     """
-    at_best, of_bound = (settings.replace("memory.lr", rates[name]) for name in ("dpm", "dpm-told"))
+    run = corpus, codes, tuned
+    best, bound = (settings.replace("memory.lr", rates[name]) for name in ("dpm", "dpm-told"))
     plain = [n for n in FILTERED if n != "dpm-tuned" and (n != "own-answers" or settings.evaluation.own_answers)]
     tables = {"majority": baselines.majority(settings, corpus), "last-true": baselines.last_true(settings, corpus),
-              "dpm-told": protocols.predict(of_bound, corpus, codes, tuned, "dpm-told")}
-    tables |= {name: _plain(settings, corpus, codes, tuned, name, "test") for name in plain}
-    tables |= {name: protocols.predict(settings, corpus, codes, tuned, name) for name in ("dpm", "dpm-swapped")}
-    tables |= {name.replace("dpm", "dpm-tuned", 1): protocols.predict(at_best, corpus, codes, tuned, name)
-               for name in TUNED}
+              "dpm-told": protocols.predict(bound, *run, "dpm-told")}
+    tables |= {name: _plain(settings, *run, name, "test") for name in plain}
+    tables |= {name: protocols.predict(settings, *run, name) for name in ("dpm", "dpm-swapped")}
+    tables |= {row: protocols.predict(best, *run, name) for name, row in TUNED.items()}
     for name in (*plain, "dpm-tuned"):
-        validation = _plain(at_best, corpus, codes, tuned, name.replace("dpm-tuned", "dpm"), "validation")
+        validation = _plain(best, *run, name.replace("dpm-tuned", "dpm"), "validation")
         tables[f"{name} + filter"] = baselines.inertia(tables[name], validation, settings, corpus)
     try:
-        model, power, tried = speakers.fitted(settings, corpus, codes, tuned)
-    except NotFitted as reason:
+        model, power, tried = speakers.fitted(settings, *run)
+    except speakers.NotFitted as reason:
         return tables, {}, [f"{', '.join(speakers.HEARS)} were not run: {reason}."]
-    tables |= speakers.predict(settings, corpus, codes, tuned, model, power)
+    tables |= speakers.predict(settings, *run, model, power)
     return tables, {"power": power, "tried": tried}, []
 
 
 def _plain(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, name: str,
            split: str) -> pd.DataFrame:
     """One method's predictions; of the validation conversations, which only set a filter's temperature, some."""
-    if name == "classifier":
-        return baselines.classify(settings, corpus, codes, split)
-    if name in ("lstm", "blstm"):
-        return baselines.recurrent(settings, corpus, codes, split, bidirectional=name == "blstm")
+    if name in ("classifier", "lstm", "blstm"):
+        return baselines.network(settings, corpus, codes, name, split)
     if name == "own-answers":
         settings = settings.replace("memory.history_emotions", "predicted")
         tuned = finetune.train(settings, corpus, codes)
@@ -74,17 +72,17 @@ def _plain(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetu
 def described() -> pd.DataFrame:
     """All rows of the table in their order: `method`, `group` (method, extension, filter, control, bound) and what
     it `hears`."""
-    hears = baselines.HEARS | speakers.HEARS | {n: m.hears for n, m in protocols.METHODS.items()}
-    hears["dpm-tuned"] = hears["dpm"] + ", at the learning rate that validation conversations chose"
-    bounds = [n for n in speakers.HEARS if hears[n].startswith("BOUND")]
-    swapped = [n for n in speakers.HEARS if "swapped" in n]
+    hears = baselines.HEARS | speakers.HEARS | {name: m.hears for name, m in protocols.METHODS.items()}
+    hears |= {row: hears[name] for name, row in TUNED.items()}
+    hears["dpm-tuned"] += ", at the learning rate that validation conversations chose"
+    hears |= {f"{name} + filter": hears[name] + hears["filter"] for name in FILTERED}
+    bounds = [name for name in speakers.HEARS if hears[name].startswith("BOUND")]
+    swapped = [name for name in speakers.HEARS if "swapped" in name]
     groups = {
         "method": ["majority", *FILTERED[:-1], "dpm", "dpm-tuned"],
-        "extension": [n for n in speakers.HEARS if n not in (*bounds, *swapped)],
-        "filter": [f"{n} + filter" for n in FILTERED],
-        "control": [*swapped, "dpm-swapped", *(n.replace("dpm", "dpm-tuned", 1) for n in TUNED[1:])],
+        "extension": [name for name in speakers.HEARS if name not in (*bounds, *swapped)],
+        "filter": [f"{name} + filter" for name in FILTERED],
+        "control": [*swapped, "dpm-swapped", *list(TUNED.values())[1:]],
         "bound": [*bounds, "last-true", "dpm-told"]}
-    hears |= {f"{n} + filter": hears[n] + hears["filter"] for n in FILTERED}
-    hears |= {n.replace("dpm", "dpm-tuned", 1): hears[n] for n in TUNED[1:]}
-    return pd.DataFrame([{"method": n, "group": group, "hears": hears[n]}
-                         for group, names in groups.items() for n in names])
+    return pd.DataFrame([{"method": name, "group": group, "hears": hears[name]}
+                         for group, names in groups.items() for name in names])

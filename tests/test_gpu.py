@@ -87,8 +87,7 @@ def test_networks_beside_the_sllm_are_trained_evaluated_and_answer(asked, corpus
     for device in ("cpu", "cuda"):
         with sdpa_kernel(SDPBackend.MATH), gpus() if device == "cuda" else contextlib.nullcontext() as gpu:
             settings = asked.replace("device", device).replace("home", f"{asked.home}/{device}")
-            answers[device] = (baselines.classify(settings, toy, codes) if way == "classifier" else
-                               baselines.recurrent(settings, toy, codes, bidirectional=way == "blstm"))
+            answers[device] = baselines.network(settings, toy, codes, way)
     assert gpu.products
     pd.testing.assert_frame_equal(answers["cuda"], answers["cpu"], check_exact=True)
 
@@ -167,7 +166,7 @@ def test_the_gpu_that_is_asked_for_and_no_other(asked, corpus, monkeypatch):
 
     monkeypatch.setattr(finetune._Trainer, "training_step", looked_at)
     with gpus(3) as gpu:
-        baselines.classify(asked.replace("device", "cuda:1"), *corpus)
+        baselines.network(asked.replace("device", "cuda:1"), *corpus, "classifier")
         assert gpu.current == 1
     where = torch.device("cuda:1")
     assert set(seen) == {(baselines.Classifier, where, 1, where)}

@@ -86,7 +86,7 @@ def test_rates_are_rated_on_validation_by_absolute_wa(sharp, settings, tmp_path)
 def run(sharp, tmp_path, monkeypatch):
     """A function (name, split, what changes there) -> (answers, what was fitted), at a home of its own."""
     monkeypatch.setattr(methods, "FILTERED", ("classifier", "lstm", "window", "dpm-tuned"))
-    monkeypatch.setattr(methods, "TUNED", ("dpm",))
+    monkeypatch.setattr(methods, "TUNED", {"dpm": "dpm-tuned"})
     plain, temperatures = baselines.fit_temperature, []
     monkeypatch.setattr(baselines, "fit_temperature",
                         lambda *asked: temperatures.append(plain(*asked)) or temperatures[-1])
@@ -114,7 +114,7 @@ def run(sharp, tmp_path, monkeypatch):
         tuned = Finetuned(sharp, "sharp", tmp_path, [], 0)
         tables, fitted, _ = methods.answers(settings, made, spoken, tuned, {"dpm": 1e-2, "dpm-told": 1e-2})
         model = speakers.fitted(settings, made, spoken, tuned)[0]
-        weights = {f"{stage} {file.parent.name} {part}": w for stage in ("classifier", "recurrent")
+        weights = {f"{stage} {file.parent.name} {part}": w for stage in ("network",)
                    for file in (tmp_path / name / "runs" / stage).glob("*/model.safetensors")
                    for part, w in load_file(file).items()}
         # What the networks train on and what chooses their epoch, whether or not the choice falls otherwise.

@@ -41,8 +41,7 @@ STAGES = {
     "codes (mimi)": ((codes.make, neural.MimiTokenizer), CODES),
     "codes (s3)": ((codes.make, neural.S3Tokenizer), CODES),
     "sllm": ((finetune._trained,), f"{SLLM} codes corpora.base"),
-    "classifier": ((baselines.classify,), "baselines codes corpora.base finetune protocols"),
-    "recurrent": ((baselines.recurrent,), "baselines codes corpora.base finetune protocols"),
+    "network": ((baselines.network,), "baselines codes corpora.base finetune protocols"),
     "predictions": ((protocols.predict,), f"{LISTEN} codes corpora.base corpora.dynamics"),
     "states": ((speakers._states,), f"{SLLM} corpora.base protocols speakers".replace("finetune ", "")),
     "robustness": ((robustness._answers, speakers.fitted), f"{LISTEN} codes corpora.base corpora.dynamics "
