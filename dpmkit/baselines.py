@@ -87,7 +87,7 @@ def network(settings: Settings, corpus: Corpus, codes: CorpusCodes, name: str, s
             with torch.no_grad():
                 logits = model.logits(**{name: x.to(where) for name, x in batch.items() if name != "truth"})
             answers.append(logits.flatten(0, -2).softmax(-1).cpu().numpy())
-    return answered(asked, emotions, np.concatenate(answers))
+    return answered(rows(asked), emotions, np.concatenate(answers))
 
 
 class Network(nn.Module):
@@ -179,8 +179,9 @@ def _acoustics(conversation: Conversation, features: Mapping[str, np.ndarray], s
 def majority(settings: Settings, corpus: Corpus, split: str = "test") -> pd.DataFrame:
     """The training fold's emotion frequencies as every utterance's answer."""
     fold = corpus.folds[settings.fold - 1]
-    prior, asked = emotion_prior(corpus.select(fold.train), corpus.emotions), corpus.select(getattr(fold, split))
-    return answered(asked, corpus.emotions, np.array([prior for c in asked for _ in c.utterances]))
+    table = rows(corpus.select(getattr(fold, split)))
+    prior = emotion_prior(corpus.select(fold.train), corpus.emotions)
+    return answered(table, corpus.emotions, np.tile(prior, (len(table), 1)))
 
 
 def last_true(settings: Settings, corpus: Corpus, split: str = "test") -> pd.DataFrame:
@@ -201,7 +202,7 @@ def last_true(settings: Settings, corpus: Corpus, split: str = "test") -> pd.Dat
             answers.append(last.get(u.speaker, prior))
             if u.emotion is not None:
                 last[u.speaker] = repeated[corpus.emotions.index(u.emotion)]
-    return answered(asked, corpus.emotions, np.array(answers))
+    return answered(rows(asked), corpus.emotions, np.array(answers))
 
 
 def inertia(table: pd.DataFrame, validation: pd.DataFrame, settings: Settings, corpus: Corpus) -> pd.DataFrame:
@@ -212,8 +213,7 @@ def inertia(table: pd.DataFrame, validation: pd.DataFrame, settings: Settings, c
     """
     chain = inertia_of(corpus, corpus.folds[settings.fold - 1])
     softened = _softened(table, corpus.emotions, fit_temperature(validation, corpus.emotions, chain))
-    columns = zip(corpus.emotions, filtered(table, softened, *chain).T, strict=True)
-    return table.assign(**{f"p_{e}": p for e, p in columns})
+    return answered(table, corpus.emotions, filtered(table, softened, *chain))
 
 
 def fit_temperature(table: pd.DataFrame, emotions: tuple[str, ...], chain: Chain) -> float:
@@ -271,8 +271,7 @@ def classifiers(corpus: Corpus, fold: Fold, features: Mapping[str, np.ndarray],
             model = LogisticRegression(max_iter=1000).fit(fitted_on, y)
         p[:, model.classes_] = model.predict_proba(heard)
         for name, answer in ((method, p), (f"{method} + filter", filtered(asked, p, *chain))):
-            table = asked.assign(**{f"p_{e}": column for e, column in zip(emotions, answer.T, strict=True)})
-            found = metrics.measures(metrics.confusion(table, emotions))
+            found = metrics.measures(metrics.confusion(answered(asked, emotions, answer), emotions))
             out.append({"method": name, "WA": float(found["WA"]), "UA": float(found["UA"]),
                         "utterances": int((truth >= 0).sum())})
     return pd.DataFrame(out)

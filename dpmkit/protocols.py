@@ -228,7 +228,7 @@ def listen(listener: Listener, conversations: Sequence[Conversation], method: st
         if len(so_far[number]) == len(heard[number]):
             done = pd.DataFrame(map(vars, so_far.pop(number)))
             p = np.stack(done.pop("probabilities"))
-            yield answered([conversations[number]], listener.emotions, p).join(done)
+            yield answered(rows([conversations[number]]), listener.emotions, p).join(done)
 
 
 @torch.no_grad()
@@ -317,11 +317,9 @@ def rows(conversations: Sequence[Conversation]) -> pd.DataFrame:
                          for c in conversations for turn, u in enumerate(c.utterances)])
 
 
-def answered(conversations: Sequence[Conversation], emotions: tuple[str, ...],
-             probabilities: np.ndarray) -> pd.DataFrame:
+def answered(table: pd.DataFrame, emotions: tuple[str, ...], probabilities: np.ndarray) -> pd.DataFrame:
     """`rows` with a method's answers, (utterances, emotions), as columns p_<emotion>."""
-    columns = {f"p_{e}": p for e, p in zip(emotions, probabilities.T.astype(float), strict=True)}
-    return rows(conversations).assign(**columns)
+    return table.assign(**{f"p_{e}": p for e, p in zip(emotions, probabilities.T.astype(float), strict=True)})
 
 
 def _in_order(tables: Iterable[pd.DataFrame], conversations: Sequence[Conversation]) -> pd.DataFrame:

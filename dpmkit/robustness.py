@@ -175,7 +175,7 @@ def measured(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fine
                 answers = _answers(settings, corpus, codes, tuned, speaker, conversations, disturbance)
                 with runs.atomic(path) as temporary:
                     answers.to_parquet(temporary, index=False)
-        tables = {method: protocols.answered(conversations, corpus.emotions, part[names].to_numpy())
+        tables = {method: protocols.answered(protocols.rows(conversations), corpus.emotions, part[names].to_numpy())
                   for method, part in pd.read_parquet(path).groupby("method", sort=False)}
         rows += [{"kind": kind, "level": level, **row}
                  for row in metrics.compare(tables, corpus.emotions, "window", settings.evaluation)]

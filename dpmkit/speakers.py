@@ -10,6 +10,7 @@ They share one covariance, as it does not depend on the path. Nothing grows with
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from sklearn.covariance import shrunk_covariance
 from tqdm.auto import tqdm
 
-from . import protocols, runs
+from . import metrics, protocols, runs
 from .baselines import filtered
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus
@@ -46,6 +47,7 @@ HEARS = {
                       "the help of the true labels of all of its utterances",
 }
 SHRINKAGE = 0.05  # of the covariances
+Trails = dict[str, list[tuple[np.ndarray, np.ndarray]]]  # speaker -> mean, (d,), and covariance, (d, d), in turn
 
 
 class NotFitted(UserError):
@@ -67,15 +69,16 @@ class OffsetModel:
     prior: np.ndarray
 
     @classmethod
-    def fit(cls, states: np.ndarray, emotions: np.ndarray, speakers: np.ndarray, dimensions: int,
+    def fit(cls, states: np.ndarray, emotions: np.ndarray, speakers: Sequence[str], dimensions: int,
             transition: np.ndarray, prior: np.ndarray) -> OffsetModel:
-        """By moments: `states`, (n, features), of utterances with emotions (n,), indices, and speakers (n,).
+        """By moments: `states`, (n, features), of utterances with emotions (n,), indices, and speakers (n,); -1, no
+        emotion, is left out.
 
         Means and offsets take turns until they agree; covariances are shrunk towards a sphere. An emotion that
         nobody has lies at the mean of all; of one speaker alone, others may be as far off as utterances are.
         NotFitted where no speaker has two labelled utterances that differ.
         """
-        who, size = np.unique(speakers, return_inverse=True)[1], len(prior)
+        states, emotions, who, size = *_labelled(states, emotions, speakers), len(prior)
         centre, scale = states.mean(0), states.std(0) + 1e-6
         standard = (states - centre) / scale
         basis = np.linalg.svd(standard, full_matrices=False)[2][:dimensions].T
@@ -98,10 +101,10 @@ class OffsetModel:
         return cls(centre, scale, basis, means, shrunk_covariance(between, SHRINKAGE),
                    shrunk_covariance(within, SHRINKAGE), transition, prior)
 
-    def with_noise_of(self, states: np.ndarray, emotions: np.ndarray, speakers: np.ndarray) -> OffsetModel:
+    def with_noise_of(self, states: np.ndarray, emotions: np.ndarray, speakers: Sequence[str]) -> OffsetModel:
         """The same with the noise of these utterances: a backbone's states of what it was trained on are too near
         to the means. NotFitted as in `fit`."""
-        who = np.unique(speakers, return_inverse=True)[1]
+        states, emotions, who = _labelled(states, emotions, speakers)
         noise = _noise(self.project(states) - self.means[emotions], who, len(self.prior))
         return replace(self, within=shrunk_covariance(noise, SHRINKAGE))
 
@@ -114,6 +117,13 @@ class OffsetModel:
         beyond = z[:, None] - self.means  # (n, emotions, d)
         scores = np.log(self.prior) - 0.5 * power * (beyond @ np.linalg.inv(covariance) * beyond).sum(-1)
         return np.exp(scores - np.logaddexp.reduce(scores, 1, keepdims=True))
+
+
+def _labelled(states: np.ndarray, emotions: np.ndarray,
+              speakers: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """States and emotions of the labelled utterances, and the numbers of their speakers."""
+    chosen = emotions >= 0
+    return states[chosen], emotions[chosen], np.unique(np.asarray(speakers)[chosen], return_inverse=True)[1]
 
 
 def _means(values: np.ndarray, group: np.ndarray, groups: int = 0) -> np.ndarray:
@@ -160,10 +170,10 @@ class SpeakerMemory:
         self.model, self.paths, self.power = model, paths, power
         self.speakers: dict[str, _Voice] = {}
 
-    def begin(self) -> None:
-        """A new conversation of the same speakers: offsets are kept, emotions begin anew."""
+    def begin(self, kept: bool = True) -> None:
+        """A new conversation: emotions begin anew, and speakers, too, unless `kept`."""
         self.speakers = {s: replace(v, following=np.tile(self.model.prior, (len(v.weights), 1)))
-                         for s, v in self.speakers.items()}
+                         for s, v in self.speakers.items() if kept}
 
     def hear(self, speaker: str, state: np.ndarray, label: int = -1) -> np.ndarray:
         """Emotion probabilities, (emotions,), of this utterance given all of the speaker's up to it; `state`: (d,),
@@ -193,19 +203,21 @@ class SpeakerMemory:
         return mean, voice.covariance + (share[:, None] * apart).T @ apart
 
 
-class _Followed(SpeakerMemory):
-    """For the swapped controls: `trails` has the offset of each speaker as known before its first utterance, its
-    second, …, and after its last."""
-
-    def __init__(self, *given):
-        super().__init__(*given)
-        self.trails: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-
-    def hear(self, speaker: str, state: np.ndarray, label: int = -1) -> np.ndarray:
-        self.trails.setdefault(speaker, [self.offset(speaker)])
-        answer = super().hear(speaker, state, label)
-        self.trails[speaker].append(self.offset(speaker))
-        return answer
+def remember(memory: SpeakerMemory, table: pd.DataFrame, z: np.ndarray, kept: bool = False,
+             labels: np.ndarray | None = None) -> tuple[np.ndarray, dict[str, Trails]]:
+    """The answers, (n, emotions), to the utterances of a table, z: (n, d), by a memory that is emptied before each
+    conversation unless `kept`; `labels`: of the bound. And of each conversation (of all, "", where `kept`): speaker
+    -> the offset as known before its first utterance, its second, …, and after its last."""
+    answers, trails = np.zeros((len(table), len(memory.model.prior))), {}
+    for conversation, rows in table.groupby("conversation", sort=False).indices.items():
+        memory.begin(kept)
+        trail = trails.setdefault("" if kept else conversation, {})
+        for i in rows:
+            who = table["speaker"].iloc[i]
+            trail.setdefault(who, [memory.offset(who)])
+            answers[i] = memory.hear(who, z[i], -1 if labels is None else labels[i])
+            trail[who].append(memory.offset(who))
+    return answers, trails
 
 
 # -- the methods ---------------------------------------------------------------------------------------------
@@ -220,74 +232,71 @@ def fitted(settings: Settings, corpus: Corpus, codes: CorpusCodes,
     """
     own, chain = settings.speaker, protocols.inertia_of(corpus, corpus.folds[settings.fold - 1])
     table, states, truth = _heard(settings, corpus, codes, tuned, "train")
-    labelled, who = truth >= 0, table["speaker"].to_numpy()
-    model = OffsetModel.fit(states[labelled], truth[labelled], who[labelled], own.dimensions, *chain)
+    model = OffsetModel.fit(states, truth, table["speaker"], own.dimensions, *chain)
     table, states, truth = _heard(settings, corpus, codes, tuned, "validation")
-    labelled, who, tried = truth >= 0, table["speaker"].to_numpy(), []
-    for power in own.powers:
-        answers = np.zeros((len(table), len(corpus.emotions)))
-        for speaker, apart in table.groupby("speaker"):
-            others = labelled & (who != speaker) if (labelled & (who != speaker)).any() else labelled
-            noisy = model.with_noise_of(states[others], truth[others], who[others])
-            for rows in apart.groupby("conversation").groups.values():
-                memory = SpeakerMemory(noisy, own.paths, power)
-                answers[rows] = [memory.hear(speaker, z) for z in noisy.project(states[rows])]
-        likely = answers[labelled, truth[labelled]]
-        tried.append({"power": power, "nll": float(-np.log(likely + 1e-12).mean()),
-                      "WA": 100 * float((answers[labelled].argmax(1) == truth[labelled]).mean())})
+    answers = {power: np.zeros((len(table), len(corpus.emotions))) for power in own.powers}
+    for speaker in table["speaker"].unique():
+        its = (table["speaker"] == speaker).to_numpy()
+        others = np.where(its, -1, truth)
+        noisy = model.with_noise_of(states, others if others.max() >= 0 else truth, table["speaker"])
+        for power, answer in answers.items():
+            memory = SpeakerMemory(noisy, own.paths, power)
+            answer[its] = remember(memory, table[its], noisy.project(states[its]))[0]
+    tables = {power: protocols.answered(table, corpus.emotions, answer) for power, answer in answers.items()}
+    tried = [{"power": power, "nll": metrics.nll(given, corpus.emotions), "WA": metrics.wa(given, corpus.emotions)}
+             for power, given in tables.items()]
     best = min(tried, key=lambda row: row["nll"])["power"]
-    return model.with_noise_of(states[labelled], truth[labelled], who[labelled]), best, tried
+    return model.with_noise_of(states, truth, table["speaker"]), best, tried
 
 
 def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, model: OffsetModel,
             power: float, split: str = "test") -> dict[str, pd.DataFrame]:
     """A table (columns as of `protocols.answered`) for each method of HEARS."""
     table, states, truth = _heard(settings, corpus, codes, tuned, split)
-    z, who, emotions = model.project(states), table["speaker"].to_numpy(), corpus.emotions
-    conversations = corpus.select(getattr(corpus.folds[settings.fold - 1], split))
-    rows_of, chain = table.groupby("conversation", sort=False).indices, (model.transition, model.prior)
-    distance = z - model.means[truth]  # of labelled utterances; for the oracle alone
-    offsets = {s: distance[(who == s) & (truth >= 0)].mean(0) for s in np.unique(who[truth >= 0])}
-    true_offsets = np.stack([offsets.get(s, np.zeros(z.shape[1])) for s in who])
-    answers = {name: np.zeros((len(z), len(emotions))) for name in HEARS}
+    z, chain, answers = model.project(states), (model.transition, model.prior), {}
+    memory = SpeakerMemory(model, settings.speaker.paths, power)
     answers["speaker-head"] = alone = model.posterior(z, model.within + model.between, power)
     answers["speaker-head + filter"] = filtered(table, alone, *chain)
+    for name, kept in (("speaker-memory", False), ("speaker-memory-kept", True)):
+        memory.begin(kept=False)
+        answers[name], trails = remember(memory, table, z, kept)
+        mean, covariance = _swapped(table, trails, kept)
+        alone = np.concatenate([model.posterior(one[None], model.within + apart, power)
+                                for one, apart in zip(z - mean, covariance, strict=True)])
+        answers[f"{name}-swapped"] = filtered(table, alone, *chain)
+    memory.begin(kept=False)
+    answers["speaker-told"] = remember(memory, table, z, labels=truth)[0]
+    distance = pd.DataFrame(z - model.means[truth]).where(pd.Series(truth >= 0), axis=0)
+    true_offsets = distance.groupby(table["speaker"]).transform("mean").fillna(0.0).to_numpy()
     answers["speaker-oracle"] = filtered(table, model.posterior(z - true_offsets, model.within, power), *chain)
-    given = model, settings.speaker.paths, power
-    kept, memories = _Followed(*given), {name: _Followed(*given) for name in rows_of}
-    for name, rows in rows_of.items():
-        labelled = SpeakerMemory(*given)
-        kept.begin()
-        answers["speaker-memory"][rows] = [memories[name].hear(who[i], z[i]) for i in rows]
-        answers["speaker-told"][rows] = [labelled.hear(who[i], z[i], truth[i]) for i in rows]
-        answers["speaker-memory-kept"][rows] = [kept.hear(who[i], z[i]) for i in rows]
-    donors, strangers = (protocols.donors(table, of) for of in ("conversation", "speaker"))
-    whole = {s: kept.trails[stranger] for s, stranger in strangers.items()}
-    in_split = table.groupby("speaker").cumcount()  # utterances of the speaker before each
-    in_conversation = table.groupby(["conversation", "speaker"]).cumcount()
-    for name, rows in rows_of.items():
-        theirs = list(memories[donors[name]].trails.values())  # the first speaker gets the first stranger's, …
-        trails = {s: theirs[i % len(theirs)] for i, s in enumerate(dict.fromkeys(who[rows]))}
-        for i in rows:
-            for method, trail, count in (("speaker-memory-swapped", trails[who[i]], in_conversation[i]),
-                                         ("speaker-memory-kept-swapped", whole[who[i]], in_split[i])):
-                mean, covariance = trail[min(count, len(trail) - 1)]
-                answers[method][i] = model.posterior(z[i:i + 1] - mean, model.within + covariance, power)[0]
-    for name in ("speaker-memory-swapped", "speaker-memory-kept-swapped"):
-        answers[name] = filtered(table, answers[name], *chain)
-    return {name: protocols.answered(conversations, emotions, p) for name, p in answers.items()}
+    return {name: protocols.answered(table, corpus.emotions, answers[name]) for name in HEARS}
+
+
+def _swapped(table: pd.DataFrame, trails: Mapping[str, Trails], kept: bool) -> tuple[np.ndarray, np.ndarray]:
+    """For each utterance of a table the mean, (n, d), and covariance, (n, d, d), of another speaker's offset, after
+    as many utterances: a stranger's where `kept`; else, of the donor's speakers, the first for the first, …"""
+    donors, count = protocols.donors(table, "speaker" if kept else "conversation"), Counter()
+    given = {}
+    for c, who in table[["conversation", "speaker"]].drop_duplicates().itertuples(index=False):
+        theirs = trails[""] if kept else trails[donors[c]]
+        place = len([other for other in given if other[0] == c])
+        given[c, who] = theirs[donors[who]] if kept else list(theirs.values())[place % len(theirs)]
+    offsets = []
+    for c, who in zip(table["conversation"], table["speaker"], strict=True):
+        trail, own = given[c, who], who if kept else (c, who)
+        offsets.append(trail[min(count[own], len(trail) - 1)])
+        count[own] += 1
+    mean, covariance = zip(*offsets, strict=True)
+    return np.array(mean), np.array(covariance)
 
 
 def remembered(settings: Settings, conversations: Sequence[Conversation], codes: Mapping[str, np.ndarray],
                emotions: tuple[str, ...], tuned: Finetuned, model: OffsetModel, power: float) -> pd.DataFrame:
     """The answers of `speaker-memory` to these conversations, a row per utterance; codes: utterance id -> codes."""
-    sllm = tuned.sllm.in_precision(settings.memory.precision)
-    states = _states(sllm, codes, [u.id for c in conversations for u in c.utterances], "states")
-    answers, z = [], iter(model.project(states))
-    for c in conversations:
-        memory = SpeakerMemory(model, settings.speaker.paths, power)
-        answers += [memory.hear(u.speaker, next(z)) for u in c.utterances]
-    return protocols.answered(conversations, emotions, np.array(answers))
+    table = protocols.rows(conversations)
+    states = _states(tuned.sllm.in_precision(settings.memory.precision), codes, list(table["utterance"]), "states")
+    memory = SpeakerMemory(model, settings.speaker.paths, power)
+    return protocols.answered(table, emotions, remember(memory, table, model.project(states))[0])
 
 
 def _heard(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned,

@@ -45,7 +45,7 @@ STAGES = {
     "predictions": ((protocols.predict,), f"{LISTEN} codes corpora.base corpora.dynamics"),
     "states": ((speakers._states,), f"{SLLM} corpora.base protocols speakers".replace("finetune ", "")),
     "robustness": ((robustness._answers, speakers.fitted), f"{LISTEN} codes corpora.base corpora.dynamics "
-                                                           f"robustness speakers {SOUND} tokenizers"),
+                                                           f"metrics robustness speakers {SOUND} tokenizers"),
 }
 FOLDER = Path(runs.__file__).parent
 NAMES = [".".join(p.relative_to(FOLDER).with_suffix("").parts).removesuffix(".__init__")
