@@ -45,22 +45,13 @@ def scratch(shape: BackboneSettings, rows: int, end: int) -> nn.Module:
         attn_implementation="sdpa"))
 
 
-def load(source: str, dtype: str, layers: int = 0) -> nn.Module:
+def load(source: str, dtype: str, layers: int = 0, weights: bool = True) -> nn.Module:
     """The causal language model of a hub id (`owner/name`, `owner/name@revision`) or a local folder, the first
-    `layers` of its blocks (0: all).
+    `layers` of its blocks (0: all); without `weights` its shape alone, on torch's meta device.
 
     Raises UserError where there is none, where it has fewer blocks, is of a family that is not built as Llama is
     (before its weights are read), or where its weights are no safetensors.
     """
-    shape(source, layers)
-    with refused(UNLOADED.format(source)):
-        model = AutoModelForCausalLM.from_pretrained(**_named(source), dtype=dtype, attn_implementation="sdpa",
-                                                     use_safetensors=True)
-    return _first(model, layers, source)
-
-
-def shape(source: str, layers: int = 0) -> nn.Module:
-    """The same model without weights, on torch's meta device; UserErrors as of `load`."""
     with refused(UNLOADED.format(source)), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(**_named(source)))
     decoder, config = model.get_decoder(), model.config
@@ -72,15 +63,14 @@ def shape(source: str, layers: int = 0) -> nn.Module:
                         "choose one with embed_tokens, rotary positions, dense layers, a norm and an lm_head whose "
                         "logits are neither scaled nor capped: Llama, Mistral, Qwen 2 and 3, Gemma 3, OLMo 2, "
                         "Phi 3, StableLM, Starcoder 2")
-    return _first(model, layers, source)
-
-
-def _first(model: nn.Module, layers: int, source: str) -> nn.Module:
-    blocks = model.get_decoder().layers
-    if layers > len(blocks):
-        raise UserError(f"backbone.keep_layers is {layers}, but {source!r} has {len(blocks)} layers")
+    if layers > len(decoder.layers):
+        raise UserError(f"backbone.keep_layers is {layers}, but {source!r} has {len(decoder.layers)} layers")
+    if weights:
+        with refused(UNLOADED.format(source)):
+            model = AutoModelForCausalLM.from_pretrained(**_named(source), dtype=dtype, use_safetensors=True,
+                                                         attn_implementation="sdpa")
     if layers:
-        del blocks[layers:]
+        del model.get_decoder().layers[layers:]
         model.config.num_hidden_layers = layers
         if getattr(model.config, "layer_types", None):  # one entry per layer, e.g. Qwen's kinds of attention
             model.config.layer_types = model.config.layer_types[:layers]

@@ -70,7 +70,7 @@ class Estimate:
 def shell(settings: Settings, codebook_size: int, emotions: tuple[str, ...]) -> EmotionSLLM:
     """The SLLM of a pretrained backbone without weights, on torch's meta device."""
     source = backbones.again(backbones.origin(settings.backbone.source), settings.home_path)
-    model = backbones.shape(source, settings.backbone.keep_layers)
+    model = backbones.load(source, settings.backbone.dtype, settings.backbone.keep_layers, weights=False)
     vocabulary = Vocabulary(codebook_size, emotions, base=model.get_input_embeddings().num_embeddings)
     return EmotionSLLM(model, vocabulary, settings.backbone.window)
 
