@@ -237,7 +237,7 @@ def label_after(model: EmotionSLLM, codes: np.ndarray, sentence: int, settings: 
 
 def crossings(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """The shortest measured history, in codes, from which on a memory is cheaper than the full context, by seconds
-    and by peak memory; None where it never is. `rows`: those of `context`."""
+    and by peak memory; none where it never is. `rows`: those of `context`."""
     table = pd.DataFrame(rows).pivot(index="codes", columns="path", values=["seconds", "peak_bytes"])
     out = []
     for dpm in PATHS[:2]:

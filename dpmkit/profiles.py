@@ -35,10 +35,10 @@ PROFILES: dict[str, dict[str, Any]] = {
         "context.codes": (100, 200), "context.tokens": (64, 256), "context.conversations": 2,
     },
     "demo": {},
-    # Table 1 (notebooks 01 to 03) in five minutes: a third of the corpus, some of the epochs.
+    # Table 1 (notebooks 01 to 03) in five minutes: a third of the corpus, two rates.
     "quick": {
-        "conversation.speakers": 20, "conversation.conversations": 20, "finetune.epochs": 5,
-        "recurrent.epochs": 8, "ablation.conversations": 8, "ablation.lr": (0.0, 5e-5, 1e-3),
+        "conversation.speakers": 20, "conversation.conversations": 20, "finetune.epochs": 10, "finetune.batch": 2,
+        "ablation.conversations": 8, "ablation.lr": (0.0, 5e-5, 1e-3),
     },
     "full": GRID | {"evaluation.own_answers": True},
     # SmolLM2-135M on two cores: its first 8 layers, a third of the test fold, a thinned grid of ablations. On a GPU

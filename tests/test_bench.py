@@ -92,6 +92,15 @@ def test_cost_against_history_has_every_path_at_every_length(prepared):
     assert all(r["seconds"] > 0 for r in rows) and "Cost against history" in report.page([], prepared.own_path)
 
 
+def test_a_crossing_is_where_a_memory_stays_cheaper():
+    seconds = {"dpm": (1, 3, 1, 1), "dpm, reuse": [3] * 4, "full context": [2] * 4, "window": [0] * 4}
+    rows = [{"codes": 10 * n, "path": path, "seconds": spent[n - 1], "peak_bytes": 7 - n if path == "dpm" else 4}
+            for path, spent in seconds.items() for n in (1, 2, 3, 4)]
+    dpm, reuse = bench.crossings(rows).to_dict("records")
+    assert (dpm["memory"], dpm["seconds"], dpm["peak_bytes"]) == ("dpm", 30, 40)
+    assert reuse["cheaper than"] == "full context" and reuse["seconds"] != reuse["seconds"]  # nowhere: NaN
+
+
 def test_the_notebooks_are_timed_from_empty_homes_beside_a_loop_and_without(monkeypatch, tmp_path, capsys):
     ran, loops = [], []
 
