@@ -266,10 +266,11 @@ def reproduce(settings: Settings) -> Path:
 # -- what a method costs per sentence: seconds, FLOPs, bytes -------------------------------------------------
 
 def of_method(settings: Settings, tuned: Finetuned, codes: CorpusCodes, conversations: Sequence[Conversation],
-              emotions: tuple[str, ...], method: str,
-              speaker: tuple[OffsetModel, float] | None = None) -> dict[str, float]:
-    """What a method costs on these conversations, read as they come: `seconds_per_sentence`, `flops_per_sentence`,
-    `peak_bytes`, and `parameters` kept of a conversation (`speaker-memory`, by this model and power: a speaker)."""
+              emotions: tuple[str, ...], method: str, speaker: tuple[OffsetModel, float] | None = None,
+              rounds: int = 1) -> dict[str, Any]:
+    """What a method costs on these conversations, read as they come: `seconds_per_sentence`, median and range,
+    `flops_per_sentence`, `peak_bytes`, and `parameters` kept of a conversation (`speaker-memory`, by this model and
+    power: of a speaker)."""
     changed = 0
     if speaker:
         size = len(speaker[0].within)
@@ -289,9 +290,11 @@ def of_method(settings: Settings, tuned: Finetuned, codes: CorpusCodes, conversa
             pass
 
     sentences, counted = sum(len(c.utterances) for c in conversations), flops(work)  # warms up, too
-    spent = measured(work, tuned.sllm.device)
-    return {"seconds_per_sentence": spent["seconds"] / sentences, "flops_per_sentence": counted / sentences,
-            "peak_bytes": spent["peak_bytes"], "parameters": changed}
+    spent = pd.DataFrame([measured(work, tuned.sllm.device) for _ in range(rounds)])
+    each = spent["seconds"] / sentences
+    return {"seconds_per_sentence": each.median(), "seconds_per_sentence_range": [each.min(), each.max()],
+            "flops_per_sentence": counted / sentences, "peak_bytes": int(spent["peak_bytes"].max()),
+            "parameters": changed}
 
 
 def flops(work: Callable[[], Any]) -> int:

@@ -131,7 +131,8 @@ def import_silero():
 
 # What may differ between two equal runs: when, how fast, from which commit.
 TIMED = frozenset({"made", "seconds", "commit", "cost", "real_time_factor", "machine", "bench", "peak_bytes",
-                   "origins", "seconds_per_sentence", "seconds_per_hour", "protocol_seconds", "crossings"})
+                   "origins", "seconds_per_sentence", "seconds_per_sentence_range", "protocol_seconds",
+                   "crossings"})
 
 
 def without_times(record):
