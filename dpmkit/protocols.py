@@ -128,7 +128,7 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
             if part.is_file():
                 bar.update(len(group))
                 continue
-            table, listener = _heard(listener, group, method, donors, bar)
+            table, listener = _answers(listener, group, method, donors, bar)
             with runs.atomic(part) as temporary:
                 table.to_parquet(temporary, index=False)
     try:
@@ -169,7 +169,7 @@ def _asked(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetu
     return Listener(settings, tuned.sllm, codes.codes, corpus.emotions, chain), conversations, heard, given
 
 
-def _heard(listener: Listener, group: Sequence[Conversation], method: str, donors: Mapping[str, Conversation],
+def _answers(listener: Listener, group: Sequence[Conversation], method: str, donors: Mapping[str, Conversation],
            bar: tqdm) -> tuple[pd.DataFrame, Listener]:
     """The answers of `listen` as one table; where the GPU's memory cannot hold so many streams, heard anew with
     half as many. And the listener with as many as it held."""
@@ -304,9 +304,6 @@ def donors(table: pd.DataFrame, of: str, shared: bool = False) -> dict[str, str]
         fitting = [other for other in others if bool(parts[name] & parts[other]) == shared] or others
         chosen[name] = max(fitting, key=lambda other: min(sizes[other], sizes[name]))
     return chosen
-
-
-# -- tables of answers, of every method of this package ------------------------------------------------------
 
 
 def rows(conversations: Sequence[Conversation]) -> pd.DataFrame:

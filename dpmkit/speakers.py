@@ -10,9 +10,9 @@ They share one covariance, as it does not depend on the path. Nothing grows with
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -144,11 +144,7 @@ def _noise(residual: np.ndarray, who: np.ndarray, emotions: int) -> np.ndarray:
     return noise
 
 
-# -- the memory ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Voice:
+class _Voice(NamedTuple):
     """Of one speaker: (paths, d) offsets, their common covariance, log weights (paths,), and the distribution of
     each path's next emotion, (paths, emotions)."""
 
@@ -156,10 +152,6 @@ class _Voice:
     covariance: np.ndarray
     weights: np.ndarray
     following: np.ndarray
-
-    @classmethod
-    def fresh(cls, model: OffsetModel) -> _Voice:
-        return cls(np.zeros((1, len(model.within))), model.between, np.zeros(1), model.prior[None])
 
 
 class SpeakerMemory:
@@ -172,13 +164,18 @@ class SpeakerMemory:
 
     def begin(self, kept: bool = True) -> None:
         """A new conversation: emotions begin anew, and speakers, too, unless `kept`."""
-        self.speakers = {s: replace(v, following=np.tile(self.model.prior, (len(v.weights), 1)))
+        self.speakers = {s: v._replace(following=np.tile(self.model.prior, (len(v.weights), 1)))
                          for s, v in self.speakers.items() if kept}
+
+    def _voice(self, speaker: str) -> _Voice:
+        model = self.model
+        fresh = _Voice(np.zeros((1, len(model.within))), model.between, np.zeros(1), model.prior[None])
+        return self.speakers.get(speaker, fresh)
 
     def hear(self, speaker: str, state: np.ndarray, label: int = -1) -> np.ndarray:
         """Emotion probabilities, (emotions,), of this utterance given all of the speaker's up to it; `state`: (d,),
         projected. `label`: its true emotion, learned after the answer (for the bound alone; -1: none)."""
-        voice = self.speakers.get(speaker) or _Voice.fresh(self.model)
+        voice = self._voice(speaker)
         precision = np.linalg.inv(self.model.within + voice.covariance)
         beyond = state - voice.offsets[:, None] - self.model.means  # (paths, emotions, d)
         likelihood = -0.5 * (beyond @ precision * beyond).sum(-1)
@@ -196,7 +193,7 @@ class SpeakerMemory:
 
     def offset(self, speaker: str) -> tuple[np.ndarray, np.ndarray]:
         """Posterior mean, (d,), and covariance, (d, d), of a speaker's offset; the prior's if nobody was heard."""
-        voice = self.speakers.get(speaker) or _Voice.fresh(self.model)
+        voice = self._voice(speaker)
         share = np.exp(voice.weights)
         mean = share @ voice.offsets
         apart = voice.offsets - mean
@@ -220,9 +217,6 @@ def remember(memory: SpeakerMemory, table: pd.DataFrame, z: np.ndarray, kept: bo
     return answers, trails
 
 
-# -- the methods ---------------------------------------------------------------------------------------------
-
-
 def fitted(settings: Settings, corpus: Corpus, codes: CorpusCodes,
            tuned: Finetuned) -> tuple[OffsetModel, float, list[dict]]:
     """The model of `settings.fold`, the likelihood's power, and a row per power that was tried (NLL, WA in %).
@@ -231,9 +225,9 @@ def fitted(settings: Settings, corpus: Corpus, codes: CorpusCodes,
     conversations, each speaker of which is heard with the noise of the others. NotFitted where labels are too few.
     """
     own, chain = settings.speaker, protocols.inertia_of(corpus, corpus.folds[settings.fold - 1])
-    table, states, truth = _heard(settings, corpus, codes, tuned, "train")
+    table, states, truth = _split(settings, corpus, codes, tuned, "train")
     model = OffsetModel.fit(states, truth, table["speaker"], own.dimensions, *chain)
-    table, states, truth = _heard(settings, corpus, codes, tuned, "validation")
+    table, states, truth = _split(settings, corpus, codes, tuned, "validation")
     answers = {power: np.zeros((len(table), len(corpus.emotions))) for power in own.powers}
     for speaker in table["speaker"].unique():
         its = (table["speaker"] == speaker).to_numpy()
@@ -252,7 +246,7 @@ def fitted(settings: Settings, corpus: Corpus, codes: CorpusCodes,
 def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, model: OffsetModel,
             power: float, split: str = "test") -> dict[str, pd.DataFrame]:
     """A table (columns as of `protocols.answered`) for each method of HEARS."""
-    table, states, truth = _heard(settings, corpus, codes, tuned, split)
+    table, states, truth = _split(settings, corpus, codes, tuned, split)
     z, chain, answers = model.project(states), (model.transition, model.prior), {}
     memory = SpeakerMemory(model, settings.speaker.paths, power)
     answers["speaker-head"] = alone = model.posterior(z, model.within + model.between, power)
@@ -275,18 +269,16 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
 def _swapped(table: pd.DataFrame, trails: Mapping[str, Trails], kept: bool) -> tuple[np.ndarray, np.ndarray]:
     """For each utterance of a table the mean, (n, d), and covariance, (n, d, d), of another speaker's offset, after
     as many utterances: a stranger's where `kept`; else, of the donor's speakers, the first for the first, …"""
-    donors, count = protocols.donors(table, "speaker" if kept else "conversation"), Counter()
-    given = {}
-    for c, who in table[["conversation", "speaker"]].drop_duplicates().itertuples(index=False):
-        theirs = trails[""] if kept else trails[donors[c]]
-        place = len([other for other in given if other[0] == c])
-        given[c, who] = theirs[donors[who]] if kept else list(theirs.values())[place % len(theirs)]
-    offsets = []
-    for c, who in zip(table["conversation"], table["speaker"], strict=True):
-        trail, own = given[c, who], who if kept else (c, who)
-        offsets.append(trail[min(count[own], len(trail) - 1)])
-        count[own] += 1
-    mean, covariance = zip(*offsets, strict=True)
+    donors, found = protocols.donors(table, "speaker" if kept else "conversation"), []
+    before = table.groupby(["speaker"] if kept else ["conversation", "speaker"]).cumcount()
+    for c, who, count in zip(table["conversation"], table["speaker"], before, strict=True):
+        if kept:
+            trail = trails[""][donors[who]]
+        else:
+            own, theirs = list(trails[c]), list(trails[donors[c]].values())
+            trail = theirs[own.index(who) % len(theirs)]
+        found.append(trail[min(count, len(trail) - 1)])
+    mean, covariance = zip(*found, strict=True)
     return np.array(mean), np.array(covariance)
 
 
@@ -299,7 +291,7 @@ def remembered(settings: Settings, conversations: Sequence[Conversation], codes:
     return protocols.answered(table, emotions, remember(memory, table, model.project(states))[0])
 
 
-def _heard(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned,
+def _split(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned,
            split: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """The utterances of a split in order; their states, (utterances, hidden), kept in runs/states/<key>/; and their
     true emotions' indices, (utterances,), -1 outside the label set."""

@@ -70,7 +70,7 @@ def test_baselines_hear_in_the_precision_of_the_memory(method, settings, toy, tu
 def test_states_and_costs_are_those_of_the_precision(settings, toy, tuned, monkeypatch):
     corpus, codes = toy
     rounded = settings.replace("memory.precision", "bfloat16")
-    exact, states = (speakers._heard(s, corpus, codes, tuned, "test")[1] for s in (settings, rounded))
+    exact, states = (speakers._split(s, corpus, codes, tuned, "test")[1] for s in (settings, rounded))
     assert 1e-5 < np.abs(exact - states).max() < 0.1 * np.abs(exact).max()
     dtypes, plain = [], EmotionSLLM._decode
     monkeypatch.setattr(EmotionSLLM, "_decode", lambda self, embedded: dtypes.append(embedded.dtype) or plain(

@@ -42,8 +42,8 @@ def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, set
         assert table["emotion"].fillna("").tolist() == [u.emotion or "" for u in asked], name
     listed = set(described["method"])
     assert listed - set(answers) == {"own-answers", "own-answers + filter"} and set(answers) <= listed
-    told = protocols.predict(settings.replace("memory.lr", 0.1), corpus, codes, tuned, "dpm-told")
-    assert answers["dpm-told"].equals(told), "the bound has a rate of its own"
+    bound = protocols.predict(settings.replace("memory.lr", 0.1), corpus, codes, tuned, "dpm-told")
+    assert answers["dpm-told"].equals(bound), "the bound has a rate of its own"
     record = {"corpus": "toy", "settings": settings.flat(), "results": {
         "listed": described.to_dict("records"), "losses": metrics.losses(answers, settings.evaluation),
         "protocols": {"all-lengths": metrics.scored(answers, "all-lengths", corpus.emotions,

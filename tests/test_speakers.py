@@ -235,7 +235,7 @@ def test_swapped_controls_hang_on_their_donor_s_history_and_not_on_their_own(pre
 def test_a_power_is_tried_with_the_noise_of_the_other_speakers(prepared):
     settings, corpus, codes, tuned = prepared
     m, _, tried = speakers.fitted(settings, corpus, codes, tuned)
-    table, states, truth = speakers._heard(settings, corpus, codes, tuned, "validation")
+    table, states, truth = speakers._split(settings, corpus, codes, tuned, "validation")
     who, said = table["speaker"].to_numpy(), table["emotion"].notna().to_numpy()
     assert truth.tolist() == [EMOTIONS.index(e) if e in EMOTIONS else -1 for e in table["emotion"]]
     for row in tried:
@@ -255,7 +255,7 @@ def test_the_kept_memory_and_the_oracle_by_hand(prepared):
     settings, corpus, codes, tuned = prepared
     m, power, _ = speakers.fitted(settings, corpus, codes, tuned)
     got = speakers.predict(settings, corpus, codes, tuned, m, power)
-    table, states, _ = speakers._heard(settings, corpus, codes, tuned, "test")
+    table, states, _ = speakers._split(settings, corpus, codes, tuned, "test")
     z, who, said = m.project(states), table["speaker"].to_numpy(), table["emotion"].notna().to_numpy()
     beyond = {i: z[i] - m.means[EMOTIONS.index(table["emotion"][i])] for i in np.flatnonzero(said)}
     offset = {s: np.mean([b for i, b in beyond.items() if who[i] == s], axis=0) for s in who}
