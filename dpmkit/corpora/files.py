@@ -7,14 +7,14 @@ time of change differ, so that a second load of 10,000 files takes a second, and
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 from tqdm.auto import tqdm
 
 from .. import audio, runs
@@ -89,22 +89,28 @@ def listing(root: Path) -> str:
 def survey(settings: Settings, root: Path, paths: Iterable[Path]) -> Mapping[Path, File]:
     """What became of each of `paths`, most of them below `root`; one that is missing has a fault, too."""
     paths = list(dict.fromkeys(paths))
-    table = runs.artefact(settings, "files", _decoded, root=bytes(root).hex()).folder / "files.parquet"
-    known = _kept(table)
+    kept = runs.artefact(settings, "files", _decoded, root=bytes(root).hex()).folder / "files.json"
+    try:
+        known = json.loads(kept.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or one that cannot be read: it is made anew
+        known = {}
     stamps = {p: _stamp(p) for p in paths}
-    todo = [p for p in paths if stamps[p] not in known]
+    names = {p: " ".join(map(str, (bytes(p).hex(), *stamps[p]))) for p in paths}  # a path need not be UTF-8
+    todo = [p for p in paths if names[p] not in known]
+    files: dict[Path, File] = {p: File(**known[names[p]]) for p in paths if names[p] in known}
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # decoding and hashing release the lock
         decoded = tqdm(pool.map(_decoded, todo), total=len(todo), desc="files: decode", unit="file",
                        disable=len(todo) < 50)
         for number, (path, file) in enumerate(zip(todo, decoded, strict=True), 1):
-            known[stamps[path]] = file
+            files[path] = file
+            if file.sha256:
+                known[names[path]] = vars(file)
             if number % KEPT_EVERY == 0 or number == len(todo):
-                _keep(table, known)
-    surveyed = {p: known[stamps[p]] for p in paths}
-    SEEN.update({p: stamps[p][1:] for p in paths})
+                runs.write_json(kept, known)
+    SEEN.update(stamps)
     INVERTED.difference_update(paths)
-    INVERTED.update(p for p in paths if surveyed[p].inverted)
-    return surveyed
+    INVERTED.update(p for p in paths if files[p].inverted)
+    return {p: files[p] for p in paths}
 
 
 def _decoded(path: Path) -> File:
@@ -127,27 +133,10 @@ def _decoded(path: Path) -> File:
     return File(seconds, sha256, fault, inverted)
 
 
-def _stamp(path: Path) -> tuple[bytes, int, int]:
-    """Name (bytes: it need not be UTF-8), size, time of change; -1: missing."""
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of change; -1: missing."""
     try:
         stat = path.stat()
-        return bytes(path), stat.st_size, stat.st_mtime_ns
+        return stat.st_size, stat.st_mtime_ns
     except OSError:
-        return bytes(path), -1, -1
-
-
-def _kept(table: Path) -> dict[tuple[bytes, int, int], File]:
-    """What an earlier call wrote; a table that cannot be read is made anew."""
-    try:
-        rows = pd.read_parquet(table)
-    except (OSError, ValueError):  # pyarrow's errors are ValueErrors
-        return {}
-    return {(below, size, changed): File(seconds, sha256, None if pd.isna(fault) else fault, inverted)
-            for below, size, changed, seconds, sha256, fault, inverted in rows.itertuples(index=False, name=None)}
-
-
-def _keep(table: Path, known: Mapping[tuple[bytes, int, int], File]) -> None:
-    rows = [(*stamp, *astuple(file)) for stamp, file in known.items() if stamp[1] >= 0 and file.sha256]
-    frame = pd.DataFrame(rows, columns=["name", "size", "changed", "seconds", "sha256", "fault", "inverted"])
-    with runs.atomic(table) as temporary:
-        frame.to_parquet(temporary, index=False)
+        return -1, -1

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,12 +85,18 @@ def load(settings: Settings) -> Corpus:
     notes = checked(settings, root, "IEMOCAP", counts, skipped)
     share, seed = settings.source.validation, settings.conversation.seed % 2**32  # scikit-learn takes no more
     folds = _folds(root, conversations, share, seed)
+    if len(folds) < len(PUBLISHED):
+        notes += (f"Folds 1 to {len(folds)} test {', '.join(f.test[0][:5] for f in folds)}.",)
+    if len(heard) != TURNS:
+        notes += (f"{len(heard):,} turns are heard where the release has {TURNS:,}.",)
     off = sum(abs(surveyed[wavs[t.id]].seconds - (t.end - t.start)) > SLACK for t in heard)
+    if off:
+        notes += (f"{off:,} turns' wavs differ from their annotated times by more than {SLACK} s; each wav is "
+                  "heard whole.",)
     content = sorted([t.id, t.speaker, t.start, t.end, t.label, surveyed[wavs[t.id]].sha256] for t in heard)
     key = runs.key("iemocap", settings.source.classes, share, seed, content,
                    [[s.item, s.reason] for s in skipped], runs.code_version(load))
-    return Corpus("iemocap", conversations, emotions, folds, tuple(skipped), key,
-                  (*notes, *_notes(folds, len(heard), off)), counts)
+    return Corpus("iemocap", conversations, emotions, folds, tuple(skipped), key, notes, counts)
 
 
 def _places(root: Path) -> tuple[dict[Path, str], dict[Path, str]]:
@@ -171,14 +177,3 @@ def _folds(root: Path, conversations: Sequence[Conversation], share: float, seed
         raise UserError(f"{root} has {len(conversations)} dialogue(s) of {len(sessions)} session(s) that can "
                         "be heard; a fold tests one session and needs two dialogues of others: fetch more sessions")
     return tuple(folds)
-
-
-def _notes(folds: Sequence[Fold], turns: int, off: int) -> Iterator[str]:
-    """What differs from the release: so many `turns`, of which `off` have wavs of another length."""
-    if len(folds) < len(PUBLISHED):
-        yield f"Folds 1 to {len(folds)} test {', '.join(f.test[0][:5] for f in folds)}."
-    if turns != TURNS:
-        yield f"{turns:,} turns are heard where the release has {TURNS:,}."
-    if off:
-        yield (f"{off:,} turns' wavs differ from their annotated times by more than {SLACK} s; each wav is heard "
-               "whole.")

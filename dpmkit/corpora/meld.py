@@ -88,9 +88,16 @@ def load(settings: Settings) -> Corpus:
     number = Counter((row.split, row.emotion) for row in heard)
     counts = tuple(Count(split, emotion, PUBLISHED[emotion][i], number[split, emotion])
                    for i, split in enumerate(SPLITS) for emotion in EMOTIONS)
+    trained = {row.speaker for row in heard if row.split == "train"}
+    known = [row.speaker in trained for row in heard if row.split == "test"] or [False]
+    notes = ["The cast of Friends speaks in all three splits: "
+             f"{100 * sum(known) / len(known):.0f} % of the test utterances are by speakers of the training."]
+    if absent := sum(max(0, c.published - c.found) for c in counts):
+        notes.append(f"{absent} of the {sum(c.published for c in counts)} published utterances are absent; those "
+                     "with a row are listed among what was left out.")
     key = runs.key("meld", [[*astuple(row), file.sha256] for row, file in heard.items()],
                    [astuple(s) for s in skipped], runs.code_version(load))
-    return Corpus("meld", tuple(dialogues), EMOTIONS, (fold,), tuple(skipped), key, _notes(heard, counts), counts,
+    return Corpus("meld", tuple(dialogues), EMOTIONS, (fold,), tuple(skipped), key, tuple(notes), counts,
                   speaker_independent=False)
 
 
@@ -106,7 +113,12 @@ def read_rows(path: Path, split: str) -> list[Row]:
         wrong = [f"{column} {values[column][:40]!r} is no value like {example!r}"
                  for column, (pattern, example) in COLUMNS.items() if not pattern.fullmatch(values[column])]
         if not wrong:
-            row = _row(split, values)
+            start, end = (3600 * int(h) + 60 * int(m) + int(s) + int(ms) / 1000 for h, m, s, ms in (
+                TIME.fullmatch(values[column]).groups() for column in ("StartTime", "EndTime")))
+            # U+0092 is what Windows' apostrophe becomes in copies that were read as Latin-1.
+            speaker = " ".join(values["Speaker"].split()).translate({0x2019: "'", 0x92: "'"})
+            row = Row(split, int(values["Dialogue_ID"]), int(values["Utterance_ID"]), speaker,
+                      values["Emotion"].lower(), start, end)
             if rows.setdefault((row.dialogue, row.number), row) is not row:
                 wrong = [f"dialogue {row.dialogue}, utterance {row.number} stands there a second time"]
         faults += [(line, words) for words in wrong]
@@ -114,16 +126,6 @@ def read_rows(path: Path, split: str) -> list[Row]:
         raise table.refusal(f"{path} has {len(faults)} fault(s); mend them, or fetch it again from "
                             "github.com/declare-lab/MELD:", faults)
     return [rows[place] for place in sorted(rows)]
-
-
-def _row(split: str, values: Mapping[str, str]) -> Row:
-    """Values of the right form as a Row."""
-    start, end = (3600 * int(h) + 60 * int(m) + int(s) + int(ms) / 1000
-                  for h, m, s, ms in (TIME.fullmatch(values[c]).groups() for c in ("StartTime", "EndTime")))
-    # U+0092 is what Windows' apostrophe becomes in copies that were read as Latin-1.
-    speaker = " ".join(values["Speaker"].split()).translate({0x2019: "'", 0x92: "'"})
-    return Row(split, int(values["Dialogue_ID"]), int(values["Utterance_ID"]), speaker, values["Emotion"].lower(),
-               start, end)
 
 
 def _clips(names: Mapping[Path, str]) -> tuple[dict[tuple[str, int, int], Path], list[Skipped]]:
@@ -150,15 +152,3 @@ def _conversation(rows: Sequence[Row], paths: Mapping[Row, Path | None],
         clock, ended = start + heard[row].seconds, row.end
         utterances.append(Utterance(row.id, row.speaker, start, clock, row.emotion, Clip(paths[row])))
     return Conversation(f"{rows[0].split}_dia{rows[0].dialogue}", rows[0].split, tuple(utterances))
-
-
-def _notes(heard: Mapping[Row, files.File], counts: Sequence[Count]) -> tuple[str, ...]:
-    """What a reader of results must know."""
-    trained = {row.speaker for row in heard if row.split == "train"}
-    known = [row.speaker in trained for row in heard if row.split == "test"] or [False]
-    notes = ["The cast of Friends speaks in all three splits: "
-             f"{100 * sum(known) / len(known):.0f} % of the test utterances are by speakers of the training."]
-    if absent := sum(max(0, c.published - c.found) for c in counts):
-        notes.append(f"{absent} of the {sum(c.published for c in counts)} published utterances are absent; those "
-                     "with a row are listed among what was left out.")
-    return tuple(notes)
