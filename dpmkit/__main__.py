@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from .settings import PROFILES, Settings, UserError
@@ -17,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse and run; returns the exit code: 2 for the user's mistakes, 1 for other failures, 130 for a stop."""
     options = _parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows no × or ü must not end a run
-        if hasattr(stream, "reconfigure"):
+        with suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")
     try:
         return options.run(options) or 0
@@ -85,9 +86,9 @@ def _asked(options: argparse.Namespace) -> tuple[Settings, dict[str, Any]]:
         if name.endswith(".source") and os.path.exists(os.path.expanduser(value)):  # of the working directory
             overrides[name] = os.path.abspath(os.path.expanduser(value))
     settings = Settings.of(options.profile, overrides, home=options.home)
-    if options.root:  # kept relative to the project folder, so that no record holds a path of this machine
-        settings = settings.replace("root", os.path.relpath(options.root, settings.home_path))
-    return settings.replace("corpus", options.corpus or settings.corpus), overrides
+    # Relative to the project folder, so that no record holds a path of this machine.
+    root = os.path.relpath(options.root, settings.home_path) if options.root else settings.root
+    return settings.but(corpus=options.corpus or settings.corpus, root=root), overrides
 
 
 def numbers(text: str) -> list[int]:
@@ -114,9 +115,12 @@ def _reproduce(options: argparse.Namespace) -> int:
     notebooks = [name for name in reproduce.NOTEBOOKS if name.startswith(tuple(options.notebooks.split(",")))]
     if not notebooks:
         raise UserError(f"--notebooks {options.notebooks!r} names none of {', '.join(reproduce.NOTEBOOKS)}")
-    failed = reproduce.run_grid(cells, notebooks, overrides, options.ray) if options.ray else {}
-    for cell in cells if not options.ray else ():
-        reproduce.run(cell, notebooks, overrides)
+    failed: dict[str, str] = {}
+    if options.ray:
+        failed = reproduce.run_grid(cells, notebooks, overrides, options.ray)
+    else:
+        for cell in cells:
+            reproduce.run(cell, notebooks, overrides)
     names = {cell.run_name for cell in cells}
     ran = [r for r in records.load_all(settings.own_path) if r["run"] in names
            and (r["profile"], r["corpus"]) == (settings.profile, settings.corpus)]
@@ -145,10 +149,9 @@ def _train(options: argparse.Namespace) -> None:
         data = corpora.load(settings)
         spoken = codes.make(settings, data)
     tuned = finetune.train(settings, data, spoken)
-    if process.is_main_process:
-        if not (tuned.folder / "README.md").is_file():
-            report.write_card(settings, tuned, data, spoken)
-        print(tuned.folder)
+    if process.is_main_process and not (tuned.folder / "README.md").is_file():
+        report.write_card(settings, tuned, data, spoken)
+    process.print(tuned.folder)
 
 
 def _settings(options: argparse.Namespace) -> None:
@@ -168,12 +171,10 @@ def _publish(options: argparse.Namespace) -> None:
     from . import records, report
 
     readme = records.REFERENCE.parent / "README.md"
-    if not records.REFERENCE.is_dir() or not readme.is_file():
+    if not readme.is_file():
         raise UserError(f"{records.REFERENCE.parent} is no checkout of dpmkit: publish from a clone")
-    for name in records.publish(Settings(home=options.home).own_path, records.REFERENCE):
-        print(f"published {name}", file=sys.stderr)
-    for path in report.publish(records.REFERENCE, readme):
-        print(f"wrote {path}", file=sys.stderr)
+    print("published", *records.publish(Settings(home=options.home).own_path, records.REFERENCE), file=sys.stderr)
+    print("wrote", *report.publish(records.REFERENCE, readme), file=sys.stderr)
 
 
 def _segment(options: argparse.Namespace) -> int:

@@ -78,11 +78,11 @@ def _execute(name: str, executed: Path, parameters: dict[str, Any]) -> None:
     if not (SOURCE / f"{name}.ipynb").is_file():
         raise UserError(f"notebook {name!r} is not in {SOURCE}: run it from a clone of dpmkit")
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # a debugger's warning at every start of a kernel
-    begun: list[int] = []  # numbers of cells
+    begun: list[int] = []  # one of each cell of code
     try:
         papermill.execute_notebook(SOURCE / f"{name}.ipynb", executed, parameters, cwd=SOURCE, progress_bar=True,
                                    log_output=False, kernel_name="python3", kernel_manager_class=OwnKernel,
-                                   on_cell_execute=lambda cell_index, **_: begun.append(cell_index + 1),
+                                   on_cell_execute=lambda **_: begun.append(1),
                                    extra_arguments=["--IPKernelApp.log_level=ERROR"])
     except PapermillExecutionError as error:
         if error.ename == "UserError":
@@ -93,7 +93,7 @@ def _execute(name: str, executed: Path, parameters: dict[str, Any]) -> None:
                   "finetune.forward_tokens, or give the container more")
     else:
         return
-    raise RuntimeError(f"notebook {name} failed in cell {begun[-1]}: {reason}; {executed} holds what it did. "
+    raise RuntimeError(f"notebook {name} failed in cell {len(begun)}: {reason}; {executed} holds what it did. "
                        "Finished stages are kept: run again to go on")
 
 
