@@ -176,9 +176,16 @@ def _ray(address: str, at: GridSettings) -> ModuleType:
         if address != LOCAL:  # Ray itself would try for a minute
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), timeout=5).close()
-        if not ray.is_initialized():
-            ray.init(address, log_to_driver=False, logging_level="error",
-                     **({"include_dashboard": False} if address == LOCAL else {}))
+        tries = 2 if address == LOCAL else 1  # a busy machine may take longer than the half minute that Ray waits
+        while not ray.is_initialized():
+            try:
+                ray.init(address, log_to_driver=False, logging_level="error",
+                         **({"include_dashboard": False} if address == LOCAL else {}))
+            except Exception:
+                ray.shutdown()
+                tries -= 1
+                if not tries:
+                    raise
     except Exception as error:  # Ray raises bare ones, e.g. of a node that took too long to start
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise UserError(f"no Ray at {address!r} ({reason}): an address is host:port of a cluster (see `ray start`)"
