@@ -35,9 +35,9 @@ PROFILES: dict[str, dict[str, Any]] = {
         "context.codes": (100, 200), "context.tokens": (64, 256), "context.conversations": 2,
     },
     "demo": {},
-    # Table 1 (notebooks 01 to 03) in five minutes: a third of the corpus, two rates.
+    # Table 1 (notebooks 01 to 03) in five minutes: a quarter of the corpus, two rates.
     "quick": {
-        "conversation.speakers": 20, "conversation.conversations": 20, "finetune.epochs": 10, "finetune.batch": 2,
+        "conversation.speakers": 16, "conversation.conversations": 16, "finetune.batch": 2,
         "ablation.conversations": 8, "ablation.lr": (0.0, 5e-5, 1e-3),
     },
     "full": GRID | {"evaluation.own_answers": True},
