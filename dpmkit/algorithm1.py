@@ -6,7 +6,6 @@ L_t is L_a (equations 3 and 4) over the m tokens of a new sentence; an emotion i
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,11 +57,3 @@ def algorithm1(sllm: EmotionSLLM, sentences: Sequence[np.ndarray], settings: Mem
         history = torch.cat([history, sentence])
     sllm.model = model.unload()  # the temporary LoRA is discarded
     return losses, probabilities
-
-
-def merged(sllm: EmotionSLLM) -> EmotionSLLM:
-    """An SLLM whose adapter is part of its weights: PEFT takes no second adapter that is trained beside a first."""
-    if not hasattr(sllm.model, "peft_config"):
-        return sllm
-    plain = EmotionSLLM(copy.deepcopy(sllm.model).merge_and_unload(), sllm.vocabulary, sllm.window)
-    return plain.requires_grad_(False).eval()

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from . import cheaper, codes, corpora, estimate, finetune, machine, metrics, protocols, records, speakers
-from .algorithm1 import algorithm1, merged
+from .algorithm1 import algorithm1
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus
 from .corpora.dynamics import EMOTIONS
@@ -86,7 +86,7 @@ def _rates(shape: str, sllm: EmotionSLLM, base: MemorySettings, conversations: l
            repeats: int) -> Iterator[list[dict]]:
     """Sentences per second of the loop (on two of the conversations) and of each rung, in turn: a row each, after
     every round."""
-    plain, few, streams = merged(sllm), conversations[:2], len(conversations)
+    plain, few, streams = sllm.merged(), conversations[:2], len(conversations)
 
     def loop() -> None:
         with machine.tf32(plain):

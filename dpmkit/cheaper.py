@@ -22,11 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from . import machine
 from .corpora.dynamics import forward_step
 from .memory import EMPTY, DynamicParameterMemory, Part, Sentence, is_exact, rows, side_by_side, tail
 from .settings import MemorySettings, UserError
-from .sllm import EmotionSLLM
+from .sllm import Batch, EmotionSLLM
 
 
 def memory(sllm: EmotionSLLM, settings: MemorySettings, streams: int = 1, seed: int = 0,
@@ -110,7 +109,7 @@ class CheaperMemory(DynamicParameterMemory):
         for streams, parts in side_by_side(due):
             passed = self._prepared(parts, streams)
             written, answers = self.write(passed, streams)
-            if not before and (self.reuse or shared & set(streams)):
+            if not before and self.learns and (self.reuse or shared & set(streams)):
                 answers = self.read(passed, streams)  # under the memory after the write
             self._keep(passed, streams)
             for i, loss, answer in zip(streams, written.tolist(), answers, strict=True):
@@ -170,15 +169,15 @@ class CheaperMemory(DynamicParameterMemory):
                     self.beliefs[i][part.sentence.speaker] = target.cpu().numpy().astype(float)
         return losses, answers
 
-    def _lowered(self, losses: Tensor, hidden: Tensor, parts: Sequence[Part], streams: Sequence[int],
-                 answers: Tensor) -> Tensor:
+    def _lowered(self, losses: Tensor, answers: Tensor, parts: Sequence[Part], streams: Sequence[int],
+                 before: Tensor) -> Tensor:
         """With rule emotion: the cross-entropy at `<audio_end>` of a target made of the answer before the steps."""
         if self.settings.rule == "semantic":
             return losses
-        answered, target = self.sllm.emotions_after(hidden, rows(parts)), self._target(parts, streams, answers)
-        surprise = -(target * answered.log_softmax(-1)).sum(-1)  # (rows,)
+        target = self._target(parts, streams, before)
+        surprise = -(target * answers.log_softmax(-1)).sum(-1)  # (rows,)
         # A target that is the answer teaches nothing; AdamW would make full steps of rounding noise.
-        new = (target - answered.detach().softmax(-1)).abs().amax(-1) > 1e-6
+        new = (target - answers.detach().softmax(-1)).abs().amax(-1) > 1e-6
         surprise = surprise * (new & torch.tensor([self._ends(p) for p in parts], device=new.device))
         return surprise if self.settings.rule == "emotion" else losses + surprise
 
@@ -209,8 +208,7 @@ class CheaperMemory(DynamicParameterMemory):
         if anew:
             prefixes = Rows([Part(EMPTY, parts[n].prefix[:-1]) for n in anew])
             prefixes.states = [None] * len(anew)
-            with torch.no_grad():
-                self._hidden(prefixes, [streams[n] for n in anew])
+            self._passed(prefixes, [streams[n] for n in anew], False, predicted=False)
             for n, states in zip(anew, self._left(prefixes, 0), strict=True):
                 passed.states[n] = states
         return passed
@@ -238,15 +236,14 @@ class CheaperMemory(DynamicParameterMemory):
             yield torch.stack([torch.stack([block.keys[n, :, window], block.values[n, :, window]])
                                for block in passed.left]).detach()
 
-    def _hidden(self, parts: Sequence[Part], streams: Sequence[int]) -> Tensor:
+    def _hidden(self, batch: Batch, parts: Sequence[Part]) -> Tensor:
         """The blocks below the memory, once for these rows and without a gradient; then the others."""
         passed = parts if isinstance(parts, Rows) else Rows(parts)
-        with machine.tf32(self.sllm), self.lora.active(streams):
-            if passed.below is None:
-                with torch.no_grad():
-                    embedded = self.sllm.embedded(rows(passed))
-                    passed.below = self._run(embedded, passed, 0, self.split) if self.split else embedded
-            return self._run(passed.below, passed, self.split, None)
+        if passed.below is None:
+            with torch.no_grad():
+                embedded = self.sllm.embedded(batch.ids)
+                passed.below = self._run(embedded, passed, 0, self.split) if self.split else embedded
+        return self._run(passed.below, passed, self.split, None)
 
     def _run(self, hidden: Tensor, passed: Rows, first: int, stop: int | None) -> Tensor:
         """Some blocks of the decoder, each row after the states before it."""
@@ -279,8 +276,9 @@ class CheaperMemory(DynamicParameterMemory):
         (Gemma 2 and 3) or that scales what it is given (Gemma)."""
         wide = getattr(self.decoder.config, "sliding_window", None) or 0  # a row must be longer to tell
         parts = [Part(EMPTY, torch.arange(min(self.sllm.window, wide + 16)) % self.sllm.vocabulary.size)]
-        whole = super()._hidden(parts, [0])
-        if (self._hidden(parts, [0]) - whole).abs().max() > 1e-3 * whole.abs().max():
+        batch = self.sllm.batch(rows(parts))
+        whole = super()._hidden(batch, parts)
+        if (self._hidden(batch, parts) - whole).abs().max() > 1e-3 * whole.abs().max():
             raise UserError(f"setting memory.layers = top-k does not go with {type(self.sllm.causal_lm).__name__}, "
                             "whose blocks are not alike: in two parts it answers otherwise; set memory.layers=all")
 

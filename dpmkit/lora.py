@@ -3,56 +3,203 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import AttentionInterface
+
+# Layers of a block that are given one and the same input: x A' of all of them is one product.
+SHARED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
+
+
+class _Linear(torch.autograd.Function):
+    """W x + (alpha / rank) B A x of layers that share x, with the gradients of x, A and B; W is frozen.
+
+    Written out, as autograd would keep a copy for every sum, and as the products of a layer's LoRA can be added in
+    place: a third of the operations, which on a GPU is what a short sentence costs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, scaling: float, layers: Sequence[nn.Linear],
+                *b: Tensor) -> tuple[Tensor, ...]:
+        """x: (rows, tokens, inputs); a: (rows, layers * rank, inputs); b: (rows, outputs, rank) of each layer."""
+        low = x @ a.transpose(1, 2)  # (rows, tokens, layers * rank)
+        outputs = []
+        for layer, own, part in zip(layers, b, low.chunk(len(b), 2), strict=True):
+            output = F.linear(x, layer.weight, layer.bias)  # (rows, tokens, outputs)
+            outputs.append(output.baddbmm_(part, own.transpose(1, 2), alpha=scaling))
+        ctx.save_for_backward(x, a, low, *b)
+        ctx.scaling, ctx.layers = scaling, layers
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of what `forward` was given, None for what is frozen."""
+        x, a, low, *b = ctx.saved_tensors
+        of_low, of_b, of_x = torch.empty_like(low), [], None
+        for layer, own, part, into, g in zip(ctx.layers, b, low.chunk(len(b), 2), of_low.chunk(len(b), 2), gradients,
+                                             strict=True):
+            into.baddbmm_(g, own, beta=0, alpha=ctx.scaling)
+            of_b.append(torch.empty_like(own).baddbmm_(g.transpose(1, 2), part, beta=0, alpha=ctx.scaling))
+            if ctx.needs_input_grad[0]:
+                flat = g.reshape(-1, g.shape[-1])
+                of_x = flat @ layer.weight if of_x is None else of_x.addmm_(flat, layer.weight)
+        if of_x is not None:
+            of_x = of_x.view_as(x).baddbmm_(of_low, a)
+        return of_x, of_low.transpose(1, 2) @ x, None, None, *of_b
+
+
+class _Group:
+    """Layers that share their input; what they give under the memory is computed when the first of them is asked."""
+
+    def __init__(self, names: Sequence[str], layers: Sequence[nn.Linear]):
+        self.names, self.layers = names, layers
+        self.input: Tensor | None = None
+        self.outputs: list[Tensor] = []
+
+    def forward(self, number: int, a: Tensor, b: Sequence[Tensor], scaling: float, x: Tensor) -> Tensor:
+        """What layer `number` gives for x."""
+        if self.input is not x:
+            self.input, self.outputs = x, list(_Linear.apply(x, a, scaling, self.layers, *b))
+        output = self.outputs[number]
+        if number == len(self.layers) - 1:  # nothing is held longer than it is used
+            self.input, self.outputs = None, []
+        return output
 
 
 class TemporaryLoRA:
     """Low-rank factors of B conversations for some linear layers of a frozen SLLM.
 
-    `memories`: a parameter per stream, shape (parameters,), float32: every layer's A, shape (rank, inputs), and B,
-    shape (outputs, rank), one after the other. `fresh`: where all start, as PEFT does (A Kaiming uniform, B zero).
+    `flat`: (streams, parameters), float32; of each group of layers that share their input A, (layers * rank, inputs),
+    then each one's B, (outputs, rank). `memories`: its rows, a parameter per stream. `fresh`: where all start, as PEFT
+    does (A Kaiming uniform, B zero).
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], streams: int, rank: int, alpha: float, seed: int):
-        self.modules, self.scaling = modules, alpha / rank
-        self.shapes = [shape for m in modules.values() for shape in ((rank, m.in_features), (m.out_features, rank))]
-        generator, start = torch.Generator().manual_seed(seed), []
-        for module in modules.values():
-            bound = 1 / math.sqrt(module.in_features)  # kaiming_uniform_(a=sqrt(5))
-            start += [(torch.rand(rank * module.in_features, generator=generator) * 2 - 1) * bound,
-                      torch.zeros(module.out_features * rank)]
-        self.fresh = torch.cat(start).to(next(iter(modules.values())).weight.device)
-        self.memories = [nn.Parameter(self.fresh.clone()) for _ in range(streams)]
+    def __init__(self, modules: Mapping[str, nn.Linear], streams: int, rank: int, alpha: float, seed: int):
+        self.modules, self.rank, self.scaling = modules, rank, alpha / rank
+        generator = torch.Generator().manual_seed(seed)
+        start = {name: (torch.rand(rank, m.in_features, generator=generator) * 2 - 1) / math.sqrt(m.in_features)
+                 for name, m in modules.items()}  # kaiming_uniform_(a=sqrt(5))
+        names: dict[tuple, list[str]] = {}
+        for name in modules:
+            block, _, kind = name.rpartition(".")
+            names.setdefault((block, next((i for i, shared in enumerate(SHARED) if kind in shared), kind)), []
+                             ).append(name)
+        self.groups = [_Group(of, [modules[name] for name in of]) for of in names.values()]
+        self.shapes, parts = [], []
+        for group in self.groups:
+            parts += [start[name].flatten() for name in group.names]
+            parts += [torch.zeros(layer.out_features * rank) for layer in group.layers]
+            self.shapes += [(rank * len(group.names), group.layers[0].in_features),
+                            *((layer.out_features, rank) for layer in group.layers)]
+        first = next(iter(modules.values())).weight
+        self.fresh = torch.cat(parts).to(first.device)
+        self.flat = nn.Parameter(self.fresh.repeat(streams, 1))
+        self.memories = [nn.Parameter(row) for row in self.flat.data]
+
+    def _parts(self, flat: Tensor) -> Iterator[tuple[_Group, Tensor, list[Tensor]]]:
+        """Each group with its A and B's, with their rows first."""
+        sizes = [rows * columns for rows, columns in self.shapes]
+        parts = iter([part.unflatten(1, shape) for part, shape in
+                      zip(flat.split(sizes, dim=1), self.shapes, strict=True)])
+        for group in self.groups:
+            yield group, next(parts), [next(parts) for _ in group.layers]
 
     def factors(self, streams: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         """(A, B) of each layer: shapes (streams, rank, inputs) and (streams, outputs, rank)."""
-        flat = torch.stack([self.memories[i] for i in streams])  # (streams, parameters)
-        parts = flat.split([rows * columns for rows, columns in self.shapes], dim=1)
-        shaped = [part.view(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
-        return list(zip(shaped[::2], shaped[1::2], strict=True))
+        found = {}
+        for group, a, b in self._parts(self.flat.data[list(streams)]):
+            found |= dict(zip(group.names, zip(a.split(self.rank, 1), b, strict=True), strict=True))
+        return [found[name] for name in self.modules]
 
     @torch.no_grad()
     def norm(self, streams: Sequence[int]) -> Tensor:
         """Frobenius norm of the change to the weights, (alpha / rank) B A over all layers; shape (streams,)."""
-        squares = [((b.transpose(1, 2) @ b) * (a @ a.transpose(1, 2))).sum((1, 2))  # trace of (BA)'(BA)
-                   for a, b in self.factors(streams)]
-        return self.scaling * torch.stack(squares).sum(0).clamp_min(0).sqrt()
+        alike: dict[tuple, list[tuple[Tensor, Tensor]]] = {}
+        for a, b in self.factors(streams):
+            alike.setdefault((a.shape, b.shape), []).append((a, b))
+        total = torch.zeros(len(streams), device=self.flat.device)
+        for pairs in alike.values():
+            a, b = (torch.stack(some, 1) for some in zip(*pairs, strict=True))  # (streams, layers, …)
+            inner = (b.transpose(2, 3) @ b) * (a @ a.transpose(2, 3))  # trace of (BA)'(BA)
+            total += inner.sum((1, 2, 3))
+        return self.scaling * total.clamp_min(0).sqrt()
 
     @contextmanager
-    def active(self, streams: Sequence[int]) -> Iterator[None]:
+    def active(self, streams: Sequence[int]) -> Iterator[Tensor]:
         """While the block lasts row i of a batch goes through the memory of streams[i]: W x + (alpha / rank) B A x.
-        Forward hooks leave the backbone's modules and weights as they are."""
-        with ExitStack() as hooks:
-            for module, (a, b) in zip(self.modules.values(), self.factors(streams), strict=True):
-                hooks.callback(module.register_forward_hook(partial(self._added, a, b)).remove)
-            yield
+        Gives what a gradient is taken of, (streams, parameters). The layers' weights stay as they are."""
+        every = list(streams) == list(range(len(self.memories)))
+        leaf = self.flat if every else self.flat.data[list(streams)].requires_grad_()
+        try:
+            for group, a, b in self._parts(leaf.to(self.groups[0].layers[0].weight.dtype)):
+                for number, layer in enumerate(group.layers):
+                    layer.__dict__["forward"] = partial(group.forward, number, a, b, self.scaling)
+            yield leaf
+        finally:
+            for layer in self.modules.values():
+                layer.__dict__.pop("forward", None)
 
-    def _added(self, a: Tensor, b: Tensor, _module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        x = inputs[0]  # (rows, tokens, inputs)
-        low = x @ a.to(x.dtype).transpose(1, 2)  # (rows, tokens, rank)
-        return torch.baddbmm(output, low, b.to(x.dtype).transpose(1, 2), alpha=self.scaling)
+
+def _causal(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, scaling: float | None = None,
+            **_: Any) -> tuple[Tensor, None]:
+    """Attention as transformers asks for it, (rows, heads, tokens, dimensions); to all earlier tokens, without a mask."""
+    found = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling,
+                                           enable_gqa=query.shape[1] != key.shape[1])
+    return found.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("dpmkit", _causal)
+
+
+@contextmanager
+def fused(decoder: nn.Module) -> Iterator[None]:
+    """While the block lasts: norms by torch's own kernel (on a GPU one operation, not seven), and attention that makes
+    no mask, for which transformers would read from the device whether rows are packed."""
+    norms = [m for m in decoder.modules() if hasattr(m, "variance_epsilon")]
+    before = decoder.config._attn_implementation
+    try:
+        decoder.config._attn_implementation = "dpmkit"
+        for norm in norms:
+            norm.__dict__["forward"] = partial(F.rms_norm, normalized_shape=norm.weight.shape, weight=norm.weight,
+                                               eps=norm.variance_epsilon)
+        yield
+    finally:
+        decoder.config._attn_implementation = before
+        for norm in norms:
+            norm.__dict__.pop("forward", None)
+
+
+class Graphs:
+    """A function of tensors whose work on a GPU is recorded, for inputs of the same shapes, and then replayed whole:
+    a short sentence's thousands of operations are over before a processor has launched them one by one. What it
+    returns is overwritten by the next call. Elsewhere than on a GPU it is the function."""
+
+    AFTER = 2  # calls of a shape that are not recorded: many come no third time
+
+    def __init__(self, work: Callable[..., tuple[Tensor, ...]]):
+        self.work, self.calls, self.made, self.pool = work, Counter(), {}, None
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """`work(*inputs)`."""
+        shapes = tuple(x.shape for x in inputs)
+        self.calls[shapes] += 1
+        if inputs[0].device.type != "cuda" or self.calls[shapes] <= self.AFTER:
+            return self.work(*inputs)
+        if shapes not in self.made:
+            graph, own = torch.cuda.CUDAGraph(), [x.clone() for x in inputs]
+            self.pool = self.pool or torch.cuda.graph_pool_handle()
+            with torch.cuda.graph(graph, pool=self.pool):
+                outputs = self.work(*own)
+            self.made[shapes] = graph, own, outputs
+        graph, own, outputs = self.made[shapes]
+        for mine, given in zip(own, inputs, strict=True):
+            mine.copy_(given)
+        graph.replay()
+        return outputs

@@ -12,6 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -21,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import machine, runs
-from .lora import TemporaryLoRA
+from . import runs
+from .lora import Graphs, TemporaryLoRA, fused
 from .settings import MemorySettings, UserError
-from .sllm import EmotionSLLM
+from .sllm import Batch, EmotionSLLM
 
 EMPTY = torch.empty(0, dtype=torch.long)
 EXACT = {"layers": "all", "stepping": "sentence", "rule": "semantic", "read": "after", "prefix_states": "recompute"}
@@ -92,10 +93,15 @@ class DynamicParameterMemory:
         if self.n_r >= sllm.window:
             raise UserError(f"n_limit = {sllm.window} tokens must hold n_max + n_r, but memory.prefix is n_r = "
                             f"{self.n_r}: lower memory.prefix or raise backbone.window")
-        self.sllm = sllm.in_precision(settings.precision).requires_grad_(False).eval()
+        self.sllm = sllm.merged().in_precision(settings.precision).requires_grad_(False).eval()
         self.settings, self.streams, self.seed = settings, streams, seed
         self.decoder = self.sllm.causal_lm.get_decoder()
         self.lora = TemporaryLoRA(self._layers(), streams, settings.rank, settings.alpha, seed)
+        self.learns = bool(settings.lr and settings.steps)  # else a write only measures L_t
+        on_gpu = self.sllm.device.type == "cuda"
+        self.bucketed = settings.shapes == "bucketed" or (settings.shapes == "auto" and on_gpu and is_exact(settings))
+        self.gradient = torch.zeros_like(self.lora.flat.data) if self.bucketed and self.learns else None
+        self.learned, self.looked = (Graphs(partial(self._fixed, learn)) for learn in (True, False))
         kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings.optimizer]
         self.optimizer = kind(self.lora.memories, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
         self.histories, self.skipped = [History() for _ in range(streams)], [0] * streams
@@ -181,11 +187,18 @@ class DynamicParameterMemory:
 
     def _written_and_read(self, sentences: Mapping[int, Sentence]) -> tuple[dict[int, list[float]], Tensor]:
         """L_t of each piece that a stream writes now, and the emotion logits after that, (streams, emotions)."""
-        losses = defaultdict(list)
-        for streams, parts in side_by_side({i: self._due(i, sentence) for i, sentence in sentences.items()}):
-            for i, loss in zip(streams, self.write(parts, streams)[0].tolist(), strict=True):
+        losses, logits = defaultdict(list), {}
+        due = {i: self._due(i, sentence) for i, sentence in sentences.items()}
+        for streams, parts in side_by_side(due):
+            written, answers = self.write(parts, streams)
+            for i, loss, answer in zip(streams, written.tolist(), answers, strict=True):
                 losses[i].append(loss)
-        return losses, self.read([self._context(i, s) for i, s in sentences.items()], list(sentences))
+                if not self.learns and len(due[i]) == 1 and self._writes_itself(sentences[i]):
+                    logits[i] = answer  # nothing has moved since
+        if left := {i: s for i, s in sentences.items() if i not in logits}:
+            parts = [self._context(i, s) for i, s in left.items()]
+            logits |= zip(left, self.read(parts, list(left)), strict=True)
+        return losses, torch.stack([logits[i] for i in sentences])
 
     def _due(self, stream: int, sentence: Sentence) -> list[Part]:
         """What is written now: the sentence, or nothing where it is the conversation's first."""
@@ -203,17 +216,6 @@ class DynamicParameterMemory:
         """What an emotion is read after: the n_r tokens before the sentence, and the sentence."""
         return Part(EMPTY, torch.cat([self.histories[stream].own, sentence.tokens])[-self.sllm.window:], sentence)
 
-    def _hidden(self, parts: Sequence[Part], streams: Sequence[int]) -> Tensor:
-        """Last hidden states, (rows, longest, hidden): row i through the memory of streams[i]."""
-        with machine.tf32(self.sllm), self.lora.active(streams):
-            embedded = self.sllm.embedded(rows(parts))  # (rows, longest, hidden), padded on the right
-            return self.decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state
-
-    def _losses(self, hidden: Tensor, parts: Sequence[Part]) -> Tensor:
-        """L_t of each row, (rows,): mean cross-entropy of its piece, teacher forced (as L_a, equations 3 and 4)."""
-        first = [max(1, len(part.prefix)) for part in parts]  # nothing predicts the very first token
-        return self.sllm.code_losses(hidden, rows(parts), first, self.settings.loss_vocabulary)
-
     def write(self, parts: Sequence[Part], streams: Sequence[int]) -> tuple[Tensor, Tensor]:
         """A step on L_t, or as many as `settings.steps`, of each of these streams. Returns, of the forward before
         the first: L_t, (rows,), and the emotion logits, (rows, emotions).
@@ -222,50 +224,90 @@ class DynamicParameterMemory:
         where n_limit < n_max + n_r.
         """
         self.sllm.fits([p.prefix for p in parts], [p.piece for p in parts])
-        first, steps = None, self.settings.steps
-        for _ in range(max(1, steps)):
-            with torch.set_grad_enabled(steps > 0):
-                hidden = self._hidden(parts, streams)
-                losses = self._losses(hidden, parts)
-                first = first or (losses.detach(), self.sllm.emotions_after(hidden.detach(), rows(parts)))
-                if steps:
-                    self._step(streams, self._lowered(losses, hidden, parts, streams, first[1]))
+        first = None
+        for _ in range(self.settings.steps if self.learns else 1):
+            losses, answers, gradient = self._passed(parts, streams, self.learns, before=first and first[1])
+            first = first or (losses, answers)
+            if self.learns:
+                self._step(streams, losses, gradient)
         return first
 
-    @torch.no_grad()
     def read(self, parts: Sequence[Part], streams: Sequence[int]) -> Tensor:
         """Emotion logits at each row's end, (rows, emotions): no other logits bear on the answer (equation 5)."""
-        return self.sllm.emotions_after(self._hidden(parts, streams), rows(parts))
+        return self._passed(parts, streams, False, predicted=False)[1]
 
-    def _lowered(self, losses: Tensor, hidden: Tensor, parts: Sequence[Part], streams: Sequence[int],
-                 answers: Tensor) -> Tensor:
+    def _passed(self, parts: Sequence[Part], streams: Sequence[int], learn: bool, predicted: bool = True,
+                before: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One forward through the streams' memories: L_t of each piece, teacher forced (as L_a, equations 3 and 4),
+        (rows,); the emotion logits at its end, (rows, emotions); and, where they `learn`, the gradient of what a step
+        lowers, (rows, parameters). `before`: the emotion logits before the first of several steps."""
+        texts = rows(parts)
+        first = [max(1, len(part.prefix)) for part in parts] if predicted else []  # nothing predicts the first token
+        if not self.bucketed:
+            return self._pass(self.sllm.batch(texts, first), parts, streams, learn, before)
+        # Of all streams, those that do not write now included, in lengths that come again.
+        all_texts, all_first = [texts[0][-1:]] * self.streams, [1] * self.streams if predicted else []
+        for n, i in enumerate(streams):
+            all_texts[i] = texts[n]
+            all_first[i:i + 1] = first[n:n + 1]
+        most = max(map(len, (p.piece for p in parts))) if predicted else 0
+        batch = self.sllm.batch(all_texts, all_first, bucket(max(map(len, texts))), bucket(most))
+        losses, answers = (self.learned if learn else self.looked)(*batch)
+        index = torch.tensor(streams, device=losses.device)
+        return losses[index], answers[index], self.gradient[index] if learn else None
+
+    def _fixed(self, learn: bool, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        """The forward of all streams, in order; a gradient goes to `self.gradient`."""
+        with fused(self.decoder):
+            losses, answers, gradient = self._pass(Batch(*batch), (), range(self.streams), learn, None)
+        if learn:
+            self.gradient.copy_(gradient)
+        return losses, answers
+
+    def _pass(self, batch: Batch, parts: Sequence[Part], streams: Sequence[int], learn: bool,
+              before: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        with torch.set_grad_enabled(learn), self.lora.active(streams) as leaf:
+            hidden = self._hidden(batch, parts)  # (rows, longest, hidden)
+            answers = self.sllm.emotions(hidden, batch)
+            losses = self.sllm.losses(hidden, batch, self.settings.loss_vocabulary)
+        if not learn:
+            return losses, answers, None
+        with torch.enable_grad():
+            lowered = self._lowered(losses, answers, parts, streams, answers.detach() if before is None else before)
+            gradient, = torch.autograd.grad(lowered.sum(), leaf)  # a loss depends on its stream's memory alone
+        return losses.detach(), answers.detach(), gradient
+
+    def _hidden(self, batch: Batch, parts: Sequence[Part]) -> Tensor:
+        """Last hidden states, (rows, longest, hidden), through whatever memory is active."""
+        return self.sllm.hidden(batch.ids)
+
+    def _lowered(self, losses: Tensor, answers: Tensor, parts: Sequence[Part], streams: Sequence[int],
+                 before: Tensor) -> Tensor:
         """What a step lowers, (rows,): L_t."""
         return losses
 
-    def _step(self, streams: Sequence[int], losses: Tensor) -> None:
-        """One optimiser step of each of these streams on its own loss, (len(streams),)."""
-        self.optimizer.zero_grad()  # to None: a stream without a gradient takes no step
-        with machine.tf32(self.sllm):
-            losses.sum().backward()  # a loss depends on its stream's memory alone: so does that memory's gradient
+    def _step(self, streams: Sequence[int], losses: Tensor, gradient: Tensor) -> None:
+        """One optimiser step of each of these streams by its gradient, (len(streams), parameters)."""
+        norms = torch.linalg.vector_norm(gradient, dim=1)
+        if self.settings.clip:
+            gradient = gradient * (self.settings.clip / (norms + 1e-6)).clamp(max=1.0)[:, None]
+        finite = (losses.isfinite() & norms.isfinite()).tolist()
         memories = [self.lora.memories[i] for i in streams]
-        norms = torch.stack([nn.utils.clip_grad_norm_(m, self.settings.clip or math.inf) for m in memories])
-        finite = (losses.detach().isfinite() & norms.isfinite()).tolist()
-        for i, memory, fine in zip(streams, memories, finite, strict=True):
-            if not fine:
-                memory.grad = None
-                self.skipped[i] += 1
+        for i, memory, row, fine in zip(streams, memories, gradient, finite, strict=True):
+            memory.grad = row if fine else None
+            self.skipped[i] += not fine
         self.optimizer.step()
+        self.optimizer.zero_grad()  # to None: a stream without a gradient takes no step
         if self.settings.decay:
             for memory in itertools.compress(memories, finite):
                 memory.data.lerp_(self.lora.fresh, self.settings.decay)
 
-    @torch.no_grad()
     def _own_losses(self, sentences: Mapping[int, Sentence]) -> dict[int, float]:
         """L_t of the streams' own sentences under their memories as they are, where others are written."""
         losses = defaultdict(list)
         for streams, parts in side_by_side({i: self._pieces(self.histories[i].own, s.tokens, s) for i, s in
                                             sentences.items() if not self._writes_itself(s)}):
-            for i, loss in zip(streams, self._losses(self._hidden(parts, streams), parts).tolist(), strict=True):
+            for i, loss in zip(streams, self._passed(parts, streams, False)[0].tolist(), strict=True):
                 losses[i].append(loss)
         return {i: float(np.mean(values)) for i, values in losses.items()}
 
@@ -277,9 +319,12 @@ class DynamicParameterMemory:
         """The step of a bound, on the true emotions of these streams' sentences."""
         if sentences:
             parts, streams = [self._context(i, s) for i, s in sentences.items()], list(sentences)
-            answers = self.sllm.emotions_after(self._hidden(parts, streams), rows(parts))  # (rows, emotions)
-            labels = torch.tensor([s.label for s in sentences.values()], device=answers.device)
-            self._step(streams, F.cross_entropy(answers, labels, reduction="none"))
+            batch = self.sllm.batch(rows(parts))
+            with torch.enable_grad(), self.lora.active(streams) as leaf:
+                answers = self.sllm.emotions(self._hidden(batch, parts), batch)  # (rows, emotions)
+                labels = torch.tensor([s.label for s in sentences.values()], device=answers.device)
+                losses = F.cross_entropy(answers, labels, reduction="none")
+                self._step(streams, losses.detach(), torch.autograd.grad(losses.sum(), leaf)[0])
 
     def _remember(self, stream: int, sentence: Sentence, answer: Tensor) -> None:
         """Add a sentence, and its emotion token where that stands in the history; only the last n_r are kept."""
@@ -341,6 +386,12 @@ def side_by_side(parts: Mapping[int, Sequence[Part]]) -> Iterator[tuple[list[int
     for number in range(max(map(len, parts.values()), default=0)):
         streams = [i for i, some in parts.items() if number < len(some)]
         yield streams, [parts[i][number] for i in streams]
+
+
+def bucket(tokens: int) -> int:
+    """The next of a few lengths, an eighth apart or 32 tokens."""
+    step = max(32, 1 << max(0, (tokens - 1).bit_length() - 4))
+    return -(-tokens // step) * step
 
 
 def tail(tokens: Tensor, count: int) -> Tensor:

@@ -170,6 +170,7 @@ class MemorySettings(Group):
     read: Literal["after", "before"] = "after"  # the sentence's own write: before shares one forward with it
     loss_vocabulary: Literal["codes", "all"] = "codes"  # of the softmax of L_t
     prefix_states: Literal["recompute", "detach", "reuse"] = "recompute"  # no gradient | those of earlier steps
+    shapes: Literal["auto", "free", "bucketed"] = "auto"  # rows of lengths that come again: on a GPU (auto), always
     precision: Literal["", "float32", "bfloat16"] = ""  # of the frozen weights alone; empty: the backbone's
 
     def _contradictions(self) -> dict[str, bool]:
@@ -186,7 +187,15 @@ class MemorySettings(Group):
                 self.target != "sharpened" and not emotion,
             "target = soft needs memory.rule = both and memory.steps of 2 or more: the codes must move it first":
                 self.target == "soft" and (self.rule != "both" or self.steps < 2),
+            "shapes = bucketed goes with Algorithm 1 alone, and so not with memory.layers, stepping, rule, read or "
+            "prefix_states of another": self.shapes == "bucketed" and not self.exact,
         }
+
+    @property
+    def exact(self) -> bool:
+        """Whether these are settings of Algorithm 1."""
+        return (self.layers, self.stepping, self.rule, self.read, self.prefix_states) == (
+            "all", "sentence", "semantic", "after", "recompute")
 
 
 class SpeakerSettings(Group):

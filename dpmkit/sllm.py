@@ -13,16 +13,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from . import backbones, machine, runs
+from . import backbones, runs
 from .settings import BackboneSettings, FinetuneSettings, Settings, UserError
 
 CARD = "dpmkit.json"  # what a transformers folder does not say: vocabulary, window, codes, which backbone
@@ -70,6 +70,16 @@ class Vocabulary:
             texts.add_tokens([f"<unused_{i}>" for i in range(self.base - len(texts))])
         texts.add_tokens(new, special_tokens=True)
         return texts
+
+
+class Batch(NamedTuple):
+    """Rows of tokens side by side, padded on the right, where no real position sees it; and what is asked of each."""
+
+    ids: Tensor  # (rows, longest)
+    last: Tensor  # (rows,): place of the last token, where an emotion is read
+    place: Tensor  # (rows, most): places of the tokens that are predicted, 1 or more
+    label: Tensor  # (rows, most): these tokens
+    weight: Tensor  # (rows, most): of each in its row's mean; 0 for padding
 
 
 class EmotionSLLM(nn.Module):
@@ -131,6 +141,13 @@ class EmotionSLLM(nn.Module):
                 if isinstance(getattr(module, "base_layer", module), nn.Linear)
                 and not any(part in name for part in (".base_layer", ".lora_"))}
 
+    def merged(self) -> EmotionSLLM:
+        """Itself, or a frozen copy whose adapter is part of its weights."""
+        if not hasattr(self.model, "peft_config"):
+            return self
+        plain = EmotionSLLM(copy.deepcopy(self.model).merge_and_unload(), self.vocabulary, self.window)
+        return plain.requires_grad_(False).eval()
+
     def in_precision(self, precision: str) -> EmotionSLLM:
         """Itself, or a frozen copy with its weights in `precision` (float32 or bfloat16; empty: as they are)."""
         dtype = getattr(torch, precision or "float32")
@@ -176,24 +193,33 @@ class EmotionSLLM(nn.Module):
 
     # -- forwards ------------------------------------------------------------------------------------------
 
-    def embedded(self, rows: Sequence[Tensor]) -> Tensor:
-        """Embeddings, shape (batch, longest, hidden), padded on the right, where no real position sees it."""
-        longest = max(len(r) for r in rows)
-        if longest > self.window:
-            raise UserError(f"{longest} tokens do not fit the window of n_limit = {self.window}; cut the history")
-        ids = pad_sequence(list(rows), batch_first=True, padding_value=self.vocabulary.end)  # (batch, longest)
-        return self._embed(ids.to(self.device))
+    def batch(self, rows: Sequence[Tensor], first: Sequence[int] = (), longest: int = 0, most: int = 0) -> Batch:
+        """These rows, of which the tokens from `first[i]` (1 or more) on are predicted; none without `first`.
 
-    def _embed(self, ids: Tensor) -> Tensor:
+        Emotion tokens (ablation `history_emotions`) are no sound: not predicted, not in the mean. `longest`, `most`:
+        widths, where they are not to be those of the rows. UserError where a row exceeds the window.
+        """
+        if (found := max(map(len, rows))) > self.window:
+            raise UserError(f"{found} tokens do not fit the window of n_limit = {self.window}; cut the history")
+        places = [f + self.is_sound(row[f:]).nonzero()[:, 0] for row, f in zip(rows, first, strict=True)
+                  ] if first else [torch.empty(0, dtype=torch.long)] * len(rows)
+        shape = len(rows), max(most, *map(len, places), 0)
+        ids = torch.full((len(rows), max(longest, found)), self.vocabulary.end)
+        place, label, weight = torch.ones(shape, dtype=torch.long), torch.full(shape, self.vocabulary.end), torch.zeros(
+            shape)
+        for i, (row, at) in enumerate(zip(rows, places, strict=True)):
+            ids[i, :len(row)] = row
+            place[i, :len(at)], label[i, :len(at)], weight[i, :len(at)] = at, row[at], 1 / max(1, len(at))
+        last = torch.tensor([len(row) - 1 for row in rows])
+        return Batch(*(part.to(self.device) for part in (ids, last, place, label, weight)))
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """Embeddings, (rows, longest, hidden)."""
         return self.dropout(self.causal_lm.get_input_embeddings()(ids))
 
-    def _hidden(self, rows: Sequence[Tensor]) -> Tensor:
-        """Last hidden states, shape (batch, longest, hidden)."""
-        with machine.tf32(self):
-            return self._decode(self.embedded(rows))
-
-    def _decode(self, embedded: Tensor) -> Tensor:
-        return self.causal_lm.get_decoder()(inputs_embeds=embedded, use_cache=False).last_hidden_state
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Last hidden states, (rows, longest, hidden)."""
+        return self.causal_lm.get_decoder()(inputs_embeds=self.embedded(ids), use_cache=False).last_hidden_state
 
     def _head(self, states: Tensor) -> Tensor:
         """Logits of all tokens, shape (…, vocabulary)."""
@@ -207,55 +233,49 @@ class EmotionSLLM(nn.Module):
         return F.linear(self.dropout(states), rows[part.start - base:part.stop - base].to(states.dtype))
 
     def emotion_logits(self, prefixes: Sequence[Tensor]) -> Tensor:
-        """Emotion logits, shape (batch, emotions), after each prefix: tokens that end in `<audio_end>`."""
-        return self.emotions_after(self._hidden(prefixes), prefixes)
+        """Emotion logits, (rows, emotions), after each prefix: tokens that end in `<audio_end>`."""
+        batch = self.batch(prefixes)
+        return self.emotions(self.hidden(batch.ids), batch)
 
     def emotion_logits_in_chunks(self, prefix: Tensor, chunk: int) -> Tensor:
         """Emotion logits, (emotions,), after a prefix taken `chunk` tokens at a time, keys and values kept."""
         decoder, past = self.causal_lm.get_decoder(), DynamicCache(config=self.causal_lm.config)
         for part in prefix.split(chunk):
-            hidden = decoder(inputs_embeds=self.embedded([part]), past_key_values=past,
+            batch = self.batch([part])
+            hidden = decoder(inputs_embeds=self.embedded(batch.ids), past_key_values=past,
                              use_cache=True).last_hidden_state
-        return self.emotions_after(hidden, [part])[0]
+        return self.emotions(hidden, batch)[0]
 
-    def emotions_after(self, hidden: Tensor, rows: Sequence[Tensor]) -> Tensor:
-        """Emotion logits alone, all others dropped (eq. 5), shape (batch, emotions), at each row's last token;
-        hidden: (batch, longest, hidden)."""
-        return self._logits(_last(hidden, rows), self.vocabulary.emotion).float()
+    def emotions(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Emotion logits alone, all others dropped (eq. 5), (rows, emotions), at each row's last token."""
+        return self._logits(_last(hidden, batch), self.vocabulary.emotion).float()
 
     @torch.no_grad()
     def answer_states(self, prefixes: Sequence[Tensor]) -> Tensor:
-        """Last hidden states, shape (batch, hidden), at the end of each prefix, where its emotion is read."""
-        return _last(self._hidden(prefixes), prefixes).float()
+        """Last hidden states, (rows, hidden), at the end of each prefix, where its emotion is read."""
+        batch = self.batch(prefixes)
+        return _last(self.hidden(batch.ids), batch).float()
 
     def next_code_loss(self, prefixes: Sequence[Tensor], targets: Sequence[Tensor],
                        vocabulary: str = "codes") -> Tensor:
-        """L_t of Algorithm 1, shape (batch,): mean next-token cross-entropy over each target's tokens given its
-        prefix, teacher forced; without a prefix the first token follows nothing and drops out of the mean.
-        `vocabulary`: see `code_losses`. UserError where prefix + target exceed the window."""
+        """L_t of Algorithm 1, (rows,): mean next-token cross-entropy over each target's tokens given its prefix,
+        teacher forced; without a prefix the first token follows nothing and drops out of the mean. `vocabulary`: see
+        `losses`. UserError where prefix + target exceed the window."""
         self.fits(prefixes, targets)
-        rows = [torch.cat([p, t]) for p, t in zip(prefixes, targets, strict=True)]
-        return self.code_losses(self._hidden(rows), rows, [max(len(p), 1) for p in prefixes], vocabulary)
+        batch = self.batch([torch.cat(pair) for pair in zip(prefixes, targets, strict=True)],
+                           [max(len(p), 1) for p in prefixes])
+        return self.losses(self.hidden(batch.ids), batch, vocabulary)
 
-    def code_losses(self, hidden: Tensor, rows: Sequence[Tensor], first: Sequence[int],
-                    vocabulary: str = "codes") -> Tensor:
-        """Mean cross-entropy of each row's tokens from `first[i]` (1 or more) on, shape (batch,), from the last
-        hidden states, shape (batch, longest, hidden). `vocabulary`: the softmax is over `codes` (and
-        `<audio_end>`, where it asks what sound comes next) or over `all` tokens. Emotion tokens (ablation
-        `history_emotions`) are no sound: not predicted, not in the mean."""
-        predicted = [f + self.is_sound(row[f:]).nonzero()[:, 0] for row, f in zip(rows, first, strict=True)]
-        counts = torch.tensor([len(p) for p in predicted])  # (batch,)
-        if not counts.sum():
-            return hidden.sum(dim=(1, 2)) * 0.0
-        row = torch.arange(len(rows)).repeat_interleave(counts)  # (predicted,), as the next four
-        weight = (1.0 / counts)[row].to(hidden.device)
-        label = torch.cat([tokens[p] for tokens, p in zip(rows, predicted, strict=True)]).to(hidden.device)
-        row, place = row.to(hidden.device), torch.cat(predicted).to(hidden.device)
-        losses = self._next_losses(hidden[row, place - 1], label, vocabulary)
-        return torch.zeros(len(rows), device=hidden.device).index_add(0, row, losses * weight)
+    def losses(self, hidden: Tensor, batch: Batch, vocabulary: str = "codes") -> Tensor:
+        """Mean cross-entropy of each row's predicted tokens, (rows,); 0 where there are none. `vocabulary`: the
+        softmax is over `codes` (and `<audio_end>`, where it asks what sound comes next) or over `all` tokens."""
+        rows = torch.arange(len(hidden), device=hidden.device)[:, None]
+        states = hidden[rows, batch.place - 1]  # (rows, most, hidden)
+        losses = self._next_losses(states.flatten(0, 1), batch.label.flatten(), vocabulary)
+        return (losses.view_as(batch.weight) * batch.weight).sum(1)
 
     def _next_losses(self, states: Tensor, label: Tensor, vocabulary: str) -> Tensor:
-        """Cross-entropy of the token after each state (eq. 3), shape (states,); `vocabulary`: see `code_losses`."""
+        """Cross-entropy of the token after each state (eq. 3), (states,); `vocabulary`: see `losses`."""
         if vocabulary == "all":
             return F.cross_entropy(self._head(states).float(), label, reduction="none")
         logits = self._logits(states, self.vocabulary.sound).float()  # (states, codes + 1)
@@ -269,7 +289,7 @@ class EmotionSLLM(nn.Module):
         input_ids, code_weight, emotion: shape (batch, tokens). `code_weight[t]` weighs the prediction of token t,
         one in sum a sentence; `emotion[t]` is the label to be read at token t, or -100.
         """
-        hidden = self._decode(self._embed(input_ids))  # (batch, tokens, hidden)
+        hidden = self.hidden(input_ids)  # (batch, tokens, hidden)
         row, place = (code_weight[:, 1:] > 0).nonzero(as_tuple=True)  # (predicted,) each
         losses = self._next_losses(hidden[row, place], input_ids[row, place + 1], self.loss_vocabulary)
         weight = code_weight[row, place + 1]
@@ -322,7 +342,7 @@ class EmotionSLLM(nn.Module):
             source = backbones.again(origin, home or Settings().home_path, backbone)
             model = backbones.load(source, known["dtype"], known["layers"])
             backbones.widen(model, vocabulary.size)
-            model = backbones.adapted(model, folder)
+            model = backbones.adapted(model, folder).merge_and_unload()
         else:
             model = backbones.load(str(folder), "auto")
         sllm = cls(model, vocabulary, window)
@@ -340,7 +360,6 @@ class EmotionSLLM(nn.Module):
         return digest.hexdigest()[:12]
 
 
-def _last(hidden: Tensor, rows: Sequence[Tensor]) -> Tensor:
-    """The states (batch, hidden) at each row's last token, of (batch, longest, hidden)."""
-    last = torch.tensor([len(row) - 1 for row in rows], device=hidden.device)
-    return hidden[torch.arange(len(rows), device=hidden.device), last]
+def _last(hidden: Tensor, batch: Batch) -> Tensor:
+    """The states, (rows, hidden), at each row's last token, of (rows, longest, hidden)."""
+    return hidden[torch.arange(len(hidden), device=hidden.device), batch.last]

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dpmkit import backbones, cheaper, finetune
-from dpmkit.algorithm1 import algorithm1, merged
+from dpmkit.algorithm1 import algorithm1
 from dpmkit.memory import DynamicParameterMemory
 from dpmkit.settings import BackboneSettings, FinetuneSettings, MemorySettings, Settings, UserError
 from dpmkit.sllm import EmotionSLLM
@@ -118,7 +118,7 @@ def test_a_softmax_over_code_rows_is_that_of_the_whole_less_the_text(tied, tmp_p
     batch, whole, short = BATCH, created(source), created(source, loss="codes")
     a, b = whole(**batch), short(**batch)
     torch.testing.assert_close(a["l_e"], b["l_e"])
-    hidden = whole._hidden([batch["input_ids"][0]])[0, :-1]
+    hidden = whole.hidden(batch["input_ids"][:1])[0, :-1]
     logits = whole._head(hidden)[:, 50:67]  # codes and <audio_end>
     losses = torch.nn.functional.cross_entropy(logits, batch["input_ids"][0, 1:] - 50, reduction="none")
     torch.testing.assert_close(b["l_a"], (losses * batch["code_weight"][0, 1:]).sum() / 2)
@@ -357,7 +357,7 @@ def test_the_memory_of_an_adapted_backbone_is_the_peft_loops(kind, tied, tmp_pat
     memory = DynamicParameterMemory(sllm, settings)
     start = [a[0].clone() for a, _ in memory.lora.factors([0])]
     turns = list(memory.listen(conversation))
-    losses, probabilities = algorithm1(merged(sllm), conversation, settings, start)
+    losses, probabilities = algorithm1(sllm.merged(), conversation, settings, start)
     np.testing.assert_allclose([t.loss for t in turns[1:]], losses, atol=1e-4)
     np.testing.assert_allclose([t.probabilities for t in turns], probabilities, atol=1e-4)
     still = list(DynamicParameterMemory(sllm, MemorySettings(prefix=8, lr=0.0)).listen(conversation))
@@ -368,7 +368,7 @@ def test_the_memory_of_an_adapted_backbone_is_the_peft_loops(kind, tied, tmp_pat
 def test_the_peft_loop_hears_an_adapted_backbone_in_bfloat16_too(tmp_path):
     sllm = created(made(tmp_path / "text"), dtype="bfloat16").requires_grad_(False).eval()
     conversation = [np.random.default_rng(i).integers(0, 16, 5) for i in range(3)]
-    losses, probabilities = algorithm1(merged(sllm), conversation, MemorySettings(rank=2, prefix=8))
+    losses, probabilities = algorithm1(sllm.merged(), conversation, MemorySettings(rank=2, prefix=8))
     assert len(losses) == 2 and np.isfinite(losses).all() and np.isfinite(probabilities).all()
     memory = DynamicParameterMemory(sllm, MemorySettings(rank=2, prefix=8))
     ours = [t.probabilities for t in memory.listen(conversation)]

@@ -72,9 +72,9 @@ def test_states_and_costs_are_those_of_the_precision(settings, toy, tuned, monke
     rounded = settings.replace("memory.precision", "bfloat16")
     exact, states = (speakers._split(s, corpus, codes, tuned, "test")[1] for s in (settings, rounded))
     assert 1e-5 < np.abs(exact - states).max() < 0.1 * np.abs(exact).max()
-    dtypes, plain = [], EmotionSLLM._decode
-    monkeypatch.setattr(EmotionSLLM, "_decode", lambda self, embedded: dtypes.append(embedded.dtype) or plain(
-        self, embedded))
+    dtypes, plain = [], EmotionSLLM.embedded
+    monkeypatch.setattr(EmotionSLLM, "embedded", lambda self, ids: dtypes.append(plain(self, ids).dtype) or plain(
+        self, ids))
     bench.label_after(tuned.sllm, np.arange(30) % 16, 10, rounded.memory, "window")
     bench.of_method(rounded, tuned, codes, corpus.select(corpus.folds[0].test), corpus.emotions, "window")
     assert set(dtypes) == {torch.bfloat16}
@@ -99,13 +99,14 @@ def test_rotary_frequencies_stay_float32(sllm, tmp_path):
 def test_emotion_tokens_are_no_sound_in_l_t(vocabulary, sharp):
     row = torch.cat([sharp.sentence(np.array([1, 2, 3]), 2), sharp.sentence(np.array([4, 5]), 1)])
     with torch.no_grad():
-        hidden = sharp._hidden([row, row[:2]])
-        got = sharp.code_losses(hidden, [row, row[:2]], [1, 1], vocabulary)
+        batch = sharp.batch([row, row[:2]], [1, 1])
+        hidden = sharp.hidden(batch.ids)
+        got = sharp.losses(hidden, batch, vocabulary)
         logits = sharp._head(hidden[0])[:, :17 if vocabulary == "codes" else None]
     predicted = [1, 2, 3, 5, 6, 7]  # tokens 4 and 8 are emotions
     expected = -logits.log_softmax(-1)[[t - 1 for t in predicted], row[predicted]]
     assert got[0] == pytest.approx(float(expected.mean()), abs=1e-5)
-    alone = sharp.code_losses(hidden[:1, 2:], [row[3:5]], [1], vocabulary)
+    alone = sharp.losses(hidden[:1, 2:], sharp.batch([row[3:5]], [1]), vocabulary)
     assert alone == 0  # an emotion token by itself
 
 

@@ -154,7 +154,7 @@ def counted(model, prefix, conversations):
         for sentences in conversations:
             for i, now in enumerate(sentences):
                 before = torch.cat(sentences[:i])[-prefix:] if i and prefix else now[:0]
-                model._hidden([torch.cat([before, now])[-model.window:]])
+                model.emotion_logits([torch.cat([before, now])[-model.window:]])
     return counter.get_total_flops()
 
 

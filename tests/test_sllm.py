@@ -297,7 +297,7 @@ def test_a_pretrained_backbone_is_extended_trained_saved_and_loaded(pretrained, 
     expected = bare_logits(sllm, ids)
     sllm.save(tmp_path / "out" / "sllm", FACTS)
     loaded = EmotionSLLM.load(tmp_path / "out" / "sllm")
-    assert torch.equal(bare_logits(loaded, ids), expected)
+    torch.testing.assert_close(bare_logits(loaded, ids), expected, atol=1e-5, rtol=0)  # the adapter is merged
     assert not any(p.requires_grad for p in loaded.parameters())
     files = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
     assert {p.suffix for p in files} <= {".json", ".safetensors", ".md"}
@@ -312,7 +312,8 @@ def test_a_saved_adapter_can_be_saved_again_and_moved(pretrained, tmp_path):
     EmotionSLLM.load(tmp_path / "first").save(tmp_path / "second", FACTS)
     (tmp_path / "first").rename(tmp_path / "moved")
     for name in ("moved", "second"):
-        assert torch.equal(bare_logits(EmotionSLLM.load(tmp_path / name), np.array(PLAIN) + TEXT), expected)
+        again = bare_logits(EmotionSLLM.load(tmp_path / name), np.array(PLAIN) + TEXT)
+        torch.testing.assert_close(again, expected, atol=1e-5, rtol=0)
 
 
 def test_a_pretrained_backbone_trained_whole(pretrained, tmp_path):
