@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from .corpora.dynamics import forward_step
-from .memory import EMPTY, DynamicParameterMemory, Part, Sentence, is_exact, rows, side_by_side, tail
+from .memory import EMPTY, DynamicParameterMemory, Part, Sentence, rows, side_by_side, tail
 from .settings import MemorySettings, UserError
 from .sllm import Batch, EmotionSLLM
 
@@ -32,7 +32,7 @@ def memory(sllm: EmotionSLLM, settings: MemorySettings, streams: int = 1, seed: 
            inertia: tuple[np.ndarray, np.ndarray] | None = None) -> DynamicParameterMemory:
     """The memory that the settings ask for: the exact one, or a `CheaperMemory`. `inertia`: transitions, shape
     (emotions, emotions), and prior, (emotions,), for the target `filtered`."""
-    if is_exact(settings):
+    if settings.exact:
         return DynamicParameterMemory(sllm, settings, streams, seed)
     if settings.target == "filtered" and inertia is None:
         raise UserError("setting memory.target = filtered needs the emotions' transitions and prior: pass "
@@ -169,12 +169,12 @@ class CheaperMemory(DynamicParameterMemory):
                     self.beliefs[i][part.sentence.speaker] = target.cpu().numpy().astype(float)
         return losses, answers
 
-    def _lowered(self, losses: Tensor, answers: Tensor, parts: Sequence[Part], streams: Sequence[int],
-                 before: Tensor) -> Tensor:
+    def _lowered(self, parts: Sequence[Part], streams: Sequence[int], before: Tensor | None, losses: Tensor,
+                 answers: Tensor) -> Tensor:
         """With rule emotion: the cross-entropy at `<audio_end>` of a target made of the answer before the steps."""
         if self.settings.rule == "semantic":
             return losses
-        target = self._target(parts, streams, before)
+        target = self._target(parts, streams, answers.detach() if before is None else before)
         surprise = -(target * answers.log_softmax(-1)).sum(-1)  # (rows,)
         # A target that is the answer teaches nothing; AdamW would make full steps of rounding noise.
         new = (target - answers.detach().softmax(-1)).abs().amax(-1) > 1e-6
@@ -208,7 +208,7 @@ class CheaperMemory(DynamicParameterMemory):
         if anew:
             prefixes = Rows([Part(EMPTY, parts[n].prefix[:-1]) for n in anew])
             prefixes.states = [None] * len(anew)
-            self._passed(prefixes, [streams[n] for n in anew], False, predicted=False)
+            self._passed(prefixes, [streams[n] for n in anew], predicted=False)
             for n, states in zip(anew, self._left(prefixes, 0), strict=True):
                 passed.states[n] = states
         return passed

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,8 @@ from .settings import MemorySettings, UserError
 from .sllm import Batch, EmotionSLLM
 
 EMPTY = torch.empty(0, dtype=torch.long)
-EXACT = {"layers": "all", "stepping": "sentence", "rule": "semantic", "read": "after", "prefix_states": "recompute"}
-FORMAT = 3  # of a saved memory
+FORMAT = 4  # of a saved memory
+TOGETHER = 8  # rows of a forward on a processor, of about one length: wider, more of it would be padding
 
 
 class Sentence(NamedTuple):
@@ -82,13 +82,12 @@ class DynamicParameterMemory:
 
     def __init__(self, sllm: EmotionSLLM, settings: MemorySettings, streams: int = 1, seed: int = 0):
         """UserError for settings that this class or this backbone cannot honour."""
-        if type(self) is DynamicParameterMemory and not is_exact(settings):
-            raise UserError(f"DynamicParameterMemory is Algorithm 1 alone, with settings memory.{EXACT}: make any "
-                            "other memory with dpmkit.cheaper.memory(sllm, settings)")
+        if type(self) is DynamicParameterMemory and not settings.exact:
+            raise UserError("DynamicParameterMemory is Algorithm 1 alone: make a memory of other settings (layers, "
+                            "stepping, rule, read, prefix_states) with dpmkit.cheaper.memory(sllm, settings)")
         if settings.scope == "speaker":
-            raise UserError("setting memory.scope = speaker: DynamicParameterMemory takes what it is given for one "
-                            "conversation; give it each speaker's utterances (protocols.grouped), with "
-                            "memory.scope = conversation")
+            raise UserError("setting memory.scope = speaker: a memory takes what it is given for one conversation; "
+                            "give it each speaker's utterances (protocols.grouped), with memory.scope = conversation")
         self.n_r = settings.prefix + settings.sinks
         if self.n_r >= sllm.window:
             raise UserError(f"n_limit = {sllm.window} tokens must hold n_max + n_r, but memory.prefix is n_r = "
@@ -98,8 +97,8 @@ class DynamicParameterMemory:
         self.decoder = self.sllm.causal_lm.get_decoder()
         self.lora = TemporaryLoRA(self._layers(), streams, settings.rank, settings.alpha, seed)
         self.learns = bool(settings.lr and settings.steps)  # else a write only measures L_t
-        on_gpu = self.sllm.device.type == "cuda"
-        self.bucketed = settings.shapes == "bucketed" or (settings.shapes == "auto" and on_gpu and is_exact(settings))
+        self.on_gpu = self.sllm.device.type == "cuda"
+        self.bucketed = settings.exact and (settings.shapes == "bucketed" or (settings.shapes == "auto" and self.on_gpu))
         self.gradient = torch.zeros_like(self.lora.flat.data) if self.bucketed and self.learns else None
         self.learned, self.looked = (Graphs(partial(self._fixed, learn)) for learn in (True, False))
         kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings.optimizer]
@@ -152,8 +151,11 @@ class DynamicParameterMemory:
 
         queues = [queue(stream) for stream in range(self.streams)]
         while now := {i: found for i, q in enumerate(queues) if (found := next(q, None))}:
-            for stream, turn in self.turn({i: sentence for i, (_, sentence) in now.items()}).items():
-                yield now[stream][0], turn
+            order = sorted(now, key=lambda i: len(self.histories[i].own) + len(now[i][1].tokens))
+            size = len(order) if self.on_gpu else TOGETHER
+            for some in (order[start:start + size] for start in range(0, len(order), size)):
+                for stream, turn in self.turn({i: now[i][1] for i in sorted(some)}).items():
+                    yield now[stream][0], turn
 
     def _sentences(self, own: Iterable[np.ndarray], donor: Iterable[np.ndarray] | None, speakers: Iterable[str],
                    labels: Iterable[int | None]) -> Iterator[Sentence]:
@@ -234,55 +236,54 @@ class DynamicParameterMemory:
 
     def read(self, parts: Sequence[Part], streams: Sequence[int]) -> Tensor:
         """Emotion logits at each row's end, (rows, emotions): no other logits bear on the answer (equation 5)."""
-        return self._passed(parts, streams, False, predicted=False)[1]
+        return self._passed(parts, streams, predicted=False)[1]
 
-    def _passed(self, parts: Sequence[Part], streams: Sequence[int], learn: bool, predicted: bool = True,
+    def _passed(self, parts: Sequence[Part], streams: Sequence[int], learn: bool = False, predicted: bool = True,
                 before: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One forward through the streams' memories: L_t of each piece, teacher forced (as L_a, equations 3 and 4),
-        (rows,); the emotion logits at its end, (rows, emotions); and, where they `learn`, the gradient of what a step
-        lowers, (rows, parameters). `before`: the emotion logits before the first of several steps."""
+        """One forward: L_t of each piece, teacher forced (as L_a, equations 3 and 4), (rows,); the emotion logits at
+        its end, (rows, emotions); and, to `learn`, the gradient of what a step lowers, (rows, parameters). `before`:
+        the emotion logits before the first of several steps."""
         texts = rows(parts)
         first = [max(1, len(part.prefix)) for part in parts] if predicted else []  # nothing predicts the first token
         if not self.bucketed:
-            return self._pass(self.sllm.batch(texts, first), parts, streams, learn, before)
-        # Of all streams, those that do not write now included, in lengths that come again.
-        all_texts, all_first = [texts[0][-1:]] * self.streams, [1] * self.streams if predicted else []
-        for n, i in enumerate(streams):
-            all_texts[i] = texts[n]
-            all_first[i:i + 1] = first[n:n + 1]
-        most = max(map(len, (p.piece for p in parts))) if predicted else 0
-        batch = self.sllm.batch(all_texts, all_first, bucket(max(map(len, texts))), bucket(most))
+            lowered = partial(self._lowered, parts, streams, before) if learn else None
+            return self._pass(self.sllm.batch(texts, first), parts, streams, lowered)
+        # A row for every stream, of one token for those that wait, and widths that come again.
+        row_of = {i: n for n, i in enumerate(streams)}
+        every = [texts[row_of[i]] if i in row_of else texts[0][-1:] for i in range(self.streams)]
+        all_first = [first[row_of[i]] if i in row_of else 1 for i in range(self.streams)] if predicted else []
+        widest, most = max(map(len, texts)), max(len(part.piece) for part in parts) * predicted
+        batch = self.sllm.batch(every, all_first, bucket(widest), bucket(most))
         losses, answers = (self.learned if learn else self.looked)(*batch)
         index = torch.tensor(streams, device=losses.device)
         return losses[index], answers[index], self.gradient[index] if learn else None
 
     def _fixed(self, learn: bool, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        """The forward of all streams, in order; a gradient goes to `self.gradient`."""
+        """The forward of all streams in their order; its gradient goes to `self.gradient`."""
         with fused(self.decoder):
-            losses, answers, gradient = self._pass(Batch(*batch), (), range(self.streams), learn, None)
+            losses, answers, gradient = self._pass(
+                Batch(*batch), (), range(self.streams), (lambda losses, _: losses) if learn else None)
         if learn:
             self.gradient.copy_(gradient)
         return losses, answers
 
-    def _pass(self, batch: Batch, parts: Sequence[Part], streams: Sequence[int], learn: bool,
-              before: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        with torch.set_grad_enabled(learn), self.lora.active(streams) as leaf:
+    def _pass(self, batch: Batch, parts: Sequence[Part], streams: Sequence[int],
+              lowered: Callable[[Tensor, Tensor], Tensor] | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        with torch.set_grad_enabled(lowered is not None), self.lora.active(streams) as leaf:
             hidden = self._hidden(batch, parts)  # (rows, longest, hidden)
             answers = self.sllm.emotions(hidden, batch)
             losses = self.sllm.losses(hidden, batch, self.settings.loss_vocabulary)
-        if not learn:
-            return losses, answers, None
-        with torch.enable_grad():
-            lowered = self._lowered(losses, answers, parts, streams, answers.detach() if before is None else before)
-            gradient, = torch.autograd.grad(lowered.sum(), leaf)  # a loss depends on its stream's memory alone
+            gradient = None  # of all rows' sum: what a row lowers depends on its stream's memory alone
+            if lowered:
+                gradient, = torch.autograd.grad(lowered(losses, answers).sum(), leaf)
         return losses.detach(), answers.detach(), gradient
 
     def _hidden(self, batch: Batch, parts: Sequence[Part]) -> Tensor:
-        """Last hidden states, (rows, longest, hidden), through whatever memory is active."""
+        """Last hidden states, (rows, longest, hidden), through the memory that is active."""
         return self.sllm.hidden(batch.ids)
 
-    def _lowered(self, losses: Tensor, answers: Tensor, parts: Sequence[Part], streams: Sequence[int],
-                 before: Tensor) -> Tensor:
+    def _lowered(self, parts: Sequence[Part], streams: Sequence[int], before: Tensor | None, losses: Tensor,
+                 answers: Tensor) -> Tensor:
         """What a step lowers, (rows,): L_t."""
         return losses
 
@@ -292,22 +293,21 @@ class DynamicParameterMemory:
         if self.settings.clip:
             gradient = gradient * (self.settings.clip / (norms + 1e-6)).clamp(max=1.0)[:, None]
         finite = (losses.isfinite() & norms.isfinite()).tolist()
-        memories = [self.lora.memories[i] for i in streams]
-        for i, memory, row, fine in zip(streams, memories, gradient, finite, strict=True):
-            memory.grad = row if fine else None
+        for i, row, fine in zip(streams, gradient, finite, strict=True):
+            self.lora.memories[i].grad = row if fine else None  # without one it takes no step
             self.skipped[i] += not fine
         self.optimizer.step()
-        self.optimizer.zero_grad()  # to None: a stream without a gradient takes no step
+        self.optimizer.zero_grad()
         if self.settings.decay:
-            for memory in itertools.compress(memories, finite):
-                memory.data.lerp_(self.lora.fresh, self.settings.decay)
+            for i in itertools.compress(streams, finite):
+                self.lora.memories[i].data.lerp_(self.lora.fresh, self.settings.decay)
 
     def _own_losses(self, sentences: Mapping[int, Sentence]) -> dict[int, float]:
         """L_t of the streams' own sentences under their memories as they are, where others are written."""
         losses = defaultdict(list)
         for streams, parts in side_by_side({i: self._pieces(self.histories[i].own, s.tokens, s) for i, s in
                                             sentences.items() if not self._writes_itself(s)}):
-            for i, loss in zip(streams, self._passed(parts, streams, False)[0].tolist(), strict=True):
+            for i, loss in zip(streams, self._passed(parts, streams)[0].tolist(), strict=True):
                 losses[i].append(loss)
         return {i: float(np.mean(values)) for i, values in losses.items()}
 
@@ -319,12 +319,11 @@ class DynamicParameterMemory:
         """The step of a bound, on the true emotions of these streams' sentences."""
         if sentences:
             parts, streams = [self._context(i, s) for i, s in sentences.items()], list(sentences)
-            batch = self.sllm.batch(rows(parts))
-            with torch.enable_grad(), self.lora.active(streams) as leaf:
-                answers = self.sllm.emotions(self._hidden(batch, parts), batch)  # (rows, emotions)
-                labels = torch.tensor([s.label for s in sentences.values()], device=answers.device)
-                losses = F.cross_entropy(answers, labels, reduction="none")
-                self._step(streams, losses.detach(), torch.autograd.grad(losses.sum(), leaf)[0])
+            labels = torch.tensor([s.label for s in sentences.values()], device=self.sllm.device)
+            losses, _, gradient = self._pass(
+                self.sllm.batch(rows(parts)), parts, streams,
+                lambda _, answers: F.cross_entropy(answers, labels, reduction="none"))
+            self._step(streams, losses, gradient)
 
     def _remember(self, stream: int, sentence: Sentence, answer: Tensor) -> None:
         """Add a sentence, and its emotion token where that stands in the history; only the last n_r are kept."""
@@ -369,11 +368,6 @@ class DynamicParameterMemory:
             memory.data.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.histories, self.skipped = [History(**saved) for saved in state["histories"]], state["skipped"]
-
-
-def is_exact(settings: MemorySettings) -> bool:
-    """Whether these are settings of Algorithm 1."""
-    return all(getattr(settings, name) == value for name, value in EXACT.items())
 
 
 def rows(parts: Iterable[Part]) -> list[Tensor]:
