@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from .corpora.dynamics import forward_step
-from .memory import EMPTY, DynamicParameterMemory, Part, Sentence, rows, side_by_side, tail
+from .memory import DynamicParameterMemory
 from .settings import MemorySettings, UserError
 from .sllm import Batch, EmotionSLLM
+from .streams import EMPTY, Part, Sentence, rows, side_by_side, tail
 
 
 def memory(sllm: EmotionSLLM, settings: MemorySettings, streams: int = 1, seed: int = 0,

@@ -43,8 +43,8 @@ class _Linear(torch.autograd.Function):
         """Gradients of what `forward` was given, None for what is frozen."""
         x, a, low, *b = ctx.saved_tensors
         of_low, of_b, of_x = torch.empty_like(low), [], None
-        for layer, own, part, into, g in zip(ctx.layers, b, low.chunk(len(b), 2), of_low.chunk(len(b), 2), gradients,
-                                             strict=True):
+        lows, into_lows = low.chunk(len(b), 2), of_low.chunk(len(b), 2)
+        for layer, own, part, into, g in zip(ctx.layers, b, lows, into_lows, gradients, strict=True):
             into.baddbmm_(g, own, beta=0, alpha=ctx.scaling)
             of_b.append(torch.empty_like(own).baddbmm_(g.transpose(1, 2), part, beta=0, alpha=ctx.scaling))
             if ctx.needs_input_grad[0]:
@@ -56,7 +56,7 @@ class _Linear(torch.autograd.Function):
 
 
 class _Group:
-    """Layers that share their input; what they give under the memory is computed when the first of them is asked."""
+    """Layers that share their input; what all of them give is computed when the first of them is asked."""
 
     def __init__(self, names: Sequence[str], layers: Sequence[nn.Linear]):
         self.names, self.layers = names, layers
@@ -76,9 +76,9 @@ class _Group:
 class TemporaryLoRA:
     """Low-rank factors of B conversations for some linear layers of a frozen SLLM.
 
-    `flat`: (streams, parameters), float32; of each group of layers that share their input A, (layers * rank, inputs),
-    then each one's B, (outputs, rank). `memories`: its rows, a parameter per stream. `fresh`: where all start, as PEFT
-    does (A Kaiming uniform, B zero).
+    `flat`: (streams, parameters), float32; of each group of layers that share their input A, (layers * rank,
+    inputs), then each one's B, (outputs, rank). `memories`: its rows, a parameter per stream. `fresh`: where all
+    start, as PEFT does (A Kaiming uniform, B zero).
     """
 
     def __init__(self, modules: Mapping[str, nn.Linear], streams: int, rank: int, alpha: float, seed: int):
@@ -149,7 +149,7 @@ class TemporaryLoRA:
 
 def _causal(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, scaling: float | None = None,
             **_: Any) -> tuple[Tensor, None]:
-    """Attention as transformers asks for it, (rows, heads, tokens, dimensions); to all earlier tokens, without a mask."""
+    """Attention to all earlier tokens, without a mask, as transformers asks for it: (rows, heads, tokens, size)."""
     found = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling,
                                            enable_gqa=query.shape[1] != key.shape[1])
     return found.transpose(1, 2).contiguous(), None
@@ -160,8 +160,8 @@ AttentionInterface.register("dpmkit", _causal)
 
 @contextmanager
 def fused(decoder: nn.Module) -> Iterator[None]:
-    """While the block lasts: norms by torch's own kernel (on a GPU one operation, not seven), and attention that makes
-    no mask, for which transformers would read from the device whether rows are packed."""
+    """While the block lasts: norms by torch's own kernel (on a GPU one operation, not seven), and attention that
+    makes no mask, for which transformers would read from the device whether rows are packed."""
     norms = [m for m in decoder.modules() if hasattr(m, "variance_epsilon")]
     before = decoder.config._attn_implementation
     try:
@@ -177,9 +177,9 @@ def fused(decoder: nn.Module) -> Iterator[None]:
 
 
 class Graphs:
-    """A function of tensors whose work on a GPU is recorded, for inputs of the same shapes, and then replayed whole:
-    a short sentence's thousands of operations are over before a processor has launched them one by one. What it
-    returns is overwritten by the next call. Elsewhere than on a GPU it is the function."""
+    """A function of tensors whose work on a GPU is recorded, for inputs of the same shapes, and then replayed
+    whole (CUDA graphs): a short sentence's thousands of operations take less time than a processor needs to launch
+    them. What it returns is overwritten by the next call. Elsewhere than on a GPU it is the function."""
 
     AFTER = 2  # calls of a shape that are not recorded: many come no third time
 
@@ -203,3 +203,9 @@ class Graphs:
             mine.copy_(given)
         graph.replay()
         return outputs
+
+
+def bucket(tokens: int) -> int:
+    """The next of a few lengths, an eighth apart or 32 tokens."""
+    step = max(32, 1 << max(0, (tokens - 1).bit_length() - 4))
+    return -(-tokens // step) * step

@@ -11,11 +11,11 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,51 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import runs
-from .lora import Graphs, TemporaryLoRA, fused
+from .lora import Graphs, TemporaryLoRA, bucket, fused
 from .settings import MemorySettings, UserError
 from .sllm import Batch, EmotionSLLM
+from .streams import EMPTY, History, Part, Sentence, Turn, rows, side_by_side, tail
 
-EMPTY = torch.empty(0, dtype=torch.long)
 FORMAT = 4  # of a saved memory
 TOGETHER = 8  # rows of a forward on a processor, of about one length: wider, more of it would be padding
-
-
-class Sentence(NamedTuple):
-    """A stream's next sentence, in tokens of `EmotionSLLM.sentence`."""
-
-    tokens: Tensor
-    donor: Tensor | None = None  # what is written in its place, in a control; EMPTY once the donor has ended
-    speaker: str = ""  # of what is written
-    label: int | None = None  # index of the true emotion, of a bound
-
-
-class Part(NamedTuple):
-    """A row of tokens: what is written, or read, after the n_r tokens before it. Both fit the window."""
-
-    prefix: Tensor  # (n,), n <= n_r
-    piece: Tensor  # (m,)
-    sentence: Sentence = Sentence(EMPTY)  # that it is a piece of
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What came of one sentence."""
-
-    probabilities: np.ndarray  # of the emotions, (emotions,)
-    loss: float  # L_t of what was written, mean of its pieces; NaN where nothing was
-    own_loss: float  # L_t of the sentence itself under the memory before that; NaN for a conversation's first
-    norm: float  # of the memory's change
-    pieces: int
-    skipped: int  # updates left out so far, as loss or gradient was not finite
-
-
-@dataclass
-class History:
-    """What a stream has behind it."""
-
-    own: Tensor = EMPTY  # its last n_r tokens
-    written: Tensor = EMPTY  # the last ones that its memory was written from: the same, but in a control
-    turns: int = 0
 
 
 class DynamicParameterMemory:
@@ -87,7 +49,7 @@ class DynamicParameterMemory:
                             "stepping, rule, read, prefix_states) with dpmkit.cheaper.memory(sllm, settings)")
         if settings.scope == "speaker":
             raise UserError("setting memory.scope = speaker: a memory takes what it is given for one conversation; "
-                            "give it each speaker's utterances (protocols.grouped), with memory.scope = conversation")
+                            "give it each speaker's utterances (protocols.grouped), as memory.scope = conversation")
         self.n_r = settings.prefix + settings.sinks
         if self.n_r >= sllm.window:
             raise UserError(f"n_limit = {sllm.window} tokens must hold n_max + n_r, but memory.prefix is n_r = "
@@ -98,7 +60,8 @@ class DynamicParameterMemory:
         self.lora = TemporaryLoRA(self._layers(), streams, settings.rank, settings.alpha, seed)
         self.learns = bool(settings.lr and settings.steps)  # else a write only measures L_t
         self.on_gpu = self.sllm.device.type == "cuda"
-        self.bucketed = settings.exact and (settings.shapes == "bucketed" or (settings.shapes == "auto" and self.on_gpu))
+        wanted = settings.exact and settings.shapes != "free"
+        self.bucketed = wanted and (self.on_gpu or settings.shapes == "bucketed")
         self.gradient = torch.zeros_like(self.lora.flat.data) if self.bucketed and self.learns else None
         self.learned, self.looked = (Graphs(partial(self._fixed, learn)) for learn in (True, False))
         kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings.optimizer]
@@ -240,11 +203,12 @@ class DynamicParameterMemory:
 
     def _passed(self, parts: Sequence[Part], streams: Sequence[int], learn: bool = False, predicted: bool = True,
                 before: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One forward: L_t of each piece, teacher forced (as L_a, equations 3 and 4), (rows,); the emotion logits at
-        its end, (rows, emotions); and, to `learn`, the gradient of what a step lowers, (rows, parameters). `before`:
-        the emotion logits before the first of several steps."""
+        """One forward: L_t of each piece, teacher forced (as L_a, equations 3 and 4), (rows,); the emotion logits
+        at its end, (rows, emotions); and, to `learn`, the gradient of what a step lowers, (rows, parameters).
+        `before`: the emotion logits before the first of several steps."""
         texts = rows(parts)
-        first = [max(1, len(part.prefix)) for part in parts] if predicted else []  # nothing predicts the first token
+        # Nothing predicts the very first token.
+        first = [max(1, len(part.prefix)) for part in parts] if predicted else []
         if not self.bucketed:
             lowered = partial(self._lowered, parts, streams, before) if learn else None
             return self._pass(self.sllm.batch(texts, first), parts, streams, lowered)
@@ -368,26 +332,3 @@ class DynamicParameterMemory:
             memory.data.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.histories, self.skipped = [History(**saved) for saved in state["histories"]], state["skipped"]
-
-
-def rows(parts: Iterable[Part]) -> list[Tensor]:
-    """Each prefix and piece as one row, (n + m,)."""
-    return [torch.cat([part.prefix, part.piece]) for part in parts]
-
-
-def side_by_side(parts: Mapping[int, Sequence[Part]]) -> Iterator[tuple[list[int], list[Part]]]:
-    """(streams, a part of each): the first parts of all streams, then the second ones of those that have two, …"""
-    for number in range(max(map(len, parts.values()), default=0)):
-        streams = [i for i, some in parts.items() if number < len(some)]
-        yield streams, [parts[i][number] for i in streams]
-
-
-def bucket(tokens: int) -> int:
-    """The next of a few lengths, an eighth apart or 32 tokens."""
-    step = max(32, 1 << max(0, (tokens - 1).bit_length() - 4))
-    return -(-tokens // step) * step
-
-
-def tail(tokens: Tensor, count: int) -> Tensor:
-    """The last `count` tokens."""
-    return tokens[max(0, len(tokens) - count):]

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from . import backbones, runs
 from .settings import BackboneSettings, FinetuneSettings, Settings, UserError
@@ -73,7 +73,7 @@ class Vocabulary:
 
 
 class Batch(NamedTuple):
-    """Rows of tokens side by side, padded on the right, where no real position sees it; and what is asked of each."""
+    """Rows of tokens side by side, padded on the right, where no position sees it, and what is asked of each."""
 
     ids: Tensor  # (rows, longest)
     last: Tensor  # (rows,): place of the last token, where an emotion is read
@@ -196,17 +196,17 @@ class EmotionSLLM(nn.Module):
     def batch(self, rows: Sequence[Tensor], first: Sequence[int] = (), longest: int = 0, most: int = 0) -> Batch:
         """These rows, of which the tokens from `first[i]` (1 or more) on are predicted; none without `first`.
 
-        Emotion tokens (ablation `history_emotions`) are no sound: not predicted, not in the mean. `longest`, `most`:
-        widths, where they are not to be those of the rows. UserError where a row exceeds the window.
+        Emotion tokens (ablation `history_emotions`) are no sound: not predicted, not in the mean. `longest` and
+        `most`: widths, where they are not to be those of the rows. UserError where a row exceeds the window.
         """
         if (found := max(map(len, rows))) > self.window:
             raise UserError(f"{found} tokens do not fit the window of n_limit = {self.window}; cut the history")
-        places = [f + self.is_sound(row[f:]).nonzero()[:, 0] for row, f in zip(rows, first, strict=True)
-                  ] if first else [torch.empty(0, dtype=torch.long)] * len(rows)
-        shape = len(rows), max(most, *map(len, places), 0)
+        first = first or [len(row) for row in rows]
+        places = [f + self.is_sound(row[f:]).nonzero()[:, 0] for row, f in zip(rows, first, strict=True)]
+        shape = len(rows), max(most, *map(len, places))
         ids = torch.full((len(rows), max(longest, found)), self.vocabulary.end)
-        place, label, weight = torch.ones(shape, dtype=torch.long), torch.full(shape, self.vocabulary.end), torch.zeros(
-            shape)
+        place, label = torch.ones(shape, dtype=torch.long), torch.full(shape, self.vocabulary.end)
+        weight = torch.zeros(shape)
         for i, (row, at) in enumerate(zip(rows, places, strict=True)):
             ids[i, :len(row)] = row
             place[i, :len(at)], label[i, :len(at)], weight[i, :len(at)] = at, row[at], 1 / max(1, len(at))
@@ -237,15 +237,6 @@ class EmotionSLLM(nn.Module):
         batch = self.batch(prefixes)
         return self.emotions(self.hidden(batch.ids), batch)
 
-    def emotion_logits_in_chunks(self, prefix: Tensor, chunk: int) -> Tensor:
-        """Emotion logits, (emotions,), after a prefix taken `chunk` tokens at a time, keys and values kept."""
-        decoder, past = self.causal_lm.get_decoder(), DynamicCache(config=self.causal_lm.config)
-        for part in prefix.split(chunk):
-            batch = self.batch([part])
-            hidden = decoder(inputs_embeds=self.embedded(batch.ids), past_key_values=past,
-                             use_cache=True).last_hidden_state
-        return self.emotions(hidden, batch)[0]
-
     def emotions(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Emotion logits alone, all others dropped (eq. 5), (rows, emotions), at each row's last token."""
         return self._logits(_last(hidden, batch), self.vocabulary.emotion).float()
@@ -255,16 +246,6 @@ class EmotionSLLM(nn.Module):
         """Last hidden states, (rows, hidden), at the end of each prefix, where its emotion is read."""
         batch = self.batch(prefixes)
         return _last(self.hidden(batch.ids), batch).float()
-
-    def next_code_loss(self, prefixes: Sequence[Tensor], targets: Sequence[Tensor],
-                       vocabulary: str = "codes") -> Tensor:
-        """L_t of Algorithm 1, (rows,): mean next-token cross-entropy over each target's tokens given its prefix,
-        teacher forced; without a prefix the first token follows nothing and drops out of the mean. `vocabulary`: see
-        `losses`. UserError where prefix + target exceed the window."""
-        self.fits(prefixes, targets)
-        batch = self.batch([torch.cat(pair) for pair in zip(prefixes, targets, strict=True)],
-                           [max(len(p), 1) for p in prefixes])
-        return self.losses(self.hidden(batch.ids), batch, vocabulary)
 
     def losses(self, hidden: Tensor, batch: Batch, vocabulary: str = "codes") -> Tensor:
         """Mean cross-entropy of each row's predicted tokens, (rows,); 0 where there are none. `vocabulary`: the

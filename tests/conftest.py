@@ -88,6 +88,14 @@ def make_settings(home):
         "finetune.n_o": 16, "finetune.n_p": 48, "finetune.n_q": 64, "memory.prefix": 16, "evaluation.streams": 4})
 
 
+def next_code_loss(sllm, prefixes, targets, vocabulary="codes"):
+    """L_t of each target after its prefix, (rows,)."""
+    sllm.fits(prefixes, targets)
+    batch = sllm.batch([torch.cat(pair) for pair in zip(prefixes, targets, strict=True)],
+                       [max(len(p), 1) for p in prefixes])
+    return sllm.losses(sllm.hidden(batch.ids), batch, vocabulary)
+
+
 def written(memory, prefixes, sentences, streams=None):
     """L_t of one sentence that each stream (default: all) writes after its prefix."""
     streams = range(memory.streams) if streams is None else streams

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_toy
+from conftest import make_toy, next_code_loss
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -66,8 +66,8 @@ def test_a_tested_family_answers_alike_after_saving_and_loading(kind, tied, tmp_
     loaded = EmotionSLLM.load(tmp_path / "sllm")
     sentence = [sllm.sentence(np.array([1, 5, 3, 15]))]
     torch.testing.assert_close(loaded.emotion_logits(sentence), sllm.eval().emotion_logits(sentence))
-    torch.testing.assert_close(loaded.next_code_loss([sentence[0][:2]], sentence),
-                               sllm.next_code_loss([sentence[0][:2]], sentence))
+    torch.testing.assert_close(next_code_loss(loaded, [sentence[0][:2]], sentence),
+                               next_code_loss(sllm, [sentence[0][:2]], sentence))
 
 
 @pytest.mark.parametrize("kind", OTHERS)

@@ -102,20 +102,20 @@ def test_without_a_step_every_rung_hears_the_same(sharp):
     exact = [t.probabilities for t in cheaper.memory(sharp, still).listen(conversation)]
     losses = [t.loss for t in cheaper.memory(sharp, still).listen(conversation)]
     for change in ({"read": "before"}, {"prefix_states": "detach"}, {"layers": "top-1"}):
-        turns = listened(sharp, dataclasses.replace(still, **change), conversation)
+        turns = listened(sharp, still.but(**change), conversation)
         close(([t.probabilities for t in turns], [t.loss for t in turns]), (exact, losses), 1e-5)
     # A token that `reuse` kept had heard the n_r before it at its time, not only what the window holds now: equal
     # with one block, and as long as the window holds everything.
-    wide = dataclasses.replace(still, prefix=50)
+    wide = still.but(prefix=50)
     for change in ({"prefix_states": "reuse"}, {"prefix_states": "reuse", "layers": "top-1"}):
         one, other = (listened(sharp, s, conversation[:6])
-                      for s in (wide, dataclasses.replace(wide, **change)))
+                      for s in (wide, wide.but(**change)))
         assert sum(len(c) + 1 for c in conversation[:6]) <= 50
         close(([t.probabilities for t in one], [t.loss for t in one]),
               ([t.probabilities for t in other], [t.loss for t in other]), 1e-5)
     sharp.model.model.layers = sharp.model.model.layers[:1]
     sharp.model.config.num_hidden_layers = 1
-    one, other = (listened(sharp, dataclasses.replace(still, prefix_states=s), conversation)
+    one, other = (listened(sharp, still.but(prefix_states=s), conversation)
                   for s in ("recompute", "reuse"))
     close(([t.probabilities for t in one], [t.loss for t in one]),
           ([t.probabilities for t in other], [t.loss for t in other]), 1e-5)
@@ -125,11 +125,11 @@ def test_detach_stops_the_gradient_at_the_prefix_alone(sharp):
     """The first L_t is the exact one; the step is not."""
     conversation = codes(6, 1)
     moved = BASE.but(lr=1e-2)
-    exact, detached = (listened(sharp, dataclasses.replace(moved, prefix_states=mode), conversation)
+    exact, detached = (listened(sharp, moved.but(prefix_states=mode), conversation)
                        for mode in ("recompute", "detach"))
     assert detached[1].loss == pytest.approx(exact[1].loss, abs=1e-6)
     assert detached[1].norm > 0 and abs(detached[2].loss - exact[2].loss) > 1e-6
-    top = [listened(sharp, dataclasses.replace(moved, prefix=0, prefix_states=mode), conversation)
+    top = [listened(sharp, moved.but(prefix=0, prefix_states=mode), conversation)
            for mode in ("recompute", "detach")]
     close([[t.loss for t in top[0]]], [[t.loss for t in top[1]]], 1e-6)  # without a prefix they are one
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import answered, changed, make_toy, written
+from conftest import answered, changed, make_toy, next_code_loss, written
 
 from dpmkit import metrics, protocols
 from dpmkit.finetune import Finetuned
@@ -179,9 +179,9 @@ def test_the_loss_of_the_own_sentence_under_the_own_another_and_no_memory(settin
         for turn in range(1, len(said)):
             before = torch.cat([empty, *said[:turn]])[-n_r:]
             with torch.no_grad(), memory.lora.active([0]):
-                assert got[turn] == pytest.approx(float(sllm.next_code_loss([before], [said[turn]])), abs=1e-4)
+                assert got[turn] == pytest.approx(float(next_code_loss(sllm, [before], [said[turn]])), abs=1e-4)
             with torch.no_grad():
-                assert frozen[turn] == pytest.approx(float(sllm.next_code_loss([before], [said[turn]])), abs=1e-5)
+                assert frozen[turn] == pytest.approx(float(next_code_loss(sllm, [before], [said[turn]])), abs=1e-5)
             if turn < len(others):
                 written(memory, [torch.cat([empty, *others[:turn]])[-n_r:]], [others[turn]])
     assert np.nanmax(np.abs(swapped["own_loss"] - still["own_loss"])) > 1e-2
@@ -319,7 +319,7 @@ def test_a_long_sentence_is_written_in_pieces_and_counted(prefix, pieces, settin
     past, now, losses = torch.cat(said[:4]), said[4], []
     for length in pieces:
         with torch.no_grad():
-            losses.append(float(sllm.next_code_loss([past[max(0, len(past) - prefix):]], [now[:length]])))
+            losses.append(float(next_code_loss(sllm, [past[max(0, len(past) - prefix):]], [now[:length]])))
         past, now = torch.cat([past, now[:length]]), now[length:]
     assert len(now) == 0
     assert table.loc[name, "loss"] == pytest.approx(np.mean(losses), abs=1e-5)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import next_code_loss
 from test_backbones import made
 from transformers import AutoModelForCausalLM
 
@@ -119,21 +120,13 @@ def test_sentences_without_a_label_or_without_codes(sharp):
     assert float(out["l_e"]) == 0.0 and len(out["truth"]) == 0
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 100])
-def test_in_chunks_it_hears_the_same(chunk, sharp):
-    prefix = torch.from_numpy(np.random.default_rng(0).integers(0, 17, 40))
-    with torch.no_grad():
-        whole, parts = sharp.emotion_logits([prefix])[0], sharp.emotion_logits_in_chunks(prefix, chunk)
-    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize("vocabulary", ["codes", "all"])
 def test_next_code_loss_directly_whoever_shares_the_batch(vocabulary, sharp):
     rng = np.random.default_rng(0)
     sentences = [sharp.sentence(rng.integers(0, 16, n)) for n in (6, 1, 11, 3)]
     prefixes = [torch.from_numpy(rng.integers(0, 17, n)) for n in (9, 0, 2, 0)]
     with torch.no_grad():
-        together = sharp.next_code_loss(prefixes, sentences, vocabulary)
+        together = next_code_loss(sharp, prefixes, sentences, vocabulary)
         for prefix, sentence, loss in zip(prefixes, sentences, together, strict=True):
             ids = torch.cat([prefix, sentence])
             log_p = bare_logits(sharp, ids)[:, :17 if vocabulary == "codes" else None].log_softmax(-1)
@@ -141,7 +134,7 @@ def test_next_code_loss_directly_whoever_shares_the_batch(vocabulary, sharp):
             asked = range(max(1, len(prefix)), len(ids))
             expected = -np.mean([float(log_p[t - 1, ids[t]]) for t in asked])
             assert float(loss) == pytest.approx(expected, abs=1e-5)
-            alone = float(sharp.next_code_loss([prefix], [sentence], vocabulary))
+            alone = float(next_code_loss(sharp, [prefix], [sentence], vocabulary))
             assert alone == pytest.approx(expected, abs=1e-5)
 
 
@@ -149,9 +142,9 @@ def test_a_lone_token_after_nothing_has_no_loss_and_harms_no_other(sharp):
     empty, end = torch.empty(0, dtype=torch.long), torch.tensor([16])
     sentence = sharp.sentence(np.array([3, 8]))
     with torch.no_grad():
-        assert float(sharp.next_code_loss([empty], [end])) == 0.0
-        alone = float(sharp.next_code_loss([empty], [sentence]))
-        both = sharp.next_code_loss([empty, empty], [end, sentence])
+        assert float(next_code_loss(sharp, [empty], [end])) == 0.0
+        alone = float(next_code_loss(sharp, [empty], [sentence]))
+        both = next_code_loss(sharp, [empty, empty], [end, sentence])
     assert float(both[0]) == 0.0 and float(both[1]) == pytest.approx(alone, abs=1e-6)
 
 
@@ -165,9 +158,9 @@ def test_emotion_logits_are_the_bare_model_s_whoever_shares_the_batch(sharp):
 
 def test_too_many_tokens_for_the_window(sllm):
     whole = torch.zeros(50, dtype=torch.long)
-    assert sllm.next_code_loss([whole[:14]], [whole]).shape == (1,)  # 64 fit
+    assert next_code_loss(sllm, [whole[:14]], [whole]).shape == (1,)  # 64 fit
     with pytest.raises(UserError, match=r"n_limit = 64.*n_max =\s*50.*n_r = 15"):
-        sllm.next_code_loss([whole[:15]], [whole])
+        next_code_loss(sllm, [whole[:15]], [whole])
     with pytest.raises(UserError, match="n_limit = 64"):
         sllm.emotion_logits([torch.zeros(65, dtype=torch.long)])
 
