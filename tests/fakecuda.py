@@ -14,6 +14,8 @@ from torch._subclasses import FakeTensor, FakeTensorMode, fake_tensor
 from torch.utils import _pytree as pytree
 from torch.utils._mode_utils import no_dispatch
 
+from dpmkit import lora
+
 CPU, ATEN = torch.device("cpu"), torch.ops.aten
 UNKNOWN = (fake_tensor.DynamicOutputShapeException, fake_tensor.DataDependentOutputException,
            fake_tensor.UnsupportedOperatorException)  # what comes out is known from the values alone
@@ -140,6 +142,11 @@ def _with(made, real):
     return made
 
 
+def _norm(x, normalized_shape, weight, eps):
+    """torch.nn.functional.rms_norm, of operations that a CPU has."""
+    return weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps))
+
+
 def value(tensor):
     """A tensor's values, on the CPU."""
     return tensor.real_tensor if isinstance(tensor, FakeTensor) else tensor
@@ -187,5 +194,8 @@ def gpus(count=1, backward=True):
             stack.enter_context(mock.patch.object(FakeTensor, name, _indexed(getattr(torch.Tensor, name))))
         stack.enter_context(mock.patch.object(FakeTensor, "is_meta", False))
         stack.enter_context(mock.patch.object(nn.Module, "_apply", _moved({})))
+        # A fused norm has a kernel for CUDA alone, and there is nothing here that records a graph.
+        stack.enter_context(mock.patch.object(nn.functional, "rms_norm", _norm))
+        stack.enter_context(mock.patch.object(lora.Graphs, "AFTER", 10**9))
         stack.enter_context(mode)
         yield mode

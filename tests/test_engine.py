@@ -1,8 +1,10 @@
 """The memory as an engine: queues of conversations, cheaper rungs, one forward a step, saving in the middle."""
 
-import dataclasses
 import gc
 import tracemalloc
+from collections import Counter
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +14,16 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from test_memory import loop
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpmkit import cheaper
+from dpmkit import cheaper, lora
 from dpmkit.cheaper import CheaperMemory
+from dpmkit.lora import bucket
 from dpmkit.memory import DynamicParameterMemory
-from dpmkit.settings import MemorySettings, UserError
+from dpmkit.settings import BackboneSettings, FinetuneSettings, MemorySettings, UserError
+from dpmkit.sllm import EmotionSLLM
+from dpmkit.streams import Sentence
 
 BASE = MemorySettings(rank=4, alpha=4.0, lr=3e-3, prefix=8)
 
@@ -314,3 +320,72 @@ def test_a_thousand_conversations_leave_nothing_behind(sllm):
     finally:
         tracemalloc.stop()
     assert held[2][0] - held[0][0] < 30_000 and held[2][1] - held[0][1] < 100
+
+
+@pytest.mark.parametrize("lengths", [(9, 9), (3, 70)])
+def test_bucketed_rows_give_the_same_numbers(sllm, lengths):
+    """The path that a GPU replays: rows for all streams, padded to lengths that come again."""
+    conversations = [codes(n, seed, lengths[seed % 2] if n > 2 else 9)
+                     for seed, n in enumerate((3, 7, 1, 6, 9, 2, 4))]
+    free, bucketed = (heard(sllm, BASE.but(lr=1e-2, shapes=shapes), conversations, 3)
+                      for shapes in ("free", "bucketed"))
+    for number in free:
+        close(bucketed[number], free[number], 1e-5)
+    with pytest.raises(UserError, match=r"memory.shapes = bucketed.*memory.layers"):
+        BASE.but(shapes="bucketed", layers="top-1")
+
+
+def test_lengths_come_again():
+    widths = [bucket(n) for n in range(1, 2000)]
+    assert all(n <= w <= max(32, 1.125 * n + 31) for n, w in enumerate(widths, 1)) and len(set(widths)) < 40
+
+
+def test_a_function_is_recorded_the_third_time_and_replayed(monkeypatch):
+    """`Graphs` with a stand-in for CUDA's: replaying runs the work on the recorded inputs."""
+    work = lora.Graphs(lambda x: (2 * x,))
+    made = []
+
+    class Graph:
+        def __init__(self):
+            made.append(self)
+
+        def replay(self):
+            _, (own,), (out,) = next(recorded for recorded in work.made.values() if recorded[0] is self)
+            out.copy_(2 * own)
+
+    class OnGpu(torch.Tensor):
+        device = SimpleNamespace(type="cuda")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool: nullcontext())
+    for call in range(5):
+        x = torch.full((2,), float(call)).as_subclass(OnGpu)
+        assert work(x)[0].tolist() == [2 * call] * 2 and len(made) == (call >= 2)
+    work(torch.ones(3).as_subclass(OnGpu))
+    assert len(made) == 1  # another shape, once
+
+
+def test_operations_of_a_sentence(monkeypatch):
+    """What one write and one read launch at 30 layers, views apart, with a norm as one operation, as on a GPU; and
+    no number is read from the device on the way."""
+    views = ("view", "transpose", "expand", "_unsafe_view", "t.", "slice", "detach", "unsqueeze", "split", "select",
+             "unbind", "as_strided", "lift_fresh", "empty_like", "chunk", "permute")
+    counted = Counter()
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            counted[str(function).removeprefix("aten.")] += 1
+            return function(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(torch.nn.functional, "rms_norm", lambda x, normalized_shape, weight, eps: x * weight)
+    shape = BackboneSettings(layers=30, hidden=16, intermediate=16, heads=2, window=64)
+    memory = DynamicParameterMemory(EmotionSLLM.create(shape, FinetuneSettings(), 16, ("a", "b")),
+                                    BASE.but(shapes="bucketed"), streams=4)
+    sentence = Sentence(memory.sllm.sentence(np.arange(9)))
+    for _ in range(2):
+        memory.turn(dict.fromkeys(range(4), sentence))
+    with Counting():
+        memory.turn(dict.fromkeys(range(4), sentence))
+    launched = sum(n for name, n in counted.items() if not name.startswith(views))
+    assert launched <= 4000 and counted["_local_scalar_dense.default"] == 0
