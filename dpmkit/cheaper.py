@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from .corpora.dynamics import forward_step
-from .memory import DynamicParameterMemory
+from .memory import DynamicParameterMemory, is_exact
 from .settings import MemorySettings, UserError
 from .sllm import Batch, EmotionSLLM
 from .streams import EMPTY, Part, Sentence, rows, side_by_side, tail
@@ -33,7 +33,7 @@ def memory(sllm: EmotionSLLM, settings: MemorySettings, streams: int = 1, seed: 
            inertia: tuple[np.ndarray, np.ndarray] | None = None) -> DynamicParameterMemory:
     """The memory that the settings ask for: the exact one, or a `CheaperMemory`. `inertia`: transitions, shape
     (emotions, emotions), and prior, (emotions,), for the target `filtered`."""
-    if settings.exact:
+    if is_exact(settings):
         return DynamicParameterMemory(sllm, settings, streams, seed)
     if settings.target == "filtered" and inertia is None:
         raise UserError("setting memory.target = filtered needs the emotions' transitions and prior: pass "
@@ -61,6 +61,9 @@ class CheaperMemory(DynamicParameterMemory):
 
     def __init__(self, sllm: EmotionSLLM, settings: MemorySettings, streams: int = 1, seed: int = 0):
         super().__init__(sllm, settings, streams, seed)
+        if settings.shapes == "bucketed":
+            raise UserError("setting memory.shapes = bucketed goes with Algorithm 1 alone: set it free, or leave "
+                            "memory.layers, stepping, rule, read and prefix_states as they are")
         kind, _, count = settings.stepping.partition("-")
         self.stride, self.every = (int(count) if kind == name else 0 for name in ("stride", "every"))
         if self.n_r + self.stride > sllm.window:

@@ -28,6 +28,7 @@ from .settings import MemorySettings, UserError
 from .sllm import Batch, EmotionSLLM
 from .streams import EMPTY, History, Part, Sentence, Turn, rows, side_by_side, tail
 
+EXACT = ("all", "sentence", "semantic", "after", "recompute")  # Algorithm 1's layers, stepping, rule, …: `is_exact`
 FORMAT = 4  # of a saved memory
 TOGETHER = 8  # rows of a forward on a processor, of about one length: wider, more of it would be padding
 
@@ -44,7 +45,7 @@ class DynamicParameterMemory:
 
     def __init__(self, sllm: EmotionSLLM, settings: MemorySettings, streams: int = 1, seed: int = 0):
         """UserError for settings that this class or this backbone cannot honour."""
-        if type(self) is DynamicParameterMemory and not settings.exact:
+        if type(self) is DynamicParameterMemory and not is_exact(settings):
             raise UserError("DynamicParameterMemory is Algorithm 1 alone: make a memory of other settings (layers, "
                             "stepping, rule, read, prefix_states) with dpmkit.cheaper.memory(sllm, settings)")
         if settings.scope == "speaker":
@@ -60,7 +61,7 @@ class DynamicParameterMemory:
         self.lora = TemporaryLoRA(self._layers(), streams, settings.rank, settings.alpha, seed)
         self.learns = bool(settings.lr and settings.steps)  # else a write only measures L_t
         self.on_gpu = self.sllm.device.type == "cuda"
-        wanted = settings.exact and settings.shapes != "free"
+        wanted = is_exact(settings) and settings.shapes != "free"
         self.bucketed = wanted and (self.on_gpu or settings.shapes == "bucketed")
         self.gradient = torch.zeros_like(self.lora.flat.data) if self.bucketed and self.learns else None
         self.learned, self.looked = (Graphs(partial(self._fixed, learn)) for learn in (True, False))
@@ -332,3 +333,8 @@ class DynamicParameterMemory:
             memory.data.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.histories, self.skipped = [History(**saved) for saved in state["histories"]], state["skipped"]
+
+
+def is_exact(settings: MemorySettings) -> bool:
+    """Whether these are settings of Algorithm 1."""
+    return (settings.layers, settings.stepping, settings.rule, settings.read, settings.prefix_states) == EXACT

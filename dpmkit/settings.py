@@ -187,15 +187,7 @@ class MemorySettings(Group):
                 self.target != "sharpened" and not emotion,
             "target = soft needs memory.rule = both and memory.steps of 2 or more: the codes must move it first":
                 self.target == "soft" and (self.rule != "both" or self.steps < 2),
-            "shapes = bucketed goes with Algorithm 1 alone, and so not with memory.layers, stepping, rule, read or "
-            "prefix_states of another": self.shapes == "bucketed" and not self.exact,
         }
-
-    @property
-    def exact(self) -> bool:
-        """Whether these are settings of Algorithm 1."""
-        return (self.layers, self.stepping, self.rule, self.read, self.prefix_states) == (
-            "all", "sentence", "semantic", "after", "recompute")
 
 
 class SpeakerSettings(Group):
@@ -344,8 +336,7 @@ class Settings(Group):
     @property
     def own_path(self) -> Path:
         """A user's results: results/own/ in a checkout, beside the committed reference; elsewhere results/."""
-        checkout = (self.home_path / "pyproject.toml").is_file()
-        return self.home_path / "results" / ("own" if checkout else "")
+        return self.home_path / "results" / ("own" if (self.home_path / "pyproject.toml").is_file() else "")
 
     @property
     def results_path(self) -> Path:
