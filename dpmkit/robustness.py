@@ -189,14 +189,14 @@ def _answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fine
     tokenizer, emotions = tokenizers.create(settings), corpus.emotions
     tokenizer.load(runs.folder(settings, "codes", codes.key))
     made, spoken, weights = disturbed(settings, corpus, tokenizer, conversations, disturbance)
-    if not made:
-        raise UserError(f"disturbance {disturbance!r} leaves no segment: take it out of ablation.disturbances")
     prior = emotion_prior(corpus.select(corpus.folds[settings.fold - 1].train), emotions)
-    listener, tables = protocols.Listener(settings, tuned.sllm, spoken, emotions), {}
-    for method in METHODS:
+    listener = protocols.Listener(settings, tuned.sllm, spoken, emotions)
+    nothing = pd.DataFrame(columns=["utterance", *(f"p_{e}" for e in emotions)])  # heard where there is no segment
+    tables = dict.fromkeys([*METHODS, *["speaker-memory"] * bool(speaker)], nothing)
+    for method in METHODS if made else ():
         turns = protocols.grouped(made, settings.memory, method)
         tables[method] = pd.concat(protocols.listen(listener, turns, method))
-    if speaker:
+    if speaker and made:
         tables["speaker-memory"] = speakers.remembered(settings, made, spoken, emotions, tuned, *speaker)
     return pd.concat(pd.DataFrame(returned(table, weights, emotions, prior), columns=[f"p_{e}" for e in emotions])
                      .assign(method=method) for method, table in tables.items())

@@ -390,10 +390,12 @@ def test_answers_are_of_this_split_whose_other_conversations_babble(prepared):
     assert len(asked) == 6
 
 
-def test_silence_everywhere_is_refused(prepared, monkeypatch):
-    monkeypatch.setattr(robustness, "disturbed", lambda *_: ([], {}, {}))
-    with pytest.raises(UserError, match="'none' leaves no segment: take it out"):
-        prepared[0]()
+def test_where_no_segment_is_found_the_prior_answers(prepared, monkeypatch):
+    def silence(settings, corpus, tokenizer, conversations, disturbance):
+        return [], {}, {u.id: {} for c in conversations for u in c.utterances}
+
+    monkeypatch.setattr(robustness, "disturbed", silence)
+    assert len({row["WA"] for row in prepared[0]()}) == 1
 
 
 def test_figure_has_a_panel_a_family_and_a_line_a_method():
