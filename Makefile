@@ -49,7 +49,7 @@ reproduce notebooks: .venv/.complete
 
 test: .venv/.complete
 	$(BIN)/python -m ruff check dpmkit tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lab: .venv/.complete
 	env -u JUPYTER_PATH $(BIN)/python -m jupyter lab --notebook-dir=. notebooks/01_data_prep.ipynb

@@ -1,6 +1,8 @@
 """Tiny models, a corpus without audio, and settings that write into a temporary folder."""
 
-import dpmkit  # noqa: F401, I001 (first: it says how threads wait, which is asked once, with torch)
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch, which asks once: a processor has a worker of its own
 
 from dataclasses import replace
 from pathlib import Path
