@@ -19,7 +19,14 @@ from dpmkit.settings import BackboneSettings, FinetuneSettings, Settings
 from dpmkit.sllm import EmotionSLLM
 
 CODEBOOK = 16
+SLOW = ("notebooks", "reproduce", "distributed", "gpu", "runs", "options", "main", "protocols", "finetune")
 TINY = BackboneSettings(layers=2, hidden=32, heads=2, intermediate=48, window=64)
+
+
+def pytest_collection_modifyitems(items):
+    """Slow files come first: one that a worker took last would keep the other waiting."""
+    order = [f"test_{name}" for name in SLOW]
+    items.sort(key=lambda item: order.index(item.path.stem) if item.path.stem in order else len(order))
 
 
 @pytest.fixture

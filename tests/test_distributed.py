@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import make_settings, make_toy
+
+from dpmkit import finetune
 
 # What each process runs: a small corpus that any process can make, the settings given, and the history.
 WORKER = """
@@ -42,9 +45,7 @@ def trained(home, processes, batch, kill_at=0, **more):
     worker.write_text(WORKER)
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "OMP_NUM_THREADS": "1"}
-    start = [sys.executable]
-    if processes > 1:
-        start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     changes = {**TUNE, "finetune.batch": batch, **more}
     done = subprocess.run([*start, str(worker), str(home), json.dumps(changes), str(kill_at)], env=environment,
                           capture_output=True, text=True, timeout=300, check=False)
@@ -62,9 +63,24 @@ def close(one, two, tolerance):
             assert a[name] == pytest.approx(b[name], abs=tolerance), (a["epoch"], name)
 
 
+def trained_here(home, batch, **more):
+    """The history of this process alone."""
+    settings = make_settings(home).override({**TUNE, "finetune.batch": batch, **more})
+    return finetune.train(settings, *make_toy()).history
+
+
+SMALL = {"finetune.forward_tokens": 20}
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("alone"), 1, 4)
+    return trained_here(tmp_path_factory.mktemp("alone"), 4)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Two processes, each with many small forwards to a step."""
+    return trained(tmp_path_factory.mktemp("both"), 2, 2, **SMALL)
 
 
 def test_two_processes_give_the_losses_of_one_with_the_doubled_batch(alone, tmp_path):
@@ -72,12 +88,11 @@ def test_two_processes_give_the_losses_of_one_with_the_doubled_batch(alone, tmp_
     assert alone[-1]["train_loss"] < alone[0]["train_loss"] - 0.05  # a tolerance far below what is learnt
 
 
-def test_many_small_forwards_make_the_same_step(alone, tmp_path):
-    close(trained(tmp_path / "one", 1, 4, **{"finetune.forward_tokens": 20}), alone, 1e-4)
-    close(trained(tmp_path / "two", 2, 2, **{"finetune.forward_tokens": 20}), alone, 1e-4)
+def test_many_small_forwards_make_the_same_step(alone, both, tmp_path):
+    close(trained_here(tmp_path, 4, **SMALL), alone, 1e-4)
+    close(both, alone, 1e-4)
 
 
-def test_one_of_two_processes_killed_and_started_again(tmp_path):
-    whole = trained(tmp_path / "whole", 2, 2)
-    trained(tmp_path / "killed", 2, 2, kill_at=8)  # in the third epoch of three steps each
-    close(trained(tmp_path / "killed", 2, 2), whole, 1e-6)
+def test_one_of_two_processes_killed_and_started_again(both, tmp_path):
+    trained(tmp_path, 2, 2, kill_at=8, **SMALL)  # in the third epoch of three steps each
+    close(trained(tmp_path, 2, 2, **SMALL), both, 1e-6)

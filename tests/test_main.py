@@ -18,6 +18,12 @@ from dpmkit.__main__ import main
 PACKAGE = Path(dpmkit.__file__).parent
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A home that keeps the demo corpus, which is made once."""
+    return tmp_path_factory.mktemp("home")
+
+
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--profile", "huge"], "profile 'huge' is not known; choose one of smoke, demo, quick"),
     (["--corpus", "ravdis"], "corpus 'ravdis' is not known; choose one of demo, "),
@@ -31,12 +37,12 @@ PACKAGE = Path(dpmkit.__file__).parent
     (["--folds", "9"], "fold 9 does not exist"),
     (["--notebooks", "07"], "names none of"),
 ])
-def test_mistakes_end_in_one_line_and_exit_code_2(arguments, words, tmp_path, monkeypatch, capsys):
+def test_mistakes_end_in_one_line_and_exit_code_2(arguments, words, home, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code = main(["reproduce", "--profile", "smoke", "--home", str(tmp_path), *arguments])
+    code = main(["reproduce", "--profile", "smoke", "--home", str(home), *arguments])
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert code == 2 and line.startswith("dpmkit: ") and words in line
-    assert not list((tmp_path / "results").rglob("*.html")), "nothing half-written"
+    assert not list((home / "results").rglob("*.html")), "nothing half-written"
 
 
 @pytest.mark.parametrize("option", ["--folds", "--seeds"])

@@ -143,30 +143,32 @@ def test_a_second_run_uses_what_is_there(smoke, run):
     assert {p for p in (home / "runs" / "predictions").rglob("*.parquet")} <= set(kept)
 
 
-def laid_out(corpus: str, folder: Path) -> list[str]:
-    """Arguments that name a small tree of the official layout; emodb: the real one, relative to the folder."""
-    root, more = folder / "a tree", []
+def laid_out(corpus: str, folder: Path) -> Path:
+    """The root of a small tree of the official layout; emodb: of the real one."""
+    root = folder / "a tree"
     if corpus == "emodb":
         if not EMODB.is_dir():
             pytest.skip("REAL DATA ABSENT: ../shared/data/emodb; EmoDB not run")
-        root = EMODB
-    elif corpus == "iemocap":
+        return EMODB
+    if corpus == "iemocap":
         tree_iemocap.small(root, range(1, 6))
-        more = ["--set", "source.allow_partial=true"]
     else:
         {"meld": tree_meld, "manifest": tree_manifest}[corpus].make(root)
-    return ["--corpus", corpus, "--root", os.path.relpath(root, folder), *more]
+    return root
 
 
 @pytest.mark.parametrize("corpus", ["emodb", "iemocap", "meld", "manifest"])
 def test_every_layout_runs_through_01_and_03_and_embeds_no_audio(corpus, run, tmp_path):
-    run(tmp_path, "01,03", *laid_out(corpus, tmp_path))
-    folder = tmp_path / "results" / f"smoke-{corpus}" / "fold1-seed0"
+    changes = {"source.allow_partial": True} if corpus == "iemocap" else {}
+    settings = Settings.of("smoke", changes, corpus=corpus, home=str(tmp_path))
+    root = os.path.relpath(laid_out(corpus, tmp_path), tmp_path)
+    run(tmp_path, "01,03", "--corpus", corpus, "--root", root, *(f"--set={n}={v}" for n, v in changes.items()))
+    folder = settings.results_path / settings.run_name
     assert sorted(p.stem for p in folder.glob("*.html")) == [NOTEBOOKS[0], NOTEBOOKS[2]]
     for path in folder.iterdir():
         page = path.read_text(encoding="utf-8")
         assert not any(w in page for w in (str(tmp_path), "audio/", "Traceback (most recent")), path.name
-    record = records.load(Settings.of("smoke", corpus=corpus, home=str(tmp_path)), "data")
+    record = records.load(settings, "data")
     results, asked = record["results"], {"emodb": 339, "iemocap": 5531, "meld": 13_708, "manifest": 0}[corpus]
     published = [row for row in results["published"] if row["published"] is not None]
     assert sum(row["published"] for row in published) == asked

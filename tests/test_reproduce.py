@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import in_process
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
@@ -212,8 +213,10 @@ def command_line(home, *more):
                      "--seeds", "0,1", "--home", str(home), *more], "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
 
 
-def test_the_driver_killed_and_started_again_leaves_the_records_of_a_sequential_run(ray, tmp_path):
-    subprocess.run(**command_line(tmp_path / "in turn"), check=True, capture_output=True, timeout=600)
+def test_the_driver_killed_and_started_again_leaves_the_records_of_a_sequential_run(ray, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(reproduce.papermill, "execute_notebook", in_process.execute_notebook)
+        assert main(command_line(tmp_path / "in turn")["args"][3:]) == 0
     sequential = untimed(tmp_path / "in turn")
     assert sorted(sequential) == [f"{kind}-fold1-seed{s}.json" for kind in ("backbone", "data") for s in (0, 1)]
     asked, until = command_line(tmp_path, "--ray", "--set", "grid.cpus=1"), time.monotonic() + 300

@@ -4,8 +4,8 @@ import ast
 import copy
 import errno
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from functools import cache
@@ -13,8 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from conftest import make_settings, make_toy
 
-from dpmkit import audio, baselines, codes, finetune, protocols, robustness, runs, speakers
+from dpmkit import audio, baselines, codes, corpora, finetune, protocols, robustness, runs, speakers
 from dpmkit.corpora import demo, files, iemocap, labelled, manifest, meld
 from dpmkit.settings import Settings, UserError
 from dpmkit.tokenizers import kmeans, neural
@@ -132,58 +133,63 @@ def test_a_record_tells_the_packages_of_what_made_its_artefacts(settings, toy, t
 
 # -- two processes on one key ----------------------------------------------------------------------
 
-HELD = """
-import sys, time
-from pathlib import Path
-from conftest import make_settings, make_toy
-from dpmkit import codes, corpora, finetune
-from dpmkit.corpora import demo
-from dpmkit.settings import Settings
+SERVER = multiprocessing.get_context("forkserver")  # what all processes below import is paid once
+SERVER.set_forkserver_preload([m.__name__ for m in (codes, finetune, protocols, robustness, speakers)])
+SMALL = {"conversation.conversations": 1, "conversation.min_turns": 3, "conversation.max_turns": 4}
 
-def held(module, name):
-    '''A function that begins its work, and goes on when there is a file `go`.'''
+
+def held(home, module, name):
+    """A function that begins its work, and goes on when there is a file `go`."""
     plain = getattr(module, name)
+
     def waits(*given):
-        Path(sys.argv[1], "begun").touch()
-        while not Path(sys.argv[1], "go").exists():
+        (home / "begun").touch()
+        while not (home / "go").exists():
             time.sleep(0.05)
         print("WORKED")
         return plain(*given)
+
     setattr(module, name, waits)
 
-"""
-SLLM_OF_TOY = HELD + """
-held(finetune, "fit")
-tuned = finetune.train(make_settings(sys.argv[1]).replace("finetune.epochs", 3), *make_toy())
-print("MADE", tuned.sllm.fingerprint(), len(tuned.history))
-"""
-SMALL = """
-settings = Settings.of("smoke", {"home": sys.argv[1], "conversation.conversations": 1, "conversation.min_turns": 3,
-                                 "conversation.max_turns": 4})
-"""
-DEMO = HELD + SMALL + """
-held(demo, "synthesise")
-print("MADE", corpora.load(settings).key)
-"""
-DEMO_CODES = HELD + SMALL + """
-held(codes, "_fit")
-print("MADE", codes.make(settings, corpora.load(settings)).key)
-"""
+
+def sllm_of_toy(home):
+    held(home, finetune, "fit")
+    tuned = finetune.train(make_settings(home).replace("finetune.epochs", 3), *make_toy())
+    return tuned.sllm.fingerprint(), len(tuned.history)
 
 
-def started(script, home, log):
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "OMP_NUM_THREADS": "1"}
-    with open(log, "w") as file:
-        line = [sys.executable, "-c", script, str(home)]
-        return subprocess.Popen(line, env=environment, stdout=file, stderr=file)
+def demo_corpus(home):
+    held(home, demo, "synthesise")
+    return corpora.load(Settings.of("smoke", SMALL, home=str(home))).key
 
 
-def until(told, process, log):
+def demo_codes(home):
+    held(home, codes, "_fit")
+    settings = Settings.of("smoke", SMALL, home=str(home))
+    return codes.make(settings, corpora.load(settings)).key
+
+
+def work(make, home, log):
+    sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115 (to the end of this process)
+    print("MADE", make(home))
+
+
+def started(make, home, log):
+    process = SERVER.Process(target=work, args=(make, home, log))
+    process.start()
+    return process
+
+
+def ended(process):
+    process.join(timeout=200)
+    return process.exitcode
+
+
+def until(true, process, log):
     for _ in range(2400):
-        if told():
+        if true():
             return
-        assert process.poll() is None, log.read_text()[-2000:]
+        assert process.is_alive(), log.read_text()[-2000:]
         time.sleep(0.1)
     raise AssertionError(log.read_text()[-2000:])
 
@@ -192,16 +198,15 @@ def made(log):
     return next(line for line in log.read_text().splitlines() if line.startswith("MADE"))
 
 
-@pytest.mark.parametrize(("script", "stage"), [(SLLM_OF_TOY, "sllm"), (DEMO, "corpus"), (DEMO_CODES, "codes")],
-                         ids=["sllm", "corpus", "codes"])
-def test_of_two_processes_on_one_key_the_second_waits_and_uses_what_the_first_made(script, stage, tmp_path):
+@pytest.mark.parametrize(("make", "stage"), [(sllm_of_toy, "sllm"), (demo_corpus, "corpus"), (demo_codes, "codes")])
+def test_of_two_processes_on_one_key_the_second_waits_and_uses_what_the_first_made(make, stage, tmp_path):
     logs = [tmp_path / "first", tmp_path / "second"]
-    first = started(script, tmp_path, logs[0])
+    first = started(make, tmp_path, logs[0])
     until((tmp_path / "begun").exists, first, logs[0])
-    second = started(script, tmp_path, logs[1])
-    until(lambda: "waiting" in logs[1].read_text(), second, logs[1])
+    second = started(make, tmp_path, logs[1])
+    until(lambda: logs[1].exists() and "waiting" in logs[1].read_text(), second, logs[1])
     (tmp_path / "go").touch()
-    assert [p.wait(timeout=200) for p in (first, second)] == [0, 0]
+    assert [ended(p) for p in (first, second)] == [0, 0]
     assert made(logs[0]) == made(logs[1])
     assert "WORKED" in logs[0].read_text() and "WORKED" not in logs[1].read_text()
     line, = (line for line in logs[1].read_text().splitlines() if line.startswith("waiting for another"))
@@ -209,13 +214,13 @@ def test_of_two_processes_on_one_key_the_second_waits_and_uses_what_the_first_ma
 
 
 def test_a_dead_holder_leaves_no_lock(tmp_path):
-    first = started(SLLM_OF_TOY, tmp_path, tmp_path / "first")
+    first = started(sllm_of_toy, tmp_path, tmp_path / "first")
     until((tmp_path / "begun").exists, first, tmp_path / "first")
     first.kill()
-    first.wait()
+    ended(first)
     (tmp_path / "go").touch()
-    second = started(SLLM_OF_TOY, tmp_path, tmp_path / "second")
-    assert second.wait(timeout=200) == 0
+    second = started(sllm_of_toy, tmp_path, tmp_path / "second")
+    assert ended(second) == 0
     assert "waiting" not in (tmp_path / "second").read_text() and "WORKED" in (tmp_path / "second").read_text()
 
 
