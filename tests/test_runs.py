@@ -24,7 +24,7 @@ from dpmkit.tokenizers import kmeans, neural
 # the modules' parts that run count: of `codes`, an SLLM is made with the class CorpusCodes alone.
 SOUND = "audio"
 SLLM = "backbones finetune sllm tokenizers.neural"
-LISTEN = f"{SLLM} cheaper lora memory protocols"
+LISTEN = f"{SLLM} cheaper lora memory protocols streams"
 CODES = (f"codes corpora.base corpora.files tokenizers tokenizers.acoustics tokenizers.kmeans tokenizers.neural "
          f"{SOUND}")
 STAGES = {
