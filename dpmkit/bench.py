@@ -33,10 +33,10 @@ from .codes import CorpusCodes
 from .corpora import Conversation, Corpus
 from .corpora.dynamics import EMOTIONS
 from .finetune import Finetuned
-from .memory import EMPTY, Part, tail
 from .settings import MemorySettings, Settings
 from .sllm import EmotionSLLM, Vocabulary
 from .speakers import OffsetModel
+from .streams import EMPTY, Part, tail
 
 LEAST = {"precision": "bfloat16", "layers": "top-2", "prefix_states": "reuse"}
 RUNGS: dict[str, dict[str, Any]] = {
@@ -69,9 +69,9 @@ def memory(settings: Settings, repeats: int = 3) -> Path:
     corpus, spoken, tuned, conversations = _prepared(settings)
     sentences = [spoken.codes[u.id] for c in conversations for u in c.utterances]
     real = _conversations(sentences, settings.memory.prefix, min(16, len(conversations)))
-    shapes = {f"{settings.profile} SLLM": lambda: (tuned.sllm, settings.memory, real)} | {
-        name: partial(_random, settings.memory, device, *shape)
-        for name, shape in (SHAPES if device.type == "cpu" else GPU_SHAPES).items()}
+    shapes = {f"{settings.profile} SLLM": lambda: (tuned.sllm, settings.memory, real)}
+    for name, shape in (SHAPES if device.type == "cpu" else GPU_SHAPES).items():
+        shapes[name] = partial(_random, settings.memory, device, *shape)
     peak = {str(p): estimate.matmul_rate(device, p, LARGE) for p in (torch.float32, torch.bfloat16)}
     results = {"rates": [], "peak": peak, "changes": _changes(settings, corpus, spoken, tuned)}
     for name, prepared in shapes.items():
@@ -98,8 +98,11 @@ def _rates(shape: str, sllm: EmotionSLLM, base: MemorySettings, conversations: l
                            for name, memory in memories.items()}
     sentences = {name: sum(map(len, few if name == LOOP else conversations)) for name in arms}
     facts = {"shape": shape, "threads": torch.get_num_threads(), "sentences": len(conversations[0]),
-             "codes": round(float(np.mean([len(sentence) for sentence in conversations[0]])))}
-    counted = {name: flops(work) / sentences[name] for name, work in arms.items()}  # warms up, too
+             "codes": round(np.mean([*map(len, conversations[0])]))}
+    counted = {LOOP: flops(loop) / sentences[LOOP]}  # warms up, too; rungs run freely: no replay can be counted
+    for name, rung in RUNGS.items():
+        free = cheaper.memory(sllm, base.but(**rung, shapes="free"), streams)
+        counted[name] = flops(lambda free=free: list(free.batch(conversations))) / sentences[name]
     rates: dict[str, list[float]] = {name: [] for name in arms}
     for number in tqdm(range(1, repeats + 1), desc=f"bench: {shape}", unit="round"):
         for name, work in arms.items():
@@ -133,8 +136,7 @@ def _changes(settings: Settings, corpus: Corpus, spoken: CorpusCodes, tuned: Fin
 def _conversations(sentences: Sequence[np.ndarray], prefix: int, streams: int) -> list[list[np.ndarray]]:
     """One for each stream, of these sentences over and over: SENTENCES of them, or as many as make twice n_r
     tokens, so that half of the steps have all of their prefix."""
-    tokens = np.mean([len(codes) + 1 for codes in sentences])
-    number = max(SENTENCES, math.ceil(2 * prefix / tokens))
+    number = max(SENTENCES, math.ceil(2 * prefix / np.mean([len(codes) + 1 for codes in sentences])))
     endless = itertools.cycle(sentences)
     return [list(itertools.islice(endless, number)) for _ in range(streams)]
 
@@ -143,8 +145,7 @@ def _random(memory: MemorySettings, device: torch.device, hidden: int, layers: i
             intermediate: int, precision: torch.dtype, prefix: int,
             streams: int) -> tuple[EmotionSLLM, MemorySettings, list]:
     """A Llama of this shape with a head of 517 rows; for each stream a conversation in sentences of 128 tokens."""
-    torch.manual_seed(0)
-    vocabulary, rng = Vocabulary(512, EMOTIONS), np.random.default_rng(0)
+    vocabulary, rng, _ = Vocabulary(512, EMOTIONS), np.random.default_rng(0), torch.manual_seed(0)
     config = LlamaConfig(vocab_size=vocabulary.size, hidden_size=hidden, num_hidden_layers=layers,
                          num_attention_heads=heads, num_key_value_heads=kv_heads, intermediate_size=intermediate,
                          tie_word_embeddings=True, dtype=precision)
@@ -186,8 +187,8 @@ def stream(settings: Settings, hours: float) -> Path:
             "WA": 100 * float(np.mean([corpus.emotions[turn.probabilities.argmax()] == u.emotion for u, turn in some
                                        if u.emotion is not None]))})
     name = f"stream-{hours:g}h" + (f"-decay{settings.memory.decay:g}" if settings.memory.decay else "")
-    return records.save_bench(settings, name, {"rows": rows, "lr": settings.memory.lr},
-                              time.perf_counter() - started)
+    results = {"rows": rows, "lr": settings.memory.lr}
+    return records.save_bench(settings, name, results, time.perf_counter() - started)
 
 
 def context(settings: Settings) -> Path:

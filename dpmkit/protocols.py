@@ -261,10 +261,11 @@ def _without_memory(sllm: EmotionSLLM, conversations: Sequence[Sequence[np.ndarr
 
 
 def even(rows: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Which rows of tokens share a forward: of about one length, and TOKENS at most or a single one."""
+    """Which rows of tokens share a forward: none below three quarters of the longest, and TOKENS at most or one."""
     batch: list[int] = []
     for row in sorted(range(len(rows)), key=lambda row: -len(rows[row])):
-        if batch and len(rows[batch[0]]) * (len(batch) + 1) > TOKENS:
+        longest = len(rows[batch[0]]) if batch else 0
+        if batch and (longest * (len(batch) + 1) > TOKENS or 4 * len(rows[row]) < 3 * longest):
             yield batch
             batch = []
         batch.append(row)
