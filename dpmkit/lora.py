@@ -177,26 +177,26 @@ def fused(decoder: nn.Module) -> Iterator[None]:
 
 
 class Graphs:
-    """A function of tensors whose work on a GPU is recorded, for inputs of the same shapes, and then replayed
-    whole (CUDA graphs): a short sentence's thousands of operations take less time than a processor needs to launch
-    them. What it returns is overwritten by the next call. Elsewhere than on a GPU it is the function."""
+    """The work of a function on a GPU, recorded for inputs of the same shapes, and then replayed whole (CUDA
+    graphs): a short sentence's thousands of operations take less time than a processor needs to launch them. What
+    it returns is overwritten by the next call. Elsewhere than on a GPU it is the function."""
 
     AFTER = 2  # calls of a shape that are not recorded: many come no third time
 
-    def __init__(self, work: Callable[..., tuple[Tensor, ...]]):
-        self.work, self.calls, self.made, self.pool = work, Counter(), {}, None
+    def __init__(self):
+        self.calls, self.made, self.pool = Counter(), {}, None
 
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, work: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
         """`work(*inputs)`."""
         shapes = tuple(x.shape for x in inputs)
         self.calls[shapes] += 1
         if inputs[0].device.type != "cuda" or self.calls[shapes] <= self.AFTER:
-            return self.work(*inputs)
+            return work(*inputs)
         if shapes not in self.made:
             graph, own = torch.cuda.CUDAGraph(), [x.clone() for x in inputs]
             self.pool = self.pool or torch.cuda.graph_pool_handle()
             with torch.cuda.graph(graph, pool=self.pool):
-                outputs = self.work(*own)
+                outputs = work(*own)
             self.made[shapes] = graph, own, outputs
         graph, own, outputs = self.made[shapes]
         for mine, given in zip(own, inputs, strict=True):

@@ -64,7 +64,7 @@ class DynamicParameterMemory:
         wanted = is_exact(settings) and settings.shapes != "free"
         self.bucketed = wanted and (self.on_gpu or settings.shapes == "bucketed")
         self.gradient = torch.zeros_like(self.lora.flat.data) if self.bucketed and self.learns else None
-        self.learned, self.looked = (Graphs(partial(self._fixed, learn)) for learn in (True, False))
+        self.graphs = {True: Graphs(), False: Graphs()}  # of a pass that learns, and of one that does not
         kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings.optimizer]
         self.optimizer = kind(self.lora.memories, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
         self.histories, self.skipped = [History() for _ in range(streams)], [0] * streams
@@ -219,7 +219,7 @@ class DynamicParameterMemory:
         all_first = [first[row_of[i]] if i in row_of else 1 for i in range(self.streams)] if predicted else []
         widest, most = max(map(len, texts)), max(len(part.piece) for part in parts) * predicted
         batch = self.sllm.batch(every, all_first, bucket(widest), bucket(most))
-        losses, answers = (self.learned if learn else self.looked)(*batch)
+        losses, answers = self.graphs[learn](partial(self._fixed, learn), *batch)
         index = torch.tensor(streams, device=losses.device)
         return losses[index], answers[index], self.gradient[index] if learn else None
 

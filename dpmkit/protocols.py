@@ -28,9 +28,10 @@ from .codes import CorpusCodes
 from .corpora import Conversation, Corpus, Fold
 from .corpora.dynamics import emotion_prior, transition_matrix
 from .finetune import Finetuned
-from .memory import EMPTY, Turn, tail
+from .memory import DynamicParameterMemory
 from .settings import MemorySettings, Settings, UserError
 from .sllm import EmotionSLLM
+from .streams import EMPTY, Turn, tail
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Listener:
     codes: Mapping[str, np.ndarray]
     emotions: tuple[str, ...]
     inertia: Chain | None = None  # for memory.target = filtered
+    kept: dict[MemorySettings, DynamicParameterMemory] = field(default_factory=dict)  # with what a GPU has recorded
 
 
 def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, method: str,
@@ -187,7 +189,7 @@ def _answers(listener: Listener, group: Sequence[Conversation], method: str, don
                 raise UserError("the GPU's memory cannot hold one conversation: lower memory.prefix or memory.rank "
                                 "or set memory.layers=top-2; finished conversations are kept") from error
         # Out of the handler, whose traceback holds what filled the memory.
-        listener = replace(listener, settings=listener.settings.replace("evaluation.streams", streams))
+        listener = replace(listener, settings=listener.settings.replace("evaluation.streams", streams), kept={})
         bar.n = done
         torch.cuda.empty_cache()
         tqdm.write(f"CUDA out of memory: going on with {streams} stream(s); evaluation.streams={streams} would "
@@ -216,7 +218,9 @@ def listen(listener: Listener, conversations: Sequence[Conversation], method: st
             written = [[codes[u.id] for u in c.utterances] for c in writers]
         known = {emotion: i for i, emotion in enumerate(listener.emotions)} if how.bound else {}
         streams, memory = min(settings.evaluation.streams, max(1, len(heard))), memory.but(scope="conversation")
-        turns = cheaper.memory(sllm, memory, streams, settings.seed, listener.inertia).batch(
+        if memory not in listener.kept or listener.kept[memory].streams < streams:
+            listener.kept[memory] = cheaper.memory(sllm, memory, streams, settings.seed, listener.inertia)
+        turns = listener.kept[memory].batch(
             heard, written, [[u.speaker for u in c.utterances] for c in writers],
             [[known.get(u.emotion) for u in c.utterances] for c in conversations])
     else:
