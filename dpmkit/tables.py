@@ -245,7 +245,8 @@ BENCHES = {
     "context": "Cost against history: until the last sentence of a recording has its label, after so many codes.",
     "plan": "Counted from shapes and lengths, not run: notebooks 02 and 03 of every fold and seed, a cell per GPU.",
     "reproduce": "Seconds of each notebook from an empty home, on a machine as it was and beside a busy loop.",
-    "turn": "A write and a read of one sentence behind a full prefix, random weights: rows as they are (free), and of "
-            "lengths that come again, recorded and replayed as CUDA graphs (auto). The script lies beside the record.",
+    "turn": "A write and a read of one sentence behind a full prefix, random weights: rows as they are (free), and "
+            "of lengths that come again, recorded and replayed as CUDA graphs (auto). The script lies beside the "
+            "record.",
     "stream": "One stream that is never reset, lr {lr:g}: validation conversations one after the other, for hours.",
 }
