@@ -40,6 +40,7 @@ ROUNDING = 1e-3  # seconds that `end` may pass the end of the file: annotations 
 # libsndfile's codes for damaged wav and flac, which PyAV must not make the best of; others may be its mistakes.
 DAMAGED = (61, 71, 161)
 SHORT = 0.1  # seconds that decoding may give less than the header says: a codec's delay and its last block
+HELD = 1 << 28  # bytes of waveforms that are kept, an hour's; one file in any case
 LONG = 600.0  # seconds of recording from which on a progress bar is shown
 
 
@@ -60,6 +61,9 @@ class Sound:
     waveform: np.ndarray  # (samples,)
     seconds: float
     inverted: bool
+
+
+_KEPT: dict[tuple, Sound] = {}  # the one that was asked for last stands last
 
 
 def load(path: Path | str) -> Sound:
@@ -113,9 +117,16 @@ def write(path: Path | str, waveform: np.ndarray, rate: int = RATE) -> None:
         wavfile.write(temporary, rate, pcm)
 
 
-@lru_cache(maxsize=1)  # the parts of a recording are asked for one after the other
-def _loaded(path: Path, *_stamp: int) -> Sound:
-    """`load` of a file of this size and time of change."""
+def _loaded(*file: Any) -> Sound:
+    """`load` of a path, size and time of change. What was asked for last is kept, HELD bytes of it."""
+    sound = _KEPT.pop(file, None) or _whole(file[0])
+    _KEPT[file] = sound
+    while len(_KEPT) > 1 and sum(kept.waveform.nbytes for kept in _KEPT.values()) > HELD:
+        del _KEPT[next(iter(_KEPT))]
+    return sound
+
+
+def _whole(path: Path) -> Sound:
     mono, rate, loudest = _mixed(path)
     if loudest is not None:
         mono, rate, _ = _mixed(path, loudest)

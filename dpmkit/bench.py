@@ -145,13 +145,13 @@ def _random(memory: MemorySettings, device: torch.device, hidden: int, layers: i
             intermediate: int, precision: torch.dtype, prefix: int,
             streams: int) -> tuple[EmotionSLLM, MemorySettings, list]:
     """A Llama of this shape with a head of 517 rows; for each stream a conversation in sentences of 128 tokens."""
-    vocabulary, rng, _ = Vocabulary(512, EMOTIONS), np.random.default_rng(0), torch.manual_seed(0)
+    vocabulary = Vocabulary(512, EMOTIONS)
     config = LlamaConfig(vocab_size=vocabulary.size, hidden_size=hidden, num_hidden_layers=layers,
                          num_attention_heads=heads, num_key_value_heads=kv_heads, intermediate_size=intermediate,
                          tie_word_embeddings=True, dtype=precision)
     with torch.device(device):
         model = LlamaForCausalLM(config).to(precision)
-    spoken = _conversations([rng.integers(0, 512, 127) for _ in range(SENTENCES)], prefix, streams)
+    spoken = _conversations(np.random.default_rng(0).integers(0, 512, (SENTENCES, 127)), prefix, streams)
     return EmotionSLLM(model, vocabulary, window=2048), memory.but(prefix=prefix), spoken
 
 

@@ -242,7 +242,7 @@ def _one_gpu(arguments: TrainingArguments, where: torch.device) -> None:
         where = torch.device("cuda", where.index or 0)
         torch.cuda.set_device(where)
         arguments._n_gpu, arguments._setup_devices, arguments.distributed_state.device = 1, where, where
-    elif where.index is not None:
+    elif where.type == "cuda" and where.index is not None:
         raise UserError(f"setting device is {where}, one GPU, but torchrun has started {arguments.world_size} "
                         "processes, each for its own: set device=cuda, or run without torchrun")
 
@@ -316,7 +316,8 @@ class _Trainer(Trainer):
         super()._save(output_dir, {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad})
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        pass  # the keys that a checkpoint lacks are the frozen ones
+        if load_result.unexpected_keys:  # the keys that a checkpoint lacks are the frozen ones
+            raise RuntimeError(f"the checkpoint is of another model: {load_result.unexpected_keys}")
 
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
         try:

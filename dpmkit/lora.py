@@ -145,6 +145,8 @@ class TemporaryLoRA:
         finally:
             for layer in self.modules.values():
                 layer.__dict__.pop("forward", None)
+            for group in self.groups:  # an error may have left them full
+                group.input, group.outputs = None, []
 
 
 def _causal(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, scaling: float | None = None,
@@ -156,6 +158,14 @@ def _causal(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: 
 
 
 AttentionInterface.register("dpmkit", _causal)
+
+
+def replaceable(decoder: nn.Module, tokens: int) -> bool:
+    """Whether `fused` gives what the decoder gives for rows of so many tokens: causal attention to all of them."""
+    config = decoder.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    seen = getattr(config, "sliding_window", None) or tokens
+    return kinds <= {"full_attention", "sliding_attention"} and seen >= tokens
 
 
 @contextmanager

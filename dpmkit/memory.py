@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import runs
-from .lora import Graphs, TemporaryLoRA, bucket, fused
+from .lora import Graphs, TemporaryLoRA, bucket, fused, replaceable
 from .settings import MemorySettings, UserError
 from .sllm import Batch, EmotionSLLM
 from .streams import EMPTY, History, Part, Sentence, Turn, rows, side_by_side, tail
@@ -61,7 +61,11 @@ class DynamicParameterMemory:
         self.lora = TemporaryLoRA(self._layers(), streams, settings.rank, settings.alpha, seed)
         self.learns = bool(settings.lr and settings.steps)  # else a write only measures L_t
         self.on_gpu = self.sllm.device.type == "cuda"
-        wanted = is_exact(settings) and settings.shapes != "free"
+        able = replaceable(self.decoder, sllm.window)
+        if settings.shapes == "bucketed" and not able:
+            raise UserError("setting memory.shapes = bucketed needs a backbone that attends to all earlier tokens: "
+                            "set it free, or lower backbone.window to what every layer sees")
+        wanted = is_exact(settings) and able and settings.shapes != "free"
         self.bucketed = wanted and (self.on_gpu or settings.shapes == "bucketed")
         self.gradient = torch.zeros_like(self.lora.flat.data) if self.bucketed and self.learns else None
         self.graphs = {True: Graphs(), False: Graphs()}  # of a pass that learns, and of one that does not
@@ -116,7 +120,7 @@ class DynamicParameterMemory:
         queues = [queue(stream) for stream in range(self.streams)]
         while now := {i: found for i, q in enumerate(queues) if (found := next(q, None))}:
             order = sorted(now, key=lambda i: len(self.histories[i].own) + len(now[i][1].tokens))
-            size = len(order) if self.on_gpu else TOGETHER
+            size = len(order) if self.on_gpu or self.bucketed else TOGETHER
             for some in (order[start:start + size] for start in range(0, len(order), size)):
                 for stream, turn in self.turn({i: now[i][1] for i in sorted(some)}).items():
                     yield now[stream][0], turn

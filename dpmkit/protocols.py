@@ -203,7 +203,6 @@ def listen(listener: Listener, conversations: Sequence[Conversation], method: st
     memory is written from. UserError for memory.scope = speaker and a conversation of several speakers."""
     how, settings, codes = METHODS[method], listener.settings, listener.codes
     memory = how.settings(settings.memory, listener.sllm.window)
-    sllm = listener.sllm.in_precision(memory.precision)
     heard = [[codes[u.id] for u in c.utterances] for c in conversations]
     if how.writes:
         if memory.scope == "speaker" and any(len({u.speaker for u in c.utterances}) > 1 for c in conversations):
@@ -219,13 +218,15 @@ def listen(listener: Listener, conversations: Sequence[Conversation], method: st
         known = {emotion: i for i, emotion in enumerate(listener.emotions)} if how.bound else {}
         streams, memory = min(settings.evaluation.streams, max(1, len(heard))), memory.but(scope="conversation")
         if memory not in listener.kept or listener.kept[memory].streams < streams:
-            listener.kept[memory] = cheaper.memory(sllm, memory, streams, settings.seed, listener.inertia)
+            listener.kept[memory] = cheaper.memory(listener.sllm, memory, streams, settings.seed,
+                                                   listener.inertia)
         turns = listener.kept[memory].batch(
             heard, written, [[u.speaker for u in c.utterances] for c in writers],
             [[known.get(u.emotion) for u in c.utterances] for c in conversations])
     else:
         prefix = memory.prefix if how.prefix is None else how.prefix
-        turns = _without_memory(sllm, heard, prefix, memory.history_emotions == "predicted")
+        turns = _without_memory(listener.sllm.in_precision(memory.precision), heard, prefix,
+                                memory.history_emotions == "predicted")
     so_far: dict[int, list[Turn]] = defaultdict(list)
     for number, turn in turns:
         so_far[number].append(turn)

@@ -112,16 +112,21 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def publish(own: Path, root: Path) -> list[str]:
-    """Copy each run and bench of `own` into the reference at `root`, in place of all that it has of that run; the
-    `smoke` profile, a test, stays out. Returns their names; UserError where there is none."""
-    made = {(f"{r['profile']}-{r['corpus']}", r["run"]): None for r in load_all(own) if r["profile"] != "smoke"}
+    """Copy each run and bench of `own` into the reference at `root`; where a run has a record of every kind that is
+    there, in place of all of it. The `smoke` profile, a test, stays out. Returns the names; UserError for none."""
+    made: dict[tuple[str, str], set[str]] = {}
+    for record in load_all(own):
+        if record["profile"] != "smoke":
+            made.setdefault((f"{record['profile']}-{record['corpus']}", record["run"]), set()).add(record["kind"])
     files = [own / "bench" / name for name, record in benches(own).items() if record["profile"] != "smoke"]
     names = [*map(" ".join, made), *(f"bench/{file.name}" for file in files)]
     if not names:
         raise UserError(f"{own} holds nothing to publish: run `make reproduce` first (smoke is not published)")
-    for folder, run in made:
-        for file in _files(root / folder, run):
-            file.unlink()
+    for (folder, run), kinds in made.items():
+        there = {p.name.removesuffix(f"-{run}.json") for p in (root / folder / "records").glob(f"*-{run}.json")}
+        if there <= kinds:  # no figure or page of the earlier run stays
+            for file in _files(root / folder, run):
+                file.unlink()
         files += _files(own / folder, run)
     for file in files:
         with runs.atomic(root / file.relative_to(own)) as temporary:

@@ -253,7 +253,7 @@ def test_parts_are_slices_of_the_whole_which_is_decoded_once(tmp_path, suffix, m
     else:
         soundfile.write(path, noise(3.0, 44_100), 44_100)
     whole, decoded, decode = audio.read(path), [], audio._decoded
-    audio._loaded.cache_clear()
+    audio._KEPT.clear()
     monkeypatch.setattr(audio, "_decoded", lambda path: decoded.append(path) or decode(path))
     for (start, end), part in zip(times, audio.cuts(path, times), strict=True):
         expected = whole[round(start * audio.RATE):None if end is None else round(end * audio.RATE)]
@@ -265,6 +265,20 @@ def test_parts_are_slices_of_the_whole_which_is_decoded_once(tmp_path, suffix, m
     audio.write(tmp_path / "other.wav", tone())
     (tmp_path / "other.wav").rename(path)
     assert len(audio.read(path)) == audio.RATE  # another file by the same name
+
+
+def test_as_many_files_are_kept_decoded_as_their_bytes_allow(tmp_path, monkeypatch):
+    paths, decoded, decode = [tmp_path / f"{i}.wav" for i in range(4)], [], audio._decoded
+    for path, seconds in zip(paths, (1.0, 1.0, 1.0, 9.0), strict=True):
+        audio.write(path, tone(seconds=seconds))
+    monkeypatch.setattr(audio, "_KEPT", {})
+    monkeypatch.setattr(audio, "HELD", 2 * 4 * audio.RATE)  # two of the short ones
+    monkeypatch.setattr(audio, "_decoded", lambda path: decoded.append(path.stem) or decode(path))
+    for asked, read in (("0101", "01"), ("2", "2"), ("12", ""), ("0", "0"), ("20", ""), ("33", "3"), ("0", "0")):
+        decoded.clear()
+        for i in asked:
+            audio.read(paths[int(i)])
+        assert "".join(decoded) == read, asked
 
 
 @pytest.mark.parametrize(("start", "end"), [(-0.1, None), (1.0, None), (0.5, 0.5), (0.6, 0.5), (0.0, 1.1),

@@ -237,6 +237,7 @@ def test_a_clip_is_heard_once_and_a_recording_in_one_pass(tmp_path, monkeypatch)
     encoded, passes, encode, decoded = [], [], KMeansTokenizer.encode, audio._decoded
     monkeypatch.setattr(KMeansTokenizer, "encode", lambda self, *w: encoded.append(w) or encode(self, *w))
     monkeypatch.setattr(audio, "_decoded", lambda path: passes.append(path.name) or decoded(path))
+    monkeypatch.setattr(audio, "HELD", 0)  # one file is kept, as of a corpus of hours
     made = codes.make(settings, corpus)
     assert len(encoded) == 10 and len(made.codes) == 30
     assert passes == ["c0.wav", "c1.wav", "c2.wav", *(f"c{i}.wav" for i in range(5))]  # fit, then encode

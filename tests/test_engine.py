@@ -1,5 +1,6 @@
 """The memory as an engine: queues of conversations, cheaper rungs, one forward a step, saving in the middle."""
 
+import copy
 import gc
 import tracemalloc
 from collections import Counter
@@ -10,19 +11,22 @@ import numpy as np
 import pytest
 import torch
 from conftest import answered, written
+from fakecuda import gpus
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from test_memory import loop
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
 from dpmkit import cheaper, lora
 from dpmkit.cheaper import CheaperMemory
+from dpmkit.corpora.dynamics import EMOTIONS
 from dpmkit.lora import bucket
 from dpmkit.memory import DynamicParameterMemory
 from dpmkit.settings import BackboneSettings, FinetuneSettings, MemorySettings, UserError
-from dpmkit.sllm import EmotionSLLM
+from dpmkit.sllm import EmotionSLLM, Vocabulary
 from dpmkit.streams import Sentence
 
 BASE = MemorySettings(rank=4, alpha=4.0, lr=3e-3, prefix=8)
@@ -333,6 +337,31 @@ def test_bucketed_rows_give_the_same_numbers(sllm, lengths):
         close(bucketed[number], free[number], 1e-5)
     with pytest.raises(UserError, match=r"memory.shapes = bucketed.*memory.layers"):
         cheaper.memory(sllm, BASE.but(shapes="bucketed", layers="top-1"))
+
+
+@pytest.mark.parametrize(("kind", "config", "more"), [
+    (MistralForCausalLM, MistralConfig, {}), (Gemma2ForCausalLM, Gemma2Config, {"head_dim": 16})])
+@pytest.mark.parametrize("sliding", [16, 96])
+def test_a_window_that_slides_has_rows_as_they_are(kind, config, more, sliding):
+    """What is recorded attends to all earlier tokens."""
+    torch.manual_seed(0)
+    model = kind(config(vocab_size=21, hidden_size=32, intermediate_size=48, num_hidden_layers=2, pad_token_id=0,
+                        num_attention_heads=2, num_key_value_heads=1, sliding_window=sliding, **more)).eval()
+    sllm, conversations = EmotionSLLM(model, Vocabulary(16, EMOTIONS), 96), [codes(4, seed, 20) for seed in (1, 2)]
+    free = heard(sllm, BASE.but(lr=1e-2, shapes="free", prefix=30), conversations, 2)
+    if sliding == 96:
+        bucketed = heard(sllm, BASE.but(lr=1e-2, shapes="bucketed", prefix=30), conversations, 2)
+        for number in free:
+            close(bucketed[number], free[number], 1e-5)
+    else:
+        with pytest.raises(UserError, match=r"memory\.shapes = bucketed.*backbone\.window"):
+            DynamicParameterMemory(sllm, BASE.but(shapes="bucketed"))
+        with gpus():
+            on_gpu = copy.deepcopy(sllm).to("cuda")
+            assert not DynamicParameterMemory(on_gpu, BASE).bucketed
+            got = heard(on_gpu, BASE.but(lr=1e-2, prefix=30), conversations, 2)
+        for number in free:
+            close(got[number], free[number], 1e-5)
 
 
 def test_lengths_come_again():

@@ -172,6 +172,7 @@ def test_the_gpu_that_is_asked_for_and_no_other(asked, corpus, monkeypatch):
     assert set(seen) == {(baselines.Classifier, where, 1, where)}
     with gpus(2), pytest.raises(UserError, match=r"device is cuda:1.*torchrun"):
         finetune._one_gpu(SimpleNamespace(world_size=2), where)
+    finetune._one_gpu(SimpleNamespace(world_size=2), torch.device("cpu:0"))  # shared, as it is one for all
 
 
 class Enough(Exception):

@@ -127,6 +127,22 @@ def test_a_run_ends_with_the_reference_row_by_row_and_leaves_it_as_it_is(root, t
     assert before == {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
+def test_publish_of_some_notebooks_leaves_the_records_of_the_others(root, tmp_path):
+    settings = save(tmp_path / "own", {"window": 71.0, "dpm": 72.0})
+    there = root / "demo-demo"
+    other = there / "records" / "context-fold1-seed0.json"
+    other.write_text(json.dumps(json.loads((there / "records" / "methods-fold1-seed0.json").read_text())
+                                | {"kind": "context"}))
+    (there / "figures").mkdir()
+    (there / "figures" / "context-fold1-seed0.png").touch()
+    records.publish(settings.own_path, root)
+    assert other.is_file() and (there / "figures" / "context-fold1-seed0.png").is_file()
+    records.save(settings, "context", {}, {}, 1.0)
+    records.publish(settings.own_path, root)
+    assert json.loads(other.read_text())["results"] == {}
+    assert not (there / "figures" / "context-fold1-seed0.png").is_file(), "all of the run was made anew"
+
+
 def test_publish_makes_own_results_the_reference(root, tmp_path, monkeypatch):
     readme, own = tmp_path / "README.md", tmp_path / "own"
     readme.write_text("\n".join(("x", report.BEGIN, report.END, report.PLAN, report.END_PLAN, "y")))
