@@ -364,6 +364,22 @@ def test_a_window_that_slides_has_rows_as_they_are(kind, config, more, sliding):
             close(got[number], free[number], 1e-5)
 
 
+def test_rows_for_all_streams_are_one_forward(sllm):
+    memory = DynamicParameterMemory(sllm, BASE.but(shapes="bucketed"), streams=20)
+    assert len(list(memory.batch([codes(1, seed) for seed in range(20)]))) == 20
+    assert memory.graphs[False].calls.total() == 1 and not memory.graphs[True].calls
+
+
+def test_an_error_in_a_forward_leaves_no_tensor_behind(sllm):
+    lora = DynamicParameterMemory(sllm, BASE).lora
+    query, *_ = lora.groups[0].layers
+    with pytest.raises(MemoryError), lora.active([0]):
+        query(torch.zeros(1, 3, query.in_features))
+        assert len(lora.groups[0].outputs) == 3
+        raise MemoryError
+    assert lora.groups[0].input is None and not lora.groups[0].outputs
+
+
 def test_lengths_come_again():
     widths = [bucket(n) for n in range(1, 2000)]
     assert all(n <= w <= max(32, 1.125 * n + 31) for n, w in enumerate(widths, 1)) and len(set(widths)) < 40
