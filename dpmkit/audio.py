@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,7 @@ class Sound:
 
 
 _KEPT: dict[tuple, Sound] = {}  # the one that was asked for last stands last
+_LOCK = Lock()  # a corpus is surveyed in threads
 
 
 def load(path: Path | str) -> Sound:
@@ -119,10 +121,13 @@ def write(path: Path | str, waveform: np.ndarray, rate: int = RATE) -> None:
 
 def _loaded(*file: Any) -> Sound:
     """`load` of a path, size and time of change. What was asked for last is kept, HELD bytes of it."""
-    sound = _KEPT.pop(file, None) or _whole(file[0])
-    _KEPT[file] = sound
-    while len(_KEPT) > 1 and sum(kept.waveform.nbytes for kept in _KEPT.values()) > HELD:
-        del _KEPT[next(iter(_KEPT))]
+    with _LOCK:
+        sound = _KEPT.pop(file, None)
+    sound = sound or _whole(file[0])
+    with _LOCK:
+        _KEPT[file] = sound
+        while len(_KEPT) > 1 and sum(kept.waveform.nbytes for kept in _KEPT.values()) > HELD:
+            del _KEPT[next(iter(_KEPT))]
     return sound
 
 

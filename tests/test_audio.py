@@ -4,6 +4,7 @@ import re
 import struct
 import sys
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -279,6 +280,24 @@ def test_as_many_files_are_kept_decoded_as_their_bytes_allow(tmp_path, monkeypat
         for i in asked:
             audio.read(paths[int(i)])
         assert "".join(decoded) == read, asked
+
+
+def test_files_are_kept_for_many_threads(tmp_path, monkeypatch):
+    """`files.survey` reads in threads."""
+    stems = [f"{i}" for i in range(40)]
+    for stem in stems:
+        audio.write(tmp_path / stem, np.full(10 + int(stem), 0.25, np.float32))
+    monkeypatch.setattr(audio, "_KEPT", {})
+    monkeypatch.setattr(audio, "HELD", 4 * 300)  # some ten of them
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            lengths = list(pool.map(lambda stem: len(audio.read(tmp_path / stem)), stems * 25))
+    finally:
+        sys.setswitchinterval(interval)
+    assert lengths == [10 + int(stem) for stem in stems] * 25
+    assert sum(sound.waveform.nbytes for sound in audio._KEPT.values()) <= audio.HELD
 
 
 @pytest.mark.parametrize(("start", "end"), [(-0.1, None), (1.0, None), (0.5, 0.5), (0.6, 0.5), (0.0, 1.1),
