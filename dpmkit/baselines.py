@@ -260,8 +260,8 @@ def classifiers(corpus: Corpus, fold: Fold, features: Mapping[str, np.ndarray],
     means = pd.DataFrame(x).groupby(y).mean().reindex(range(len(emotions)), fill_value=0.0).to_numpy()
     for method, fitted_on, heard in (
             ("single utterance", x, z),
-            ("ORACLE speaker offset", x - _offsets(x, y, train["speaker"], means),
-             z - _offsets(z, truth, asked["speaker"], means))):
+            ("ORACLE speaker offset", x - true_offsets(x, y, train["speaker"], means),
+             z - true_offsets(z, truth, asked["speaker"], means))):
         p = np.zeros((len(heard), len(emotions)))
         with threadpool_limits(1):  # so small a problem is slower on more, beside a busy process by far
             model = LogisticRegression(max_iter=1000).fit(fitted_on, y)
@@ -273,8 +273,8 @@ def classifiers(corpus: Corpus, fold: Fold, features: Mapping[str, np.ndarray],
     return pd.DataFrame(out)
 
 
-def _offsets(x: np.ndarray, y: np.ndarray, speakers: pd.Series, means: np.ndarray) -> np.ndarray:
+def true_offsets(x: np.ndarray, emotions: np.ndarray, speakers: pd.Series, means: np.ndarray) -> np.ndarray:
     """For each utterance its speaker's mean distance from the means of the true emotions, (n, dimensions), over the
-    speaker's labelled utterances; 0 where there is none."""
-    distance = pd.DataFrame(x - means[y.clip(0)]).where(pd.Series(y >= 0), axis=0)
+    speaker's labelled utterances (emotions: indices; -1: none); 0 where there is none. For oracles alone."""
+    distance = pd.DataFrame(x - means[emotions]).where(pd.Series(emotions >= 0), axis=0)
     return distance.groupby(speakers.to_numpy()).transform("mean").fillna(0.0).to_numpy()

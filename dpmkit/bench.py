@@ -267,24 +267,24 @@ def reproduce(settings: Settings) -> Path:
 # -- what a method costs per sentence: seconds, FLOPs, bytes -------------------------------------------------
 
 def of_method(settings: Settings, tuned: Finetuned, codes: CorpusCodes, conversations: Sequence[Conversation],
-              emotions: tuple[str, ...], method: str, speaker: tuple[OffsetModel, float] | None = None,
+              emotions: tuple[str, ...], method: str, speaker: OffsetModel | None = None,
               rounds: int = 1) -> dict[str, Any]:
     """What a method costs on these conversations, read as they come: `seconds_per_sentence`, median and range,
-    `flops_per_sentence`, `peak_bytes`, and `parameters` kept of a conversation (`speaker-memory`, by this model and
-    power: of a speaker)."""
+    `flops_per_sentence`, `peak_bytes`, and `parameters` kept of a conversation (`speaker-memory`, by this model:
+    of a speaker)."""
     changed = 0
     if speaker:
-        size = len(speaker[0].within)
+        size = len(speaker.within)
         changed = settings.speaker.paths * (size + 1 + len(emotions)) + size * size
-        hear = partial(speakers.remembered, settings, conversations, codes.codes, emotions, tuned, *speaker)
+        hear = partial(speakers.remembered, settings, conversations, codes.codes, emotions, tuned, speaker)
     else:
         model = tuned.sllm.in_precision(settings.memory.precision)
-        grouped, how = protocols.grouped(conversations, settings.memory, method), protocols.METHODS[method]
+        how = protocols.METHODS[method]
         asked = how.settings(settings.memory, model.window)
         if how.writes and asked.steps:
-            changed = len(cheaper.memory(model, asked.but(scope="conversation")).lora.fresh)
+            changed = len(cheaper.memory(model, asked).lora.fresh)
         listener = protocols.Listener(settings, model, codes.codes, emotions)
-        hear = partial(protocols.listen, listener, grouped, method)
+        hear = partial(protocols.listen, listener, conversations, method)
 
     def work() -> None:
         for _ in hear():

@@ -48,9 +48,6 @@ class DynamicParameterMemory:
         if type(self) is DynamicParameterMemory and not is_exact(settings):
             raise UserError("DynamicParameterMemory is Algorithm 1 alone: make a memory of other settings (layers, "
                             "stepping, rule, read, prefix_states) with dpmkit.cheaper.memory(sllm, settings)")
-        if settings.scope == "speaker":
-            raise UserError("setting memory.scope = speaker: a memory takes what it is given for one conversation; "
-                            "give it each speaker's utterances (protocols.grouped), as memory.scope = conversation")
         self.n_r = settings.prefix + settings.sinks
         if self.n_r >= sllm.window:
             raise UserError(f"n_limit = {sllm.window} tokens must hold n_max + n_r, but memory.prefix is n_r = "

@@ -50,11 +50,11 @@ def answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
         validation = _plain(best, *run, name.replace("dpm-tuned", "dpm"), "validation")
         tables[f"{name} + filter"] = baselines.inertia(tables[name], validation, settings, corpus)
     try:
-        model, power, tried = speakers.fitted(settings, *run)
+        model, tried = speakers.fitted(settings, *run)
     except speakers.NotFitted as reason:
         return tables, {}, [f"{', '.join(speakers.HEARS)} were not run: {reason}."]
-    tables |= speakers.predict(settings, *run, model, power)
-    return tables, {"power": power, "tried": tried}, []
+    tables |= speakers.predict(settings, *run, model)
+    return tables, {"power": model.power, "tried": tried}, []
 
 
 def _plain(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, name: str,

@@ -266,13 +266,12 @@ def scored(tables: dict[str, pd.DataFrame], protocol: str, emotions: tuple[str, 
     the interval over speakers), the declared contrasts, each method's details. Conversations that share a memory
     are not independent: all intervals of such a row are over speakers (NaN with fewer than ENOUGH of them)."""
     chosen, how = {name: targets(t, protocol) for name, t in tables.items()}, settings.evaluation
-    shared = ("speaker-memory-kept", *(["dpm"] if settings.memory.scope == "speaker" else []))
     first, rows = next(iter(chosen.values())), compare(chosen, emotions, "window", how)
     speakers, over = first["speaker"].nunique(), compare(chosen, emotions, "window", how, by="speaker")
     for row, other in zip(rows, over, strict=True):
         enough = speakers >= ENOUGH
         row["WA_gain_speakers"] = other["WA_gain_interval"] if enough else None
-        if row["method"].startswith(shared):
+        if row["method"].startswith("speaker-memory-kept"):
             row |= {key: other[key] if enough else [np.nan] * 2 for key in row if key.endswith("_interval")}
     details = {"per_emotion": per_emotion, "confusion": confusion, "nll": nll, "ece": ece}
     return {"targets": len(first), "conversations": first["conversation"].nunique(), "speakers": speakers,

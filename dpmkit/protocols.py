@@ -1,20 +1,18 @@
 """Who is a target and what it may hear: the SLLM's methods, their controls, and both protocols of the paper.
 
-Every labelled utterance is a target with its own history (`all-lengths`; paper, Table 1, 'all lengths'), or the
-last one of a conversation is (`complete`; 'complete dialogues'): `metrics.targets` takes them from a table. The
-paper hears a target's history anew (`one_by_one`). As an answer is a function of what was heard so far, `predict`
-goes once through a conversation, answers every utterance as it comes, and gives the same numbers.
-
-Nothing later and no true label reaches an answer. An utterance outside the label set (emotion None) is like any
-other to every method: it is heard, written and answered, and never scored; no emotion loss is trained on it.
+`metrics.targets` takes a protocol's targets (paper, Table 1) from a table of answers to every utterance. The paper
+hears each target's history anew (`one_by_one`); as an answer is a function of what was heard so far, `predict` goes
+once through a conversation, and gives the same numbers. Nothing later and no true label reaches an answer. An
+utterance outside the label set (emotion None) is heard, written and answered as any other, and never scored.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,7 +37,6 @@ class Method:
     """What one method hears, in words and in tokens."""
 
     hears: str
-    prefix: int | None = None  # tokens before the target's own; None: n_r (memory.prefix)
     writes: bool = False  # earlier sentences and the target into a temporary LoRA
     donor: str = ""  # whose sentences are written, where not the conversation's own: stranger | speaker | shuffled
     memory: Mapping[str, Any] = field(default_factory=dict)  # settings of its own
@@ -54,10 +51,10 @@ class Method:
 RESET = 5  # sentences between two resets of the control `dpm-reset`
 METHODS = {
     "window": Method("the target and the n_r tokens before it; no memory"),
-    "current": Method("the target alone", prefix=0),
+    "current": Method("the target alone", memory={"prefix": 0}),
     # Paper, Table 1: 'SLLM (whole sample at once)'; Table 4 shortens its window.
     "at-once": Method("the target and all history that fits the SLLM's window, cut from the end",
-                      prefix=sys.maxsize),
+                      memory={"prefix": sys.maxsize}),
     "kv-window": Method("the target; of the history, the keys and values of 4 first tokens and of the last ones, "
                         "half a window in all, as they were when first heard (StreamingLLM)", writes=True,
                         memory={"steps": 0, "prefix_states": "reuse", "read": "before", "sinks": 4,
@@ -81,7 +78,7 @@ METHODS = {
                        "sentence's true emotion", writes=True, bound=True),
 }
 TOKENS = 4096  # of a forward without a memory, padding counted
-GROUP = 4  # conversations per stream between two writes of predictions: a kill loses at most these
+GROUP = 4  # conversations per stream in a file of predictions: a kill loses at most these
 Chain = tuple[np.ndarray, np.ndarray]  # of emotions: transitions, (emotions, emotions), and prior, (emotions,)
 
 
@@ -96,6 +93,23 @@ class Listener:
     inertia: Chain | None = None  # for memory.target = filtered
     kept: dict[MemorySettings, DynamicParameterMemory] = field(default_factory=dict)  # with what a GPU has recorded
 
+    def hears(self, method: str) -> dict[str, Any]:
+        """What its answers are a function of; of two methods that hear the same, the same."""
+        how, window = METHODS[method], self.sllm.window
+        asked = how.settings(self.settings.memory, window)
+        if how.writes:
+            return {"memory": asked, "donor": how.donor, "bound": how.bound, "seed": self.settings.seed,
+                    "inertia": self.inertia and [a.tolist() for a in self.inertia]}
+        return {"prefix": min(asked.prefix, window), "history": asked.history_emotions,
+                "precision": asked.precision}
+
+    def memory(self, asked: MemorySettings, conversations: int) -> DynamicParameterMemory:
+        """A memory for so many conversations, of `evaluation.streams` streams at most."""
+        streams = min(self.settings.evaluation.streams, max(1, conversations))
+        if asked not in self.kept or self.kept[asked].streams < streams:
+            self.kept[asked] = cheaper.memory(self.sllm, asked, streams, self.settings.seed, self.inertia)
+        return self.kept[asked]
+
 
 def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, method: str,
             split: str = "test", limit: int = 0) -> pd.DataFrame:
@@ -106,108 +120,86 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     swapped control another's memory, of `dpm-still` none), norm (of the memory's change), pieces (writes of this
     sentence) and skipped (updates left out so far, as they were not finite). Kept group by group, so that a killed
     run goes on; `limit`: the first conversations of the split (0: all). UserError for a method or split that is not
-    known, and for a GPU that cannot hold one conversation.
+    known, and for a GPU that cannot hold the streams.
     """
-    listener, conversations, heard, donors = _asked(settings, corpus, codes, tuned, method, split, limit)
-    how, window = METHODS[method], tuned.sllm.window
-    asked = how.settings(settings.memory, window)
-    if how.writes:
-        inputs = {"memory": asked, "donor": how.donor, "bound": how.bound, "seed": settings.seed,
-                  "inertia": listener.inertia and [a.tolist() for a in listener.inertia]}
-    else:  # two methods that hear the same are one artefact
-        inputs = {"prefix": min(asked.prefix if how.prefix is None else how.prefix, window),
-                  "history": asked.history_emotions, "precision": asked.precision}
+    listener, conversations, given = _asked(settings, corpus, codes, tuned, method, split, limit)
     made = runs.artefact(settings, "predictions", predict, sllm=tuned.key, split=split,
-                         conversations=[c.id for c in conversations], **inputs)
+                         conversations=[c.id for c in conversations], **listener.hears(method))
     # Longest first, so that no stream is left alone with a long one, whatever the caller's order. In groups, as one
     # that is heard again after a kill has the same company, and so the same bits.
-    queue = sorted(heard, key=lambda c: (-len(c.utterances), c.id))
+    queue = sorted(conversations, key=lambda c: (-len(c.utterances), c.id))
     size = GROUP * settings.evaluation.streams
     groups = [queue[start:start + size] for start in range(0, len(queue), size)]
-    parts = {made.folder / f"{runs.key([c.id for c in group])}.parquet": group for group in groups}
-    with made.making(*parts), tqdm(total=len(queue), desc=f"{method} ({split})", unit="conversation") as bar:
-        for part, group in parts.items():
-            if part.is_file():
-                bar.update(len(group))
-                continue
-            table, listener = _answers(listener, group, method, donors, bar)
-            with runs.atomic(part) as temporary:
+    return _in_order([kept(made, runs.key([c.id for c in group]), partial(_answers, listener, group, method, given))
+                      for group in groups], conversations)
+
+
+def _answers(listener: Listener, group: Sequence[Conversation], method: str,
+             given: Mapping[str, Conversation]) -> pd.DataFrame:
+    """The answers of `listen` as one table; UserError where a GPU's memory cannot hold the streams."""
+    tables = tqdm(listen(listener, group, method, given), method, len(group), unit="conversation")
+    try:
+        return pd.concat(tables, ignore_index=True)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"the GPU's memory cannot hold {listener.settings.evaluation.streams} streams: lower "
+                        "evaluation.streams, memory.prefix or memory.rank, or set memory.layers=top-2, and run "
+                        "again; finished conversations are kept") from error
+
+
+def kept(made: runs.Artefact, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """A table of an artefact, made where it is absent. UserError for a file that cannot be written or read."""
+    path = made.folder / f"{name}.parquet"
+    with made.making(path) as absent:
+        if absent:
+            table = make()
+            with runs.atomic(path) as temporary:
                 table.to_parquet(temporary, index=False)
     try:
-        return _in_order(map(pd.read_parquet, parts), conversations)
+        return pd.read_parquet(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"a file in {made.folder} cannot be read: delete it and run again ({error})") from error
+        raise UserError(f"{path} cannot be read: delete it and run again ({error})") from error
 
 
 def one_by_one(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, method: str,
                protocol: str = "all-lengths", split: str = "test", limit: int = 0) -> pd.DataFrame:
     """As `predict`, but each target of the protocol (`all-lengths` or `complete`) is a recording of its own that
     ends with it, and all of its history is heard again: what the paper does, and what `predict` saves."""
-    listener, conversations, heard, whole = _asked(settings, corpus, codes, tuned, method, split, limit)
+    listener, conversations, whole = _asked(settings, corpus, codes, tuned, method, split, limit)
     targets = set(metrics.targets(rows(conversations), protocol)["utterance"])
-    recordings, donors = [], {}
-    for c in heard:
+    recordings, given = [], {}
+    for c in conversations:
         for turn, utterance in enumerate(c.utterances):
             if utterance.id in targets:
                 recordings.append(replace(c, id=f"{c.id}#{turn}", utterances=c.utterances[:turn + 1]))
-                donors[recordings[-1].id] = whole.get(c.id)
-    return _in_order([table.tail(1) for table in listen(listener, recordings, method, donors)], conversations)
+                given[recordings[-1].id] = whole.get(c.id)
+    return _in_order([table.tail(1) for table in listen(listener, recordings, method, given)], conversations)
 
 
 def _asked(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, method: str, split: str,
-           limit: int) -> tuple[Listener, Sequence[Conversation], Sequence[Conversation], dict[str, Conversation]]:
-    """Who hears; a split's conversations, as they are and as the method hears them; and the donor of each."""
+           limit: int) -> tuple[Listener, Sequence[Conversation], dict[str, Conversation]]:
+    """Who hears; the conversations of a split; and the donor of each, where the method takes another one's."""
     if method not in METHODS or split not in Fold.__annotations__:
         raise UserError(f"method {method!r} on split {split!r} is not known; choose one of {', '.join(METHODS)} on "
                         f"{', '.join(Fold.__annotations__)}")
-    fold, how = corpus.folds[settings.fold - 1], METHODS[method]
-    conversations = corpus.select(getattr(fold, split)[:limit or None])
-    heard, given = grouped(conversations, settings.memory, method), {}
-    if how.donor in ("stranger", "speaker"):
-        by_id = {c.id: c for c in heard}
-        chosen = donors(rows(heard), "conversation", shared=how.donor == "speaker")
+    fold, donor = corpus.folds[settings.fold - 1], METHODS[method].donor
+    conversations, given = corpus.select(getattr(fold, split)[:limit or None]), {}
+    if donor in ("stranger", "speaker"):
+        by_id = {c.id: c for c in conversations}
+        chosen = donors(rows(conversations), "conversation", shared=donor == "speaker")
         given = {name: by_id[other] for name, other in chosen.items()}
     chain = inertia_of(corpus, fold) if settings.memory.target == "filtered" else None
-    return Listener(settings, tuned.sllm, codes.codes, corpus.emotions, chain), conversations, heard, given
-
-
-def _answers(listener: Listener, group: Sequence[Conversation], method: str, donors: Mapping[str, Conversation],
-           bar: tqdm) -> tuple[pd.DataFrame, Listener]:
-    """The answers of `listen` as one table; where the GPU's memory cannot hold so many streams, heard anew with
-    half as many. And the listener with as many as it held."""
-    done = bar.n
-    while True:
-        try:
-            tables = []
-            for table in listen(listener, group, method, donors):
-                tables.append(table)
-                bar.update()
-            return pd.concat(tables, ignore_index=True), listener
-        except torch.OutOfMemoryError as error:
-            streams = listener.settings.evaluation.streams // 2
-            if not streams:
-                raise UserError("the GPU's memory cannot hold one conversation: lower memory.prefix or memory.rank "
-                                "or set memory.layers=top-2; finished conversations are kept") from error
-        # Out of the handler, whose traceback holds what filled the memory.
-        listener = replace(listener, settings=listener.settings.replace("evaluation.streams", streams), kept={})
-        bar.n = done
-        torch.cuda.empty_cache()
-        tqdm.write(f"CUDA out of memory: going on with {streams} stream(s); evaluation.streams={streams} would "
-                   "have started there", file=sys.stderr)
+    return Listener(settings, tuned.sllm, codes.codes, corpus.emotions, chain), conversations, given
 
 
 def listen(listener: Listener, conversations: Sequence[Conversation], method: str,
            donors: Mapping[str, Conversation] | None = None) -> Iterator[pd.DataFrame]:
     """Hear these conversations by a method, `evaluation.streams` of them side by side, and answer every utterance:
     a table per conversation (columns: see `predict`), as they end. `donors`: conversation id -> the one that its
-    memory is written from. UserError for memory.scope = speaker and a conversation of several speakers."""
+    memory is written from."""
     how, settings, codes = METHODS[method], listener.settings, listener.codes
     memory = how.settings(settings.memory, listener.sllm.window)
     heard = [[codes[u.id] for u in c.utterances] for c in conversations]
     if how.writes:
-        if memory.scope == "speaker" and any(len({u.speaker for u in c.utterances}) > 1 for c in conversations):
-            raise UserError("setting memory.scope = speaker needs each speaker's utterances as a conversation: "
-                            "protocols.grouped")
         written, writers = None, conversations
         if how.donor == "shuffled":
             written = [[np.random.default_rng([settings.seed, turn]).permutation(sentence)
@@ -216,16 +208,11 @@ def listen(listener: Listener, conversations: Sequence[Conversation], method: st
             writers = [donors[c.id] for c in conversations]
             written = [[codes[u.id] for u in c.utterances] for c in writers]
         known = {emotion: i for i, emotion in enumerate(listener.emotions)} if how.bound else {}
-        streams, memory = min(settings.evaluation.streams, max(1, len(heard))), memory.but(scope="conversation")
-        if memory not in listener.kept or listener.kept[memory].streams < streams:
-            listener.kept[memory] = cheaper.memory(listener.sllm, memory, streams, settings.seed,
-                                                   listener.inertia)
-        turns = listener.kept[memory].batch(
+        turns = listener.memory(memory, len(heard)).batch(
             heard, written, [[u.speaker for u in c.utterances] for c in writers],
             [[known.get(u.emotion) for u in c.utterances] for c in conversations])
     else:
-        prefix = memory.prefix if how.prefix is None else how.prefix
-        turns = _without_memory(listener.sllm.in_precision(memory.precision), heard, prefix,
+        turns = _without_memory(listener.sllm.in_precision(memory.precision), heard, memory.prefix,
                                 memory.history_emotions == "predicted")
     so_far: dict[int, list[Turn]] = defaultdict(list)
     for number, turn in turns:
@@ -282,19 +269,6 @@ def inertia_of(corpus: Corpus, fold: Fold) -> Chain:
     """How emotions follow one another in the training conversations."""
     train = corpus.select(fold.train)
     return transition_matrix(train, corpus.emotions), emotion_prior(train, corpus.emotions)
-
-
-def grouped(conversations: Sequence[Conversation], settings: MemorySettings, method: str) -> Sequence[Conversation]:
-    """What a method hears as conversations. With `memory.scope = speaker` and a memory: each speaker's utterances,
-    through all of the conversations in their order."""
-    if settings.scope != "speaker" or not METHODS[method].writes:
-        return conversations
-    utterances: dict[tuple[str, str], list] = defaultdict(list)
-    for c in conversations:
-        for u in c.utterances:
-            utterances[c.session, u.speaker].append(u)
-    return [Conversation(f"{session} {speaker}", session, tuple(own))
-            for (session, speaker), own in utterances.items()]
 
 
 def donors(table: pd.DataFrame, of: str, shared: bool = False) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -162,28 +163,24 @@ def measured(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fine
     fold, names = corpus.folds[settings.fold - 1], [f"p_{e}" for e in corpus.emotions]
     conversations, speaker, rows = corpus.select(fold.test[:settings.ablation.disturbed]), None, []
     with suppress(NotFitted):
-        speaker = speakers.fitted(settings, corpus, codes, tuned)[:2]
+        speaker, _ = speakers.fitted(settings, corpus, codes, tuned)
     for disturbance in settings.ablation.disturbances:
         kind, level = parsed(disturbance)
         made = runs.artefact(
             settings, "robustness", _answers, speakers.fitted, codes=codes.key, sllm=tuned.key, fold=fold,
             conversations=[c.id for c in conversations], disturbance=disturbance, memory=settings.memory,
             seed=settings.seed, speaker=settings.speaker, silero=[settings.segments, version("silero-vad")])
-        path = made.folder / "answers.parquet"
-        with made.making(path) as absent:
-            if absent:
-                answers = _answers(settings, corpus, codes, tuned, speaker, conversations, disturbance)
-                with runs.atomic(path) as temporary:
-                    answers.to_parquet(temporary, index=False)
+        answers = protocols.kept(made, "answers", partial(_answers, settings, corpus, codes, tuned, speaker,
+                                                          conversations, disturbance))
         tables = {method: protocols.answered(protocols.rows(conversations), corpus.emotions, part[names].to_numpy())
-                  for method, part in pd.read_parquet(path).groupby("method", sort=False)}
+                  for method, part in answers.groupby("method", sort=False)}
         rows += [{"kind": kind, "level": level, **row}
                  for row in metrics.compare(tables, corpus.emotions, "window", settings.evaluation)]
     return rows
 
 
 def _answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned,
-             speaker: tuple[OffsetModel, float] | None, conversations: Sequence[Conversation],
+             speaker: OffsetModel | None, conversations: Sequence[Conversation],
              disturbance: str) -> pd.DataFrame:
     """A row per method and true utterance: p_<emotion>."""
     tokenizer, emotions = tokenizers.create(settings), corpus.emotions
@@ -194,9 +191,8 @@ def _answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fine
     nothing = pd.DataFrame(columns=["utterance", *(f"p_{e}" for e in emotions)])  # heard where there is no segment
     tables = dict.fromkeys([*METHODS, *["speaker-memory"] * bool(speaker)], nothing)
     for method in METHODS if made else ():
-        turns = protocols.grouped(made, settings.memory, method)
-        tables[method] = pd.concat(protocols.listen(listener, turns, method))
+        tables[method] = pd.concat(protocols.listen(listener, made, method))
     if speaker and made:
-        tables["speaker-memory"] = speakers.remembered(settings, made, spoken, emotions, tuned, *speaker)
+        tables["speaker-memory"] = speakers.remembered(settings, made, spoken, emotions, tuned, speaker)
     return pd.concat(pd.DataFrame(returned(table, weights, emotions, prior), columns=[f"p_{e}" for e in emotions])
                      .assign(method=method) for method, table in tables.items())

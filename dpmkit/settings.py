@@ -24,7 +24,6 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Several = Annotated[tuple[T, ...], Field(min_length=1, strict=False)]  # JSON has lists
 Rule = Literal["semantic", "emotion", "both"]
 Target = Literal["soft", "sharpened", "filtered"]
-Scope = Literal["conversation", "speaker"]
 Stepping = Annotated[str, Field(pattern=r"^(sentence|(stride|every)-[1-9][0-9]*)$")]
 
 
@@ -163,7 +162,6 @@ class MemorySettings(Group):
     # Write rules: what a step lowers, and for whom. The defaults are the paper's.
     rule: Rule = "semantic"  # L_t of the codes | emotion: of the own answer at <audio_end> | both
     target: Target = "sharpened"  # of rule emotion: the own answer as it is (soft), squared, or filtered by inertia
-    scope: Scope = "conversation"  # speaker: one memory per speaker, through all of the conversations
     reset_every: Size = 0  # sentences; 0: never (a control)
     sinks: Size = 0  # reuse: the first tokens' keys and values, kept beside the last ones' (StreamingLLM)
     # Rungs below the exact method: cheaper, with other answers (`dpmkit bench memory` says by how much).
@@ -218,7 +216,6 @@ class AblationSettings(Group):
     rule: Several[Rule] = ("semantic", "emotion", "both")
     rule_lr: Several[Positive] = (5e-5, 1e-3)  # rates of the rules that target the own answer
     target: Several[Target] = ("sharpened", "filtered")  # of rule emotion
-    scope: Several[Scope] = ("conversation",)
     stepping: Several[Stepping] = ("sentence", "stride-64", "stride-256", "every-2")
     disturbed: Count = 12  # test conversations under noise, overlap and other boundaries
     disturbances: Several[str] = (  # kinds and levels of `robustness.LEVELS`

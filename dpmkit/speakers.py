@@ -16,12 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load_file, save_file
 from sklearn.covariance import shrunk_covariance
 from tqdm.auto import tqdm
 
 from . import metrics, protocols, runs
-from .baselines import filtered
+from .baselines import filtered, true_offsets
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus
 from .finetune import Finetuned
@@ -57,7 +56,8 @@ class NotFitted(UserError):
 @dataclass(frozen=True)
 class OffsetModel:
     """Where emotions lie, (emotions, d), how far speakers lie from there, `between`, and utterances of one speaker
-    and emotion from each other, `within`, both (d, d), in a projection to d dimensions; and how emotions follow."""
+    and emotion from each other, `within`, both (d, d), in a projection to d dimensions; how emotions follow; and
+    the power of the likelihood, below 1 where utterances err alike."""
 
     centre: np.ndarray
     scale: np.ndarray
@@ -67,6 +67,7 @@ class OffsetModel:
     within: np.ndarray
     transition: np.ndarray
     prior: np.ndarray
+    power: float = 1.0
 
     @classmethod
     def fit(cls, states: np.ndarray, emotions: np.ndarray, speakers: Sequence[str], dimensions: int,
@@ -112,10 +113,11 @@ class OffsetModel:
         """(n, features) -> (n, d)."""
         return (states - self.centre) / self.scale @ self.basis
 
-    def posterior(self, z: np.ndarray, covariance: np.ndarray, power: float) -> np.ndarray:
-        """Emotions of each utterance alone, (n, emotions); z: (n, d), projected."""
+    def posterior(self, z: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+        """Emotions of each utterance alone, (n, emotions); z: (n, d), projected; covariance: (d, d), or of each
+        utterance, (n, d, d)."""
         beyond = z[:, None] - self.means  # (n, emotions, d)
-        scores = np.log(self.prior) - 0.5 * power * (beyond @ np.linalg.inv(covariance) * beyond).sum(-1)
+        scores = np.log(self.prior) - 0.5 * self.power * (beyond @ np.linalg.inv(covariance) * beyond).sum(-1)
         return np.exp(scores - np.logaddexp.reduce(scores, 1, keepdims=True))
 
 
@@ -157,9 +159,9 @@ class _Voice(NamedTuple):
 class SpeakerMemory:
     """What was heard of each speaker of a conversation; `hear` writes an utterance and reads its emotion."""
 
-    def __init__(self, model: OffsetModel, paths: int, power: float):
-        """`paths`: kept per speaker; `power`: of the likelihood, below 1 where utterances err alike."""
-        self.model, self.paths, self.power = model, paths, power
+    def __init__(self, model: OffsetModel, paths: int):
+        """`paths`: kept per speaker."""
+        self.model, self.paths = model, paths
         self.speakers: dict[str, _Voice] = {}
 
     def begin(self, kept: bool = True) -> None:
@@ -179,7 +181,7 @@ class SpeakerMemory:
         precision = np.linalg.inv(self.model.within + voice.covariance)
         beyond = state - voice.offsets[:, None] - self.model.means  # (paths, emotions, d)
         likelihood = -0.5 * (beyond @ precision * beyond).sum(-1)
-        scores = voice.weights[:, None] + np.log(voice.following + 1e-12) + self.power * likelihood
+        scores = voice.weights[:, None] + np.log(voice.following + 1e-12) + self.model.power * likelihood
         answer = np.exp(scores - np.logaddexp.reduce(scores, None)).sum(0)
         if label >= 0:
             scores = np.where(np.arange(len(answer)) == label, scores, scores.min() - 1e6)
@@ -200,12 +202,12 @@ class SpeakerMemory:
         return mean, voice.covariance + (share[:, None] * apart).T @ apart
 
 
-def remember(memory: SpeakerMemory, table: pd.DataFrame, z: np.ndarray, kept: bool = False,
+def remember(model: OffsetModel, paths: int, table: pd.DataFrame, z: np.ndarray, kept: bool = False,
              labels: np.ndarray | None = None) -> tuple[np.ndarray, dict[str, Trails]]:
     """The answers, (n, emotions), to the utterances of a table, z: (n, d), by a memory that is emptied before each
     conversation unless `kept`; `labels`: of the bound. And of each conversation (of all, "", where `kept`): speaker
     -> the offset as known before its first utterance, its second, …, and after its last."""
-    answers, trails = np.zeros((len(table), len(memory.model.prior))), {}
+    memory, answers, trails = SpeakerMemory(model, paths), np.zeros((len(table), len(model.prior))), {}
     for conversation, rows in table.groupby("conversation", sort=False).indices.items():
         memory.begin(kept)
         trail = trails.setdefault("" if kept else conversation, {})
@@ -218,8 +220,8 @@ def remember(memory: SpeakerMemory, table: pd.DataFrame, z: np.ndarray, kept: bo
 
 
 def fitted(settings: Settings, corpus: Corpus, codes: CorpusCodes,
-           tuned: Finetuned) -> tuple[OffsetModel, float, list[dict]]:
-    """The model of `settings.fold`, the likelihood's power, and a row per power that was tried (NLL, WA in %).
+           tuned: Finetuned) -> tuple[OffsetModel, pd.DataFrame]:
+    """The model of `settings.fold`, and a row per power that was tried: `power`, `nll`, `WA` (%); kept.
 
     Means, offsets, transitions and prior come from training conversations, noise and power from validation
     conversations, each speaker of which is heard with the noise of the others. NotFitted where labels are too few.
@@ -228,41 +230,42 @@ def fitted(settings: Settings, corpus: Corpus, codes: CorpusCodes,
     table, states, truth = _split(settings, corpus, codes, tuned, "train")
     model = OffsetModel.fit(states, truth, table["speaker"], own.dimensions, *chain)
     table, states, truth = _split(settings, corpus, codes, tuned, "validation")
-    answers = {power: np.zeros((len(table), len(corpus.emotions))) for power in own.powers}
-    for speaker in table["speaker"].unique():
-        its = (table["speaker"] == speaker).to_numpy()
-        others = np.where(its, -1, truth)
-        noisy = model.with_noise_of(states, others if others.max() >= 0 else truth, table["speaker"])
-        for power, answer in answers.items():
-            memory = SpeakerMemory(noisy, own.paths, power)
-            answer[its] = remember(memory, table[its], noisy.project(states[its]))[0]
-    tables = {power: protocols.answered(table, corpus.emotions, answer) for power, answer in answers.items()}
-    tried = [{"power": power, "nll": metrics.nll(given, corpus.emotions), "WA": metrics.wa(given, corpus.emotions)}
-             for power, given in tables.items()]
-    best = min(tried, key=lambda row: row["nll"])["power"]
-    return model.with_noise_of(states, truth, table["speaker"]), best, tried
+
+    def tried() -> pd.DataFrame:
+        answers = {power: np.zeros((len(table), len(corpus.emotions))) for power in own.powers}
+        for speaker in table["speaker"].unique():
+            its = (table["speaker"] == speaker).to_numpy()
+            others = np.where(its, -1, truth)
+            noisy = model.with_noise_of(states, others if others.max() >= 0 else truth, table["speaker"])
+            for power, answer in answers.items():
+                answer[its] = remember(replace(noisy, power=power), own.paths, table[its],
+                                       noisy.project(states[its]))[0]
+        tables = {power: protocols.answered(table, corpus.emotions, answer) for power, answer in answers.items()}
+        return pd.DataFrame([{"power": power, "nll": metrics.nll(given, corpus.emotions),
+                              "WA": metrics.wa(given, corpus.emotions)} for power, given in tables.items()])
+
+    made = runs.artefact(settings, "speakers", fitted, sllm=tuned.key, precision=settings.memory.precision,
+                         fold=settings.fold, speaker=own)
+    powers = protocols.kept(made, "powers", tried)
+    best = float(powers["power"][powers["nll"].idxmin()])
+    return replace(model.with_noise_of(states, truth, table["speaker"]), power=best), powers
 
 
 def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, model: OffsetModel,
-            power: float, split: str = "test") -> dict[str, pd.DataFrame]:
+            split: str = "test") -> dict[str, pd.DataFrame]:
     """A table (columns as of `protocols.answered`) for each method of HEARS."""
     table, states, truth = _split(settings, corpus, codes, tuned, split)
-    z, chain, answers = model.project(states), (model.transition, model.prior), {}
-    memory = SpeakerMemory(model, settings.speaker.paths, power)
-    answers["speaker-head"] = alone = model.posterior(z, model.within + model.between, power)
-    answers["speaker-head + filter"] = filtered(table, alone, *chain)
+    z, paths, chain = model.project(states), settings.speaker.paths, (model.transition, model.prior)
+    alone = model.posterior(z, model.within + model.between)
+    oracle = model.posterior(z - true_offsets(z, truth, table["speaker"], model.means), model.within)
+    answers = {"speaker-head": alone, "speaker-head + filter": filtered(table, alone, *chain),
+               "speaker-told": remember(model, paths, table, z, labels=truth)[0],
+               "speaker-oracle": filtered(table, oracle, *chain)}
     for name, kept in (("speaker-memory", False), ("speaker-memory-kept", True)):
-        memory.begin(kept=False)
-        answers[name], trails = remember(memory, table, z, kept)
+        answers[name], trails = remember(model, paths, table, z, kept)
         mean, covariance = _swapped(table, trails, kept)
-        alone = np.concatenate([model.posterior(one[None], model.within + apart, power)
-                                for one, apart in zip(z - mean, covariance, strict=True)])
+        alone = model.posterior(z - mean, model.within + covariance)
         answers[f"{name}-swapped"] = filtered(table, alone, *chain)
-    memory.begin(kept=False)
-    answers["speaker-told"] = remember(memory, table, z, labels=truth)[0]
-    distance = pd.DataFrame(z - model.means[truth]).where(pd.Series(truth >= 0), axis=0)
-    true_offsets = distance.groupby(table["speaker"]).transform("mean").fillna(0.0).to_numpy()
-    answers["speaker-oracle"] = filtered(table, model.posterior(z - true_offsets, model.within, power), *chain)
     return {name: protocols.answered(table, corpus.emotions, answers[name]) for name in HEARS}
 
 
@@ -283,12 +286,12 @@ def _swapped(table: pd.DataFrame, trails: Mapping[str, Trails], kept: bool) -> t
 
 
 def remembered(settings: Settings, conversations: Sequence[Conversation], codes: Mapping[str, np.ndarray],
-               emotions: tuple[str, ...], tuned: Finetuned, model: OffsetModel, power: float) -> pd.DataFrame:
+               emotions: tuple[str, ...], tuned: Finetuned, model: OffsetModel) -> pd.DataFrame:
     """The answers of `speaker-memory` to these conversations, a row per utterance; codes: utterance id -> codes."""
     table = protocols.rows(conversations)
-    states = _states(tuned.sllm.in_precision(settings.memory.precision), codes, list(table["utterance"]), "states")
-    memory = SpeakerMemory(model, settings.speaker.paths, power)
-    return protocols.answered(table, emotions, remember(memory, table, model.project(states))[0])
+    states = _states(tuned.sllm.in_precision(settings.memory.precision), codes, list(table["utterance"]))
+    answers, _ = remember(model, settings.speaker.paths, table, model.project(states.to_numpy()))
+    return protocols.answered(table, emotions, answers)
 
 
 def _split(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned,
@@ -299,20 +302,14 @@ def _split(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetu
     names, precision = list(table["utterance"]), settings.memory.precision
     made = runs.artefact(settings, "states", _states, sllm=tuned.key, precision=precision,
                          utterances=runs.key(names))
-    path = made.folder / "states.safetensors"
-    with made.making(path) as absent:
-        if absent:
-            states = _states(tuned.sllm.in_precision(precision), codes.codes, names, f"states ({split})")
-            with runs.atomic(path) as temporary:
-                save_file({"states": states}, temporary)
-    return table, load_file(path)["states"], pd.Categorical(table["emotion"], corpus.emotions).codes
+    states = protocols.kept(made, "states", lambda: _states(tuned.sllm.in_precision(precision), codes.codes, names))
+    return table, np.ascontiguousarray(states), pd.Categorical(table["emotion"], corpus.emotions).codes
 
 
-def _states(model: EmotionSLLM, codes: Mapping[str, np.ndarray], utterances: Sequence[str],
-            title: str) -> np.ndarray:
-    """(utterances, hidden), each utterance heard alone."""
+def _states(model: EmotionSLLM, codes: Mapping[str, np.ndarray], utterances: Sequence[str]) -> pd.DataFrame:
+    """A row of states, (hidden,), per utterance, each heard alone."""
     rows = [model.sentence(codes[u]) for u in utterances]
     states = np.empty((len(rows), model.answer_states(rows[:1]).shape[1]))
-    for batch in tqdm(list(protocols.even(rows)), desc=title, unit="batch"):
+    for batch in tqdm(list(protocols.even(rows)), desc="states", unit="batch"):
         states[batch] = model.answer_states([rows[row] for row in batch]).cpu().numpy()
-    return states
+    return pd.DataFrame(states).rename(columns=str)

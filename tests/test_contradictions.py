@@ -1,4 +1,4 @@
-"""Options and what stands beside them: baselines in the memory's precision, scopes, notebook 03's own checks,
+"""Options and what stands beside them: baselines in the memory's precision, notebook 03's own checks,
 emotion tokens that are no sound, donors' speakers, backbones that cannot be heard in parts."""
 
 import dataclasses
@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from conftest import make_toy
@@ -14,7 +13,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gem
 
 from dpmkit import backbones, bench, cheaper, protocols, speakers
 from dpmkit.finetune import Finetuned, sequences
-from dpmkit.protocols import one_by_one, predict
+from dpmkit.protocols import predict
 from dpmkit.settings import MemorySettings, UserError
 from dpmkit.sllm import EmotionSLLM, Vocabulary
 
@@ -35,9 +34,9 @@ def tuned(sharp, tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-    {}, {"prefix_states": "reuse"}, {"precision": "bfloat16"}, {"scope": "speaker"}, {"read": "before"},
+    {}, {"prefix_states": "reuse"}, {"precision": "bfloat16"}, {"read": "before"},
     {"stepping": "every-2"}, {"history_emotions": "predicted"},
-    {"prefix_states": "reuse", "precision": "bfloat16", "scope": "speaker"}], ids=str)
+    {"prefix_states": "reuse", "precision": "bfloat16"}], ids=str)
 def test_notebook_03_checks_hold(change, settings, toy, tuned):
     (corpus, codes), settings = toy, settings.replace("memory.lr", 2e-2)
     codes = dataclasses.replace(codes, codes={**codes.codes, "s1c0u0": np.arange(60) % 16})  # a first one in pieces
@@ -49,7 +48,7 @@ def test_notebook_03_checks_hold(change, settings, toy, tuned):
              "spoken": codes, "answers": tables}
     exec("".join(CHECKS["source"]), given)
     # ... and are no empty ones
-    assert given["short"].sum() == (1 if "scope" in change else 3)
+    assert given["short"].sum() == 3
     for name, column in (("dpm", "loss"), ("current", P[0]), ("dpm-tuned-still", "norm")):
         wrong = tables[name].assign(**{column: 0.5})
         with pytest.raises(AssertionError):
@@ -135,20 +134,6 @@ def test_a_swapped_memory_is_told_the_donors_speakers(settings, toy, sharp):
     table, = protocols.listen(listener, [conversation], "dpm-swapped", {conversation.id: donor})
     np.testing.assert_allclose(table[P].to_numpy(), heard(donor), atol=1e-5)
     assert np.abs(heard(donor) - heard(conversation)).max() > 1e-3
-
-
-def test_a_speakers_memory_is_the_same_one_by_one_and_refused_where_speakers_are_mixed(settings, toy, tuned):
-    settings = settings.replace("memory.scope", "speaker").replace("memory.lr", 2e-3)
-    corpus, codes = toy
-    whole = predict(settings, corpus, codes, tuned, "dpm")
-    for protocol in ("all-lengths", "complete"):
-        got = one_by_one(settings, corpus, codes, tuned, "dpm", protocol)
-        expected = whole.set_index("utterance").loc[got["utterance"]].reset_index()
-        pd.testing.assert_frame_equal(got[expected.columns.drop("skipped")].drop(columns="utterance"),
-                                      expected.drop(columns=["skipped", "utterance"]), atol=1e-4)
-    with pytest.raises(UserError, match=r"memory.scope = speaker.*protocols\.grouped"):
-        next(protocols.listen(protocols.Listener(settings, tuned.sllm, codes.codes, corpus.emotions),
-                              corpus.select(("s1c3",)), "dpm"))
 
 
 @pytest.mark.parametrize(("config", "kind", "more", "fits"), [

@@ -126,8 +126,8 @@ def test_speakers_states_and_costs(sharp, asked, corpus, tmp_path):
     settings, some = asked.replace("speaker.dimensions", 3), toy.select(toy.folds[0].test)
     with gpus() as gpu:
         tuned = finetune.Finetuned(on_gpu(sharp), "sharp", tmp_path, [], 0)
-        model, power, _ = speakers.fitted(settings, toy, codes, tuned)
-        spent = bench.of_method(settings, tuned, codes, some, toy.emotions, "speaker-memory", (model, power))
+        model, _ = speakers.fitted(settings, toy, codes, tuned)
+        spent = bench.of_method(settings, tuned, codes, some, toy.emotions, "speaker-memory", model)
         for method in ("window", "dpm"):
             priced = bench.of_method(settings, tuned, codes, some, toy.emotions, method)
             assert priced["flops_per_sentence"] > spent["flops_per_sentence"] > 0 and priced["peak_bytes"] == 1

@@ -122,7 +122,7 @@ def run(sharp, tmp_path, monkeypatch):
                 for i, parts in enumerate(seen) for j, part in enumerate(parts)}
         assert len(weights) > 10 and len(temperatures) == len(data) == 4
         return tables, weights | data | vars(model) | {"power": fitted["power"], "temperatures": list(temperatures),
-                                                "tried": [r["nll"] for r in fitted["tried"]]}
+                                                "tried": fitted["tried"]["nll"].to_numpy()}
 
     return answers
 

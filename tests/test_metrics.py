@@ -524,11 +524,10 @@ def test_rows_whose_memory_conversations_share_have_intervals_over_speakers_alon
     kept, tables = "speaker-memory-kept", answered()
     tables |= {kept: tables["speaker-memory"], f"{kept}-swapped": tables["speaker-memory-swapped"]}
     plain, over = (compare(tables, TWO, "window", draws(300), by) for by in ("conversation", "speaker"))
-    for how, shared in ((SETTINGS, kept), (SETTINGS.replace("memory.scope", "speaker"), (kept, "dpm"))):
-        rows = scored(tables, "all-lengths", TWO, how)["methods"]
-        for row, one, other in zip(rows, plain, over, strict=True):
-            wanted = other if row["method"].startswith(shared) else one
-            assert {k: v for k, v in row.items() if k != "WA_gain_speakers"} == wanted, row["method"]
+    rows = scored(tables, "all-lengths", TWO, SETTINGS)["methods"]
+    for row, one, other in zip(rows, plain, over, strict=True):
+        wanted = other if row["method"].startswith(kept) else one
+        assert {k: v for k, v in row.items() if k != "WA_gain_speakers"} == wanted, row["method"]
     few = {m: t.assign(speaker=t["speaker"].map(lambda s: "ab"[int(s[1:]) % 2])) for m, t in tables.items()}
     rows = {r["method"]: r for r in scored(few, "all-lengths", TWO, SETTINGS)["methods"]}
     assert np.isnan(rows[kept]["WA_interval"]).all()

@@ -124,8 +124,7 @@ def test_what_is_ablated_is_chosen_by_absolute_wa_and_compares_l_t_of_the_same_t
     assert {r["memory"]["lr"] for r in rows if not r["setting"].startswith("lr")} == {results["lr"]}
     assert results["best"]["memory"] == max(rows, key=lambda r: r["WA"])["memory"]
     for row in rows:
-        other = row["memory"].get("prefix") == 0 or row["memory"].get("scope") == "speaker"
-        assert (row["L_t"] is None) == other, row
+        assert (row["L_t"] is None) == (row["memory"].get("prefix") == 0), row
 
 
 def test_notebooks_01_to_03_twice_give_the_same_records_but_for_times(smoke, run, tmp_path):

@@ -21,7 +21,7 @@ CHAIN = np.full((4, 4), 0.05) + 0.8 * np.eye(4), np.full(4, 0.25)
 OTHER = [("rank", 4), ("alpha", 8.0), ("layers", "top-1"), ("prefix", 20), ("optimizer", "adamw"), ("lr", 0.3),
          ("steps", 2), ("clip", 0.1), ("weight_decay", 3.0), ("history_emotions", "predicted"),
          ("stepping", "stride-5"), ("stepping", "every-2"), ("decay", 0.3), ("rule", "emotion"), ("rule", "both"),
-         ("target", "soft"), ("target", "filtered"), ("scope", "speaker"), ("reset_every", 2), ("sinks", 2),
+         ("target", "soft"), ("target", "filtered"), ("reset_every", 2), ("sinks", 2),
          ("read", "before"), ("loss_vocabulary", "all"), ("prefix_states", "detach"), ("prefix_states", "reuse"),
          ("precision", "bfloat16")]
 EDGES = [{"prefix": 0}, {"prefix": 1}, {"steps": 0}, {"lr": 0.0}, {"decay": 1.0}, {"reset_every": 1},
@@ -93,10 +93,6 @@ def examined(sllm, change, kind):
     settings = BASE.but(**change)
     if settings.optimizer == "adamw":  # a step is of the rate's size, and rounding of a tiny gradient, too
         settings = settings.but(lr=settings.lr / 20)
-    if settings.scope == "speaker":
-        with pytest.raises(UserError, match=r"memory.scope = speaker: .*protocols\.grouped"):
-            cheaper.memory(sllm, settings, inertia=CHAIN)
-        return None
     got, expected = engine(sllm, settings, kind), reference(sllm, settings, kind)
     # In bfloat16 it shows in which order sums are rounded, and AdamW makes whole steps of rounding noise.
     exact = settings.precision != "bfloat16"
@@ -122,7 +118,7 @@ def alone(sharp):
 def test_every_option_alone_equals_the_reference_and_changes_something(alone):
     for (option, kind), got in alone.items():
         assert got is None or option == () or apart(got, alone[(), kind]), option
-    assert {option[0] for (option, _), got in alone.items() if got is None} == {"target", "scope", "sinks"}
+    assert {option[0] for (option, _), got in alone.items() if got is None} == {"target", "sinks"}
 
 
 @pytest.mark.parametrize("first", range(len(OTHER)), ids=[f"{name}-{value}" for name, value in OTHER])

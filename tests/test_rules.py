@@ -174,18 +174,6 @@ def test_heard_one_by_one_the_numbers_are_those_of_streaming(method, protocol, s
     np.testing.assert_allclose(got[P], expected[P], atol=1e-4)
 
 
-def test_a_memory_a_speaker_goes_through_all_of_the_speakers_conversations(settings, tuned):
-    settings = settings.replace("memory.lr", 2e-2).replace("memory.scope", "speaker")
-    corpus, spoken = make_toy(turns=(3, 4))  # a session's conversations have the same two speakers
-    table = predict(settings, corpus, spoken, tuned, "dpm")
-    ids = [(c.id, turn, u.id) for c in corpus.select(corpus.folds[0].test) for turn, u in enumerate(c.utterances)]
-    assert list(zip(table["conversation"], table["turn"], table["utterance"], strict=True)) == ids
-    one = table[table["speaker"] == "s1a"]
-    heard = list(cheaper.memory(tuned.sllm, settings.memory.but(scope="conversation"),
-                                        seed=settings.seed).listen([spoken.codes[u] for u in one["utterance"]]))
-    np.testing.assert_allclose(one[P], np.array([t.probabilities for t in heard]), atol=1e-4)
-
-
 def test_the_shuffled_control_writes_the_same_codes_in_another_order(settings, tuned, monkeypatch):
     told = []
     plain = DynamicParameterMemory.batch

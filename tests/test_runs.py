@@ -45,6 +45,7 @@ STAGES = {
     "network": ((baselines.network,), "baselines codes corpora.base finetune protocols"),
     "predictions": ((protocols.predict,), f"{LISTEN} codes corpora.base corpora.dynamics"),
     "states": ((speakers._states,), f"{SLLM} corpora.base protocols speakers".replace("finetune ", "")),
+    "speakers": ((speakers.fitted,), f"{SLLM} codes corpora.base corpora.dynamics metrics protocols speakers"),
     "robustness": ((robustness._answers, speakers.fitted), f"{LISTEN} codes corpora.base corpora.dynamics "
                                                            f"metrics robustness speakers {SOUND} tokenizers"),
 }

@@ -30,7 +30,7 @@ def model(d=2, emotions=2, seed=0):
 
 def test_with_every_path_kept_it_is_the_exact_posterior():
     m, heard = model(), np.random.default_rng(1).normal(size=(5, 2))
-    memory = SpeakerMemory(m, paths=10_000, power=1.0)
+    memory = SpeakerMemory(m, paths=10_000)
     got = np.array([memory.hear("a", h) for h in heard])
     for turn in range(1, 6):  # by brute force: every path of emotions, all utterances in one Gaussian
         covariance = np.kron(np.eye(turn), m.within) + np.kron(np.ones((turn, turn)), m.between)
@@ -44,7 +44,7 @@ def test_with_every_path_kept_it_is_the_exact_posterior():
 
 def test_of_known_earlier_emotions_it_is_the_exact_posterior_along_their_path():
     m, heard, truth = model(), np.random.default_rng(1).normal(size=(5, 2)), [1, 0, 0, 1, 1]
-    memory = SpeakerMemory(m, paths=8, power=1.0)
+    memory = SpeakerMemory(m, paths=8)
     got = np.array([memory.hear("a", h, label) for h, label in zip(heard, truth, strict=True)])
     for turn in range(1, 6):
         covariance = np.kron(np.eye(turn), m.within) + np.kron(np.ones((turn, turn)), m.between)
@@ -58,7 +58,7 @@ def test_of_known_earlier_emotions_it_is_the_exact_posterior_along_their_path():
 
 def test_a_new_conversation_keeps_offsets_and_forgets_emotions():
     m = dataclasses.replace(model(), means=np.array([[-4.0, 0], [4.0, 0]]), within=0.1 * np.eye(2))
-    memory = SpeakerMemory(m, 64, 1.0)
+    memory = SpeakerMemory(m, 64)
     for _ in range(20):
         memory.hear("a", np.array([4.5, 2.0]))
     memory.begin()
@@ -69,7 +69,7 @@ def test_a_new_conversation_keeps_offsets_and_forgets_emotions():
 
 def test_few_paths_come_close_and_bound_what_is_kept():
     m, heard = model(), np.random.default_rng(2).normal(size=(30, 2))
-    kept = {paths: SpeakerMemory(m, paths, 1.0) for paths in (1, 64, 4096)}
+    kept = {paths: SpeakerMemory(m, paths) for paths in (1, 64, 4096)}
     one, few, many = (np.array([memory.hear("a", h) for h in heard]) for memory in kept.values())
     assert np.abs(few - many).mean() < 0.03 < 0.06 < np.abs(one - many).mean()
     assert [len(memory.speakers["a"].offsets) for memory in kept.values()] == [1, 64, 4096]
@@ -77,7 +77,7 @@ def test_few_paths_come_close_and_bound_what_is_kept():
 
 def test_the_offset_is_learned_and_each_speaker_has_an_own_one():
     m = dataclasses.replace(model(), means=np.array([[-4.0, 0], [4.0, 0]]), within=0.1 * np.eye(2))
-    memory, rng = SpeakerMemory(m, 64, 1.0), np.random.default_rng(3)
+    memory, rng = SpeakerMemory(m, 64), np.random.default_rng(3)
     for _ in range(40):
         memory.hear("a", m.means[rng.integers(2)] + [0.5, 2.0] + 0.3 * rng.normal(size=2))
     mean, covariance = memory.offset("a")
@@ -111,10 +111,10 @@ def prepared(sharp, settings, tmp_path):
 def heard(prepared, corpus=None, codes=None, key="sharp"):
     settings, own, said, tuned = prepared
     tuned = dataclasses.replace(tuned, key=key)
-    m, power, tried = speakers.fitted(settings, own, said, dataclasses.replace(tuned, key="sharp"))
-    assert {row["power"] for row in tried} == set(settings.speaker.powers)
-    assert power == min(tried, key=lambda row: row["nll"])["power"]
-    return speakers.predict(settings, corpus or own, codes or said, tuned, m, power)
+    m, tried = speakers.fitted(settings, own, said, dataclasses.replace(tuned, key="sharp"))
+    assert set(tried["power"]) == set(settings.speaker.powers)
+    assert m.power == min(zip(tried["nll"], tried["power"], strict=True))[1]
+    return speakers.predict(settings, corpus or own, codes or said, tuned, m)
 
 
 def test_every_method_answers_every_utterance_with_a_distribution(prepared):
@@ -173,9 +173,9 @@ def test_a_stranger_is_another_speaker_whom_one_never_talks_with_where_there_is_
 
 def test_a_conversation_alone_gives_the_same_answers(prepared):
     settings, corpus, codes, tuned = prepared
-    m, power, _ = speakers.fitted(settings, corpus, codes, tuned)
+    m, _ = speakers.fitted(settings, corpus, codes, tuned)
     test = corpus.select(corpus.folds[0].test)
-    alone = speakers.remembered(settings, test[:1], codes.codes, EMOTIONS, tuned, m, power)
+    alone = speakers.remembered(settings, test[:1], codes.codes, EMOTIONS, tuned, m)
     together = heard(prepared)["speaker-memory"]
     pd.testing.assert_frame_equal(alone[P], together[together["conversation"] == test[0].id][P], atol=1e-9)
 
@@ -184,8 +184,8 @@ def test_one_training_speaker_and_an_emotion_that_nobody_has_are_no_end(prepared
     settings, corpus, codes, tuned = prepared
     few = changed(corpus, lambda turn, u: {
         "speaker": "one", "emotion": None if u.emotion == "ang" else u.emotion})
-    m, power, _ = speakers.fitted(settings, few, codes, tuned)
-    for table in speakers.predict(settings, few, codes, tuned, m, power).values():
+    m, _ = speakers.fitted(settings, few, codes, tuned)
+    for table in speakers.predict(settings, few, codes, tuned, m).values():
         assert np.isfinite(table[P].to_numpy()).all()
 
 
@@ -201,7 +201,7 @@ def test_one_label_per_speaker_allows_no_fit_and_says_so(prepared, split):
 
 def test_swapped_controls_hang_on_their_donor_s_history_and_not_on_their_own(prepared):
     settings, corpus, codes, tuned = prepared
-    m, power, _ = speakers.fitted(settings, corpus, codes, tuned)
+    m, _ = speakers.fitted(settings, corpus, codes, tuned)
     m = dataclasses.replace(m, transition=np.tile(m.prior, (4, 1)))  # the filter passes nothing on: offsets do
     test, rng = corpus.select(corpus.folds[0].test), np.random.default_rng(0)
     donors = protocols.donors(protocols.rows(test), "conversation")
@@ -209,7 +209,7 @@ def test_swapped_controls_hang_on_their_donor_s_history_and_not_on_their_own(pre
     def run(key, ids=()):
         said = {i: rng.integers(0, 16, 7) if i in ids else c for i, c in codes.codes.items()}
         return speakers.predict(settings, corpus, dataclasses.replace(codes, codes=said),
-                                dataclasses.replace(tuned, key=key), m, power)
+                                dataclasses.replace(tuned, key=key), m)
 
     before = run("as it is")
     table = before["speaker-memory"]
@@ -232,19 +232,23 @@ def test_swapped_controls_hang_on_their_donor_s_history_and_not_on_their_own(pre
     assert not moved[later & own].any() and moved[later & ~own].any()
 
 
-def test_a_power_is_tried_with_the_noise_of_the_other_speakers(prepared):
+def test_a_power_is_tried_once_and_with_the_noise_of_the_other_speakers(prepared, monkeypatch):
     settings, corpus, codes, tuned = prepared
-    m, _, tried = speakers.fitted(settings, corpus, codes, tuned)
+    m, tried = speakers.fitted(settings, corpus, codes, tuned)
+    monkeypatch.setattr(speakers, "remember", None)
+    again, kept = speakers.fitted(settings, corpus, codes, tuned)
+    assert again.power == m.power and np.array_equal(again.within, m.within) and kept.equals(tried)
     table, states, truth = speakers._split(settings, corpus, codes, tuned, "validation")
     who, said = table["speaker"].to_numpy(), table["emotion"].notna().to_numpy()
     assert truth.tolist() == [EMOTIONS.index(e) if e in EMOTIONS else -1 for e in table["emotion"]]
-    for row in tried:
+    for row in tried.to_dict("records"):
         losses = []
         for speaker in np.unique(who):
             others = said & (who != speaker)
             noisy = m.with_noise_of(states[others], truth[others], who[others])
+            noisy = dataclasses.replace(noisy, power=row["power"])
             for conversation in table["conversation"].unique():
-                memory = SpeakerMemory(noisy, settings.speaker.paths, row["power"])
+                memory = SpeakerMemory(noisy, settings.speaker.paths)
                 for i in np.flatnonzero((who == speaker) & (table["conversation"] == conversation)):
                     answer = memory.hear(speaker, noisy.project(states[i:i + 1])[0])
                     losses += [-np.log(answer[truth[i]] + 1e-12)] if said[i] else []
@@ -253,19 +257,19 @@ def test_a_power_is_tried_with_the_noise_of_the_other_speakers(prepared):
 
 def test_the_kept_memory_and_the_oracle_by_hand(prepared):
     settings, corpus, codes, tuned = prepared
-    m, power, _ = speakers.fitted(settings, corpus, codes, tuned)
-    got = speakers.predict(settings, corpus, codes, tuned, m, power)
+    m, _ = speakers.fitted(settings, corpus, codes, tuned)
+    got = speakers.predict(settings, corpus, codes, tuned, m)
     table, states, _ = speakers._split(settings, corpus, codes, tuned, "test")
     z, who, said = m.project(states), table["speaker"].to_numpy(), table["emotion"].notna().to_numpy()
     beyond = {i: z[i] - m.means[EMOTIONS.index(table["emotion"][i])] for i in np.flatnonzero(said)}
     offset = {s: np.mean([b for i, b in beyond.items() if who[i] == s], axis=0) for s in who}
-    memory = SpeakerMemory(m, settings.speaker.paths, power)
+    memory = SpeakerMemory(m, settings.speaker.paths)
     for rows in table.groupby("conversation", sort=False).indices.values():
         memory.begin()  # offsets stay, emotions begin anew
         kept = [memory.hear(who[i], z[i]) for i in rows]
         np.testing.assert_allclose(got["speaker-memory-kept"].loc[rows, P], kept, atol=1e-9)
         near = np.array([[multivariate_normal(mean, m.within).logpdf(z[i] - offset[who[i]]) for mean in m.means]
                          for i in rows])
-        alone = m.prior * np.exp(power * (near - near.max(axis=1, keepdims=True)))
+        alone = m.prior * np.exp(m.power * (near - near.max(axis=1, keepdims=True)))
         alone = forward_filter(alone / alone.sum(1, keepdims=True), list(who[rows]), m.transition, m.prior)
         np.testing.assert_allclose(got["speaker-oracle"].loc[rows, P], alone, atol=1e-9)
