@@ -200,7 +200,7 @@ def _plan(options: argparse.Namespace) -> None:
     settings, _ = _asked(options)
     corpus = corpora.load(settings)
     writers = len(methods.TUNED) + 2  # dpm and dpm-swapped at the paper's rate, then all at validation's
-    path = estimate.plan(settings, corpus, _folds(options, corpus), options.seeds, finetune.forwards, writers,
+    path = estimate.plan(settings, corpus, _folds(options, corpus), options.seeds, finetune.sizes, writers,
                          options.tflops)
     print(tables.bench(records.read(path)["results"]).T.to_string(header=False))
 

@@ -76,7 +76,7 @@ def network(settings: Settings, corpus: Corpus, codes: CorpusCodes, name: str, s
                         for ids in (fold.train, fold.validation)]
             data = [Items((hear(c), [UNSCORED if u.emotion is None else emotions.index(u.emotion)
                                      for u in c.utterances]) for c in some) for some in labelled]
-            finetune.fit(model, *data, model.collate, tune, made.folder, settings)
+            finetune.fit(model, *data, lambda items: [model.collate(items)], tune, made.folder, settings)
             with runs.atomic(weights) as temporary:
                 save_file(model.cpu().state_dict(), temporary)
         model.load_state_dict(load_file(weights))
@@ -85,7 +85,7 @@ def network(settings: Settings, corpus: Corpus, codes: CorpusCodes, name: str, s
         for c in asked:
             batch = model.collate([(hear(c), [0] * len(c.utterances))])  # no label: every utterance is answered
             with torch.no_grad():
-                logits = model.logits(**{name: x.to(where) for name, x in batch.items() if name != "truth"})
+                logits = model.logits(**{name: x.to(where) for name, x in batch.items() if name != "emotion"})
             answers.append(logits.flatten(0, -2).softmax(-1).cpu().numpy())
     return answered(rows(asked), emotions, np.concatenate(answers))
 
@@ -93,12 +93,12 @@ def network(settings: Settings, corpus: Corpus, codes: CorpusCodes, name: str, s
 class Network(nn.Module):
     """What `logits` and `collate` of a subclass hear, trained by cross-entropy."""
 
-    def forward(self, truth: Tensor, **heard: Tensor) -> dict[str, Tensor]:
-        """`loss`, and `logits`, (labelled, emotions), and `truth`, (labelled,), as the Trainer scores them; truth:
+    def forward(self, emotion: Tensor, **heard: Tensor) -> dict[str, Tensor]:
+        """`l_e`, and `logits`, (labelled, emotions), and `truth`, (labelled,), as the Trainer scores them; emotion:
         labels, UNSCORED where there is none, in the shape of the logits."""
-        logits, scored = self.logits(**heard), truth != UNSCORED
-        return {"loss": F.cross_entropy(logits[scored], truth[scored]), "logits": logits[scored].detach(),
-                "truth": truth[scored]}
+        logits, scored = self.logits(**heard), emotion != UNSCORED
+        return {"l_e": F.cross_entropy(logits[scored], emotion[scored]), "logits": logits[scored].detach(),
+                "truth": emotion[scored]}
 
 
 class Classifier(Network):
@@ -126,7 +126,7 @@ class Classifier(Network):
         """The labelled utterances of these conversations."""
         pairs = [pair for item in items for pair in zip(*item, strict=True) if pair[1] != UNSCORED]
         heard = pad_sequence([row for row, _ in pairs], batch_first=True, padding_value=self.padding)
-        return {"heard": heard, "truth": torch.tensor([label for _, label in pairs])}
+        return {"heard": heard, "emotion": torch.tensor([label for _, label in pairs])}
 
 
 def _windows(conversation: Conversation, codes: Mapping[str, np.ndarray], n_r: int, separator: int,
@@ -165,7 +165,7 @@ class Recurrent(Network):
         heard, labels = zip(*items, strict=True)
         truth = pad_sequence([torch.tensor(x) for x in labels], batch_first=True, padding_value=UNSCORED)
         return {"heard": pad_sequence(heard, batch_first=True), "turns": torch.tensor([len(h) for h in heard]),
-                "truth": truth}
+                "emotion": truth}
 
 
 def _acoustics(conversation: Conversation, features: Mapping[str, np.ndarray], scaler: StandardScaler) -> Tensor:

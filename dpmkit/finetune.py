@@ -1,18 +1,20 @@
-"""Fine-tuning of an SLLM (paper, 'Emotion SLLM'), or of any module of the same forward, with transformers' Trainer.
+"""Fine-tuning of an SLLM (paper, 'Emotion SLLM'): dialogues become training sequences, a step of transformers' Trainer
+takes those of a few dialogues in forwards. `fit` trains any module of the same forward.
 
-One call, `train`, gives the fine-tuned SLLM of a corpus and fold: trained if it has to be, resumed where a killed
-run stopped, loaded where it is done. Validation conversations choose the epoch; test conversations are never seen.
+`train` gives the fine-tuned SLLM of a corpus and fold: trained if it has to be, resumed where a killed run stopped,
+loaded where it is done. Validation conversations choose the epoch; test conversations are never seen.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +29,13 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 
 from . import backbones, estimate, machine, runs
 from .codes import CorpusCodes
-from .corpora import Conversation, Corpus
+from .corpora import Corpus
 from .machine import device
 from .settings import FinetuneSettings, Settings, UserError
 from .sllm import CARD, EmotionSLLM
 
-UNLABELLED = -100  # as torch's cross-entropy has it
+UNLABELLED = -100  # in place of a label
+PADDING = {"input_ids": 0, "code_weight": 0.0, "emotion": UNLABELLED}
 
 
 @dataclass(frozen=True)
@@ -74,50 +77,46 @@ def keyed(tune: FinetuneSettings) -> FinetuneSettings:
 def estimated(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> estimate.Estimate:
     """Memory and hours that `train` would take with a pretrained backbone; no weights are loaded."""
     shell = estimate.shell(settings, codes.facts["codebook_size"], corpus.emotions)
-    return estimate.training(settings, shell, forwards(settings, corpus, codes, shell))
+    return estimate.training(settings, shell, sizes(settings, corpus, codes, shell))
 
 
-def forwards(settings: Settings, corpus: Corpus, codes: CorpusCodes,
-             sllm: EmotionSLLM) -> list[tuple[int, int, int]]:
+def sizes(settings: Settings, corpus: Corpus, codes: CorpusCodes, sllm: EmotionSLLM) -> list[tuple[int, int, int]]:
     """Rows, tokens per row and predicted tokens of every forward of an epoch."""
-    tune, fold = settings.finetune, corpus.folds[settings.fold - 1]
-    data = list(Dialogues(sllm, corpus.select(fold.train), codes.codes, corpus.emotions, settings, True))
-    collate = collate_sequences(sllm.vocabulary.end)
-    batches = [collate(data[i:i + tune.batch]) for i in range(0, len(data), tune.batch)]
-    return [(*piece["input_ids"].shape, int((piece["code_weight"] > 0).sum()))
-            for batch in batches for piece in _pieces(batch, tune.forward_tokens)]
+    tune = settings.finetune
+    data = list(Dialogues(sllm, corpus, codes, settings, "train"))
+    steps = (data[i:i + tune.batch] for i in range(0, len(data), tune.batch))
+    return [(*part["input_ids"].shape, int((part["code_weight"] > 0).sum()))
+            for step in steps for part in forwards(step, tune.forward_tokens)]
 
 
 def _trained(settings: Settings, corpus: Corpus, codes: CorpusCodes, done: Path, log: Path) -> None:
-    fold = corpus.folds[settings.fold - 1]
     model = EmotionSLLM.create(settings.backbone, settings.finetune, codes.facts["codebook_size"], corpus.emotions,
                                settings.seed, settings.home_path)
-    data = [Dialogues(model, corpus.select(ids), codes.codes, corpus.emotions, settings, moving)
-            for ids, moving in ((fold.train, True), (fold.validation, False))]
-    history = fit(model, *data, collate_sequences(model.vocabulary.end), settings.finetune, done.parent, settings)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    data = [Dialogues(model, corpus, codes, settings, split) for split in ("train", "validation")]
+    collate = partial(forwards, most=settings.finetune.forward_tokens)
+    history = fit(model, *data, collate, settings.finetune, done.parent, settings)
     if PartialState().is_main_process:
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         runs.write_json(log, {"history": history, "trained_parameters": trained})
         model.save(done, codes.facts)
         shutil.rmtree(done.parent / "checkpoints", ignore_errors=True)
     PartialState().wait_for_everyone()
 
 
-# -- training dialogues ------------------------------------------------------------------------------------
+# -- what a step is made of --------------------------------------------------------------------------------
 
 class Dialogues(Dataset):
-    """The training sequences of each dialogue, a list of them per item (see `sequences`). One longer than the
-    window is cut between sentences into pieces that fit it. `moving` draws the first cut anew each epoch, so that
-    histories of every length are trained; validation cuts stay where they are."""
+    """The training sequences of each dialogue of a split, a list of them per item (see `sequences`). A dialogue longer
+    than the window is cut between sentences into pieces that fit it, a sentence longer than the window to its end.
+    The first cut of a training dialogue is drawn anew in each `epoch`: histories of every length are trained."""
 
-    def __init__(self, model: EmotionSLLM, conversations: Sequence[Conversation], codes: dict[str, np.ndarray],
-                 emotions: tuple[str, ...], settings: Settings, moving: bool):
-        self.model, self.settings, self.moving, self.epoch = model, settings, moving, 0
+    def __init__(self, model: EmotionSLLM, corpus: Corpus, codes: CorpusCodes, settings: Settings, split: str):
+        self.model, self.settings, self.moving, self.epoch = model, settings, split == "train", 0
         self.history = settings.memory.history_emotions == "predicted"  # emotion tokens in it
         longest = model.window - 1 - self.history
         self.dialogues = [
-            [(codes[u.id][-longest:], None if u.emotion is None else emotions.index(u.emotion))
-             for u in c.utterances] for c in conversations]
+            [(codes.codes[u.id][-longest:], None if u.emotion is None else corpus.emotions.index(u.emotion))
+             for u in c.utterances] for c in corpus.select(getattr(corpus.folds[settings.fold - 1], split))]
 
     def __len__(self) -> int:
         return len(self.dialogues)
@@ -173,35 +172,26 @@ def sequences(sllm: EmotionSLLM, codes: Sequence[np.ndarray], emotions: Sequence
              "emotion": labels[start][start:stop]} for start, stop in sorted(stops.items())]
 
 
-def collate_sequences(padding: int) -> Callable:
-    """Lists of sequences to one padded batch, on the right: `input_ids`, `code_weight`, `emotion`."""
-    fill = {"input_ids": padding, "code_weight": 0.0, "emotion": UNLABELLED}
-
-    def collate(items: Sequence[list[dict[str, Tensor]]]) -> dict[str, Tensor]:
-        rows = [sequence for item in items for sequence in item]
-        return {name: pad_sequence([r[name] for r in rows], batch_first=True, padding_value=value)
-                for name, value in fill.items()}
-
-    return collate
-
-
-def _pieces(batch: dict[str, Tensor], most: int) -> list[dict[str, Tensor]]:
-    """The sequences of a batch in forwards of `most` tokens at most, or one sequence each; 0: all at once."""
-    if not most or "code_weight" not in batch:
-        return [batch]
-    rows, longest = batch["code_weight"].shape
-    at_once = max(1, most // longest)
-    return [{name: value[i:i + at_once] for name, value in batch.items()} for i in range(0, rows, at_once)]
+def forwards(items: Sequence[list[dict[str, Tensor]]], most: int = 0) -> list[dict[str, Tensor]]:
+    """The sequences of a step's dialogues as forwards of `most` tokens at most, or one sequence each; 0: all at once.
+    Each is padded on the right, where no token sees it."""
+    rows = [sequence for item in items for sequence in item]
+    longest = max(len(row["input_ids"]) for row in rows)
+    at_once = max(1, most // longest) if most else len(rows)
+    return [{name: pad_sequence([row[name] for row in rows[i:i + at_once]], batch_first=True, padding_value=padding)
+             for name, padding in PADDING.items()} for i in range(0, len(rows), at_once)]
 
 
 # -- the Trainer -------------------------------------------------------------------------------------------
 
 def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate: Callable,
         tune: FinetuneSettings, folder: Path, settings: Settings) -> list[dict]:
-    """Train `model` in place and return its history, one row per epoch; the best epoch's weights are kept.
+    """Train `model` in place and return its history, one row per epoch; the best epoch's weights are kept. Goes on
+    from the newest whole checkpoint in `folder`.
 
-    `model.forward` returns `loss`, `logits` (rows, classes) and `truth` (rows,). The best epoch has the lowest
-    emotion loss on the validation data. Goes on from the newest whole checkpoint in `folder`.
+    `collate` makes a step's items into forwards, each a dict of tensors: labels as `emotion`, below 0 where there is
+    none. `model.forward` takes one and returns the losses of `_counts`, `logits` (labelled, classes) and `truth`
+    (labelled,). The best epoch has the lowest emotion loss on the validation data.
     """
     checkpoint, reached = _last_whole_checkpoint(folder / "checkpoints")
     where = device(settings)
@@ -221,18 +211,17 @@ def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate
     _one_gpu(arguments, where)
     trainer = _Trainer(model=model, args=arguments, train_dataset=train_data, eval_dataset=validation_data,
                        data_collator=collate, callbacks=[_Epochs(train_data, tune.patience)])
-    trainer.forward_tokens = tune.forward_tokens
     try:
         with machine.tf32(model):
             trainer.train(resume_from_checkpoint=checkpoint)
     except torch.OutOfMemoryError as error:
         raise UserError("training does not fit the GPU: set finetune.forward_tokens, of one forward (now "
                         f"{tune.forward_tokens}; 0: a step is one), or finetune.checkpointing=true") from error
-    kept = {"loss": "train_loss"} | {f"eval_{name}": f"eval_{name}" for name in ("loss", "l_a", "l_e", "wa", "ua")}
     rows: dict[int, dict] = defaultdict(dict)
     for entry in trainer.state.log_history:
-        rows[round(entry["epoch"])] |= {kept[name]: entry[name] for name in entry if name in kept}
-    return [{"epoch": epoch, **row} for epoch, row in rows.items()]
+        rows[round(entry["epoch"])] |= {name: value for name, value in entry.items()
+                                        if name == "loss" or name.startswith("eval_")}
+    return [{"epoch": epoch, "train_loss": row.pop("loss"), **row} for epoch, row in rows.items()]
 
 
 def _one_gpu(arguments: TrainingArguments, where: torch.device) -> None:
@@ -245,6 +234,17 @@ def _one_gpu(arguments: TrainingArguments, where: torch.device) -> None:
     elif where.type == "cuda" and where.index is not None:
         raise UserError(f"setting device is {where}, one GPU, but torchrun has started {arguments.world_size} "
                         "processes, each for its own: set device=cuda, or run without torchrun")
+
+
+def _last_whole_checkpoint(folder: Path) -> tuple[str | None, TrainerState | None]:
+    """The newest checkpoint whose last file was written, and its state; a half-written one (a kill, a full disk) is
+    removed."""
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True):
+        try:
+            return str(path), TrainerState.load_from_json(path / "trainer_state.json")
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+    return None, None
 
 
 class _Epochs(TrainerCallback):
@@ -266,47 +266,44 @@ def _stalled(state: TrainerState) -> int:
 
 
 class _Trainer(Trainer):
-    """The Trainer, with steps of several forwards and an evaluation that knows the two losses and the emotions."""
+    """The Trainer, with steps of several forwards and an evaluation that knows the losses and the emotions."""
 
-    forward_tokens = 0
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch=None):
-        """Loss and gradient of one step. L_a and L_e are means over all of its sequences, whatever share of them a
+    def training_step(self, model: nn.Module, inputs: list[dict[str, Tensor]], num_items_in_batch=None) -> Tensor:
+        """Loss and gradient of one step. Each loss is a mean over all of its sentences, whatever share of them a
         forward or a process holds."""
-        inputs = self._prepare_inputs(inputs)
-        pieces = _pieces(inputs, self.forward_tokens)
-        if len(pieces) == 1 and self.accelerator.num_processes == 1:
-            return super().training_step(model, inputs, num_items_in_batch)
         model.train()
-        counts = torch.stack([_counts(piece) for piece in pieces])
-        means = self.accelerator.reduce(counts.sum(0), "mean").clamp_min(1e-9)  # as DDP averages gradients
+        inputs = self._prepare_inputs(inputs)
+        counts = [_counts(forward) for forward in inputs]
+        means = {name: self.accelerator.reduce(sum(c[name] for c in counts), "mean").clamp_min(1e-9)
+                 for name in counts[0]}  # as DDP averages gradients
         total = 0.0
-        for piece, count in zip(pieces, counts, strict=True):
-            alone = self.accelerator.no_sync(model) if piece is not pieces[-1] else contextlib.nullcontext()
+        for forward, count in zip(inputs, counts, strict=True):
+            alone = self.accelerator.no_sync(model) if forward is not inputs[-1] else nullcontext()
             with alone, self.compute_loss_context_manager():
-                out = model(**piece)
-                loss = ((torch.stack([out["l_a"], out["l_e"]]) * count / means).sum()) / 2
+                out = model(**forward)
+                loss = sum(out[name] * (n / means[name]) for name, n in count.items()) / len(count)
                 self.accelerator.backward(loss)
             total = total + loss.detach()
         return total
 
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """Losses, WA and UA on the validation data; all of it in every process, as a sharded loader repeats
+        dialogues to fill its last batch."""
         self.model.eval()
-        sums, counts, answered = torch.zeros(2), torch.zeros(2), []
-        # All of it in every process: a sharded loader repeats dialogues to fill its last batch.
+        sums, counts, answered = defaultdict(float), defaultdict(float), []
         loader = DataLoader(self.eval_dataset, self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
-        for piece in (p for b in loader for p in _pieces(self._prepare_inputs(b), self.forward_tokens)):
-            out = self.model(**piece)
-            here = _counts(piece) if "l_a" in out else out["loss"].new_full((2,), len(out["truth"]))
-            losses = torch.stack([out.get(name, out["loss"]).float() for name in ("l_a", "l_e")])
-            sums, counts = sums + (here * losses).cpu(), counts + here.cpu()
+        for forward in (f for step in loader for f in self._prepare_inputs(step)):
+            out = self.model(**forward)
+            for name, n in _counts(forward).items():
+                sums[name], counts[name] = sums[name] + n * out[name].float(), counts[name] + n
             answered.append(torch.stack([out["logits"].argmax(-1), out["truth"]]).cpu())
         answers, truth = torch.cat(answered, dim=1).numpy()
-        l_a, l_e = (sums / counts.clamp_min(1e-9)).tolist()
-        ua = recall_score(truth, answers, labels=np.unique(truth), average="macro")
-        metrics = {"eval_loss": (l_a + l_e) / 2, "eval_l_a": l_a, "eval_l_e": l_e,
-                   "eval_wa": float((answers == truth).mean()), "eval_ua": float(ua)}
+        losses = {name: (sums[name] / counts[name].clamp_min(1e-9)).item() for name in sums}
+        metrics = {"eval_loss": sum(losses.values()) / len(losses),
+                   **{f"eval_{name}": loss for name, loss in losses.items()},
+                   "eval_wa": float((answers == truth).mean()),
+                   "eval_ua": float(recall_score(truth, answers, labels=np.unique(truth), average="macro"))}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -316,8 +313,7 @@ class _Trainer(Trainer):
         super()._save(output_dir, {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad})
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        if load_result.unexpected_keys:  # the keys that a checkpoint lacks are the frozen ones
-            raise RuntimeError(f"the checkpoint is of another model: {load_result.unexpected_keys}")
+        """None: the keys that a checkpoint lacks are the frozen ones."""
 
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
         try:
@@ -327,17 +323,7 @@ class _Trainer(Trainer):
                             "disk, then run again: training goes on from its last checkpoint") from error
 
 
-def _counts(piece: dict[str, Tensor]) -> Tensor:
-    """Sentences with an L_a and with an L_e, (2,)."""
-    return torch.stack([piece["code_weight"][:, 1:].sum(), (piece["emotion"] >= 0).sum().float()])
-
-
-def _last_whole_checkpoint(folder: Path) -> tuple[str | None, TrainerState | None]:
-    """The newest checkpoint whose last file was written, and its state; a half-written one (a kill, a full disk) is
-    removed."""
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True):
-        try:
-            return str(path), TrainerState.load_from_json(path / "trainer_state.json")
-        except (OSError, ValueError):
-            shutil.rmtree(path)
-    return None, None
+def _counts(forward: dict[str, Tensor]) -> dict[str, Tensor]:
+    """How many sentences each loss of a forward is a mean over: L_e, and L_a where the module has one."""
+    counts = {"l_e": (forward["emotion"] >= 0).sum().float()}
+    return {"l_a": forward["code_weight"][:, 1:].sum(), **counts} if "code_weight" in forward else counts

@@ -18,9 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, models
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from . import backbones, runs
 from .settings import BackboneSettings, FinetuneSettings, Settings, UserError
@@ -56,21 +54,6 @@ class Vocabulary:
         """Ids of the emotion tokens, in the order of `emotions`."""
         return slice(self.end + 1, self.size)
 
-    def tokenizer(self, texts: PreTrainedTokenizerBase | None = None) -> PreTrainedTokenizerBase | None:
-        """A text tokenizer that gives `<audio_0>`, `<audio_end>`, `<neu>` … their ids: the backbone's own `texts`
-        with them added, or one of these tokens alone; None where the backbone has none that fits."""
-        codes = [f"<audio_{i}>" for i in range(self.codebook_size)]
-        new = [*codes, "<audio_end>", *(f"<{e}>" for e in self.emotions)]
-        if not self.base:
-            words = models.WordLevel({token: i for i, token in enumerate(new)}, unk_token=new[0])
-            texts = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
-        elif texts is None or len(texts) > self.base:
-            return None
-        else:  # a backbone may have more rows than its tokenizer has tokens
-            texts.add_tokens([f"<unused_{i}>" for i in range(self.base - len(texts))])
-        texts.add_tokens(new, special_tokens=True)
-        return texts
-
 
 class Batch(NamedTuple):
     """Rows of tokens side by side, padded on the right, where no position sees it, and what is asked of each."""
@@ -90,7 +73,6 @@ class EmotionSLLM(nn.Module):
         self.model, self.vocabulary, self.window = model, vocabulary, window
         self.dropout = nn.Dropout(dropout)
         self.loss_vocabulary = "all"  # of L_a in training
-        self.texts: PreTrainedTokenizerBase | None = None  # the text tokenizer with the new tokens
         self.origin: dict[str, str] = {}  # `backbones.origin` of a pretrained backbone
 
     @classmethod
@@ -106,9 +88,7 @@ class EmotionSLLM(nn.Module):
         if not backbone.source:
             vocabulary = Vocabulary(codebook_size, emotions)
             model = backbones.scratch(backbone, vocabulary.size, vocabulary.end)
-            sllm = cls(model, vocabulary, backbone.window, backbone.dropout)
-            sllm.texts = vocabulary.tokenizer()
-            return sllm
+            return cls(model, vocabulary, backbone.window, backbone.dropout)
         origin = backbones.origin(backbone.source)
         source = backbones.again(origin, home or Settings().home_path)
         model = backbones.load(source, backbone.dtype, backbone.keep_layers)
@@ -120,7 +100,6 @@ class EmotionSLLM(nn.Module):
             model.gradient_checkpointing_enable({"use_reentrant": False})
         sllm = cls(model, vocabulary, backbone.window)
         sllm.origin, sllm.loss_vocabulary = origin, finetune.loss_vocabulary
-        sllm.texts = vocabulary.tokenizer(backbones.tokenizer(source))
         return sllm
 
     # -- the parts of the backbone -------------------------------------------------------------------------
@@ -297,8 +276,6 @@ class EmotionSLLM(nn.Module):
                                     "dtype": str(self.causal_lm.dtype).removeprefix("torch.")}
             else:
                 self.model.save_pretrained(temporary)
-            if self.texts is not None:
-                self.texts.save_pretrained(temporary)
             (temporary / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -328,8 +305,6 @@ class EmotionSLLM(nn.Module):
             model = backbones.load(str(folder), "auto")
         sllm = cls(model, vocabulary, window)
         sllm.origin = origin
-        if (folder / "tokenizer.json").is_file():
-            sllm.texts = backbones.tokenizer(str(folder))
         return sllm.requires_grad_(False).eval()
 
     def fingerprint(self) -> str:

@@ -248,7 +248,7 @@ def test_a_conversation_s_logits_do_not_depend_on_its_batch(bidirectional):
         out = model(**batch)
     assert out["truth"].tolist() == [0, 1, *(torch.arange(9) % 4).tolist()]  # not the padding, not the unlabelled
     torch.testing.assert_close(out["logits"][:2], alone[0, [0, 2]])
-    torch.testing.assert_close(out["loss"], torch.nn.functional.cross_entropy(out["logits"], out["truth"]))
+    torch.testing.assert_close(out["l_e"], torch.nn.functional.cross_entropy(out["logits"], out["truth"]))
 
 
 # -- majority ----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dpmkit import estimate, finetune, methods, report, tables
 from dpmkit.codes import CorpusCodes
-from dpmkit.finetune import Dialogues, collate_sequences
+from dpmkit.finetune import Dialogues, forwards
 from dpmkit.settings import UserError
 from dpmkit.sllm import EmotionSLLM
 
@@ -38,8 +38,8 @@ def asked(request, settings, toy, tmp_path):
 def real(settings, corpus, codes):
     """The model itself, and one epoch's only batch."""
     model = EmotionSLLM.create(settings.backbone, settings.finetune, 16, corpus.emotions).train()
-    data = Dialogues(model, corpus.select(corpus.folds[0].train), codes.codes, corpus.emotions, settings, True)
-    return model, collate_sequences(model.vocabulary.end)(list(data))
+    data = Dialogues(model, corpus, codes, settings, "train")
+    return model, forwards(list(data))[0]
 
 
 @pytest.mark.parametrize("rank", [4, 0], ids=["lora", "whole"])
@@ -88,7 +88,7 @@ def test_less_at_once_and_less_kept_is_less(asked):
     whole = finetune.estimated(settings, corpus, codes)
     small = finetune.estimated(settings.replace("finetune.forward_tokens", 64), corpus, codes)
     again = finetune.estimated(settings.replace("finetune.checkpointing", True), corpus, codes)
-    assert small.largest <= 64 < whole.largest and small.tokens == whole.tokens
+    assert small.largest <= 64 < whole.largest and small.tokens <= whole.tokens
     assert small.memory["activations"] < whole.memory["activations"] / 2
     assert again.memory["activations"] < whole.memory["activations"] and again.flops > whole.flops
 
@@ -131,7 +131,7 @@ def planned(settings, tmp_path):
     return settings, corpus
 
 
-GIVEN = finetune.forwards, 8  # as `python -m dpmkit plan` gives them
+GIVEN = finetune.sizes, 8  # as `python -m dpmkit plan` gives them
 
 
 def cell(settings, corpus):

@@ -9,7 +9,7 @@ from conftest import next_code_loss
 from test_backbones import made
 from transformers import AutoModelForCausalLM
 
-from dpmkit.finetune import collate_sequences, sequences
+from dpmkit.finetune import forwards, sequences
 from dpmkit.settings import BackboneSettings, FinetuneSettings, UserError
 from dpmkit.sllm import CARD, EmotionSLLM
 
@@ -75,7 +75,7 @@ def test_equations_3_to_6(sharp, ids, ends, told, sizes, spans, starts, contexts
     l_a, l_e = by_hand(sharp, ids, ends, spans, starts)
     rows = sequences(sharp, DIALOGUE, LABELS, *sizes, emotions_in_history=told)
     with torch.no_grad():
-        out = sharp(**collate_sequences(sharp.vocabulary.end)([rows]))
+        out = sharp(**forwards([rows])[0])
         assert float(out["l_a"]) == pytest.approx(np.mean(l_a), abs=1e-5)
         assert float(out["l_e"]) == pytest.approx(np.mean(l_e), abs=1e-5)
         assert float(out["loss"]) == pytest.approx((np.mean(l_a) + np.mean(l_e)) / 2, abs=1e-5)
@@ -91,7 +91,7 @@ def test_equations_3_to_6(sharp, ids, ends, told, sizes, spans, starts, contexts
 
 
 def test_emotion_loss_hears_emotion_logits_alone(sharp):
-    batch = collate_sequences(16)([sequences(sharp, DIALOGUE, LABELS, 5, 4, 6)])
+    batch = forwards([sequences(sharp, DIALOGUE, LABELS, 5, 4, 6)])[0]
     head = sharp.model.lm_head.weight
 
     def losses():
@@ -112,7 +112,7 @@ def test_emotion_loss_hears_emotion_logits_alone(sharp):
 def test_sentences_without_a_label_or_without_codes(sharp):
     rows = sequences(sharp, [np.array([], dtype=int), np.array([4, 4])], [None, None], 4, 4, 8)
     with torch.no_grad():
-        out = sharp(**collate_sequences(16)([rows]))
+        out = sharp(**forwards([rows])[0])
     # the empty sentence's one token follows nothing; the other's three follow the first <audio_end>
     log_p = bare_logits(sharp, [16, 4, 4, 16]).log_softmax(-1)
     expected = -float(log_p[0, 4] + log_p[1, 4] + log_p[2, 16]) / 3
@@ -248,7 +248,7 @@ def adapted(folder, **change):
 
 
 def train_steps(sllm, steps=3):
-    batch = collate_sequences(sllm.vocabulary.end)([sequences(sllm, DIALOGUE, LABELS, 5, 4, 6)])
+    batch = forwards([sequences(sllm, DIALOGUE, LABELS, 5, 4, 6)])[0]
     optimizer = torch.optim.AdamW([p for p in sllm.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(steps):
