@@ -6,7 +6,6 @@ writing are taken to reach. Of a pretrained backbone only the shape is loaded, a
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -27,7 +26,7 @@ from .sllm import EmotionSLLM, Vocabulary
 
 SPARE = 0.95  # of the memory at hand may be asked for
 UTILISATION = 0.4  # of the rate of a large product, which training reaches
-GPUS = (1, 15)  # that a plan's hours are shared out over
+GPUS = (1, 15)  # that a plan's hours are shared out over; the longest cell is the least that any number takes
 PUBLISHED = {"s3-v2-25hz": (6561, 25.0), "mimi": (2048, 12.5)}  # codes and rate where the setting is 0
 PASSES = 2  # of a frozen backbone per step: forward, and the gradient of its activations
 
@@ -118,18 +117,13 @@ def _activations(config, size: int, tune: FinetuneSettings) -> int:
     return int(config.num_hidden_layers * kept + tune.checkpointing * block)
 
 
-def _free_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes that this process may still take: of the machine, or of the control groups that it runs in (a container
-    or job), whichever is less."""
-    free = [psutil.virtual_memory().available]
-    lines = own.read_text().splitlines() if own.is_file() else []
-    within = root.joinpath(*(line.removeprefix("0::/") for line in lines if line.startswith("0::/")))
-    for group in (within, *within.parents):
-        with suppress(OSError, ValueError, KeyError):  # no such file; no limit ("max")
-            free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            free[-1] += int(stat["inactive_file"])  # cached: given back when it is needed
-    return max(0, min(free))
+def _free_memory(container: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process may still take: of the machine, or of the container that it runs in."""
+    free = psutil.virtual_memory().available
+    with suppress(OSError, ValueError):  # no such file; no limit ("max")
+        limit = int((container / "memory.max").read_text())
+        free = min(free, limit - psutil.Process().memory_info().rss)
+    return free
 
 
 def matmul_rate(where: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
@@ -155,7 +149,7 @@ def plan(settings: Settings, corpus: Corpus, folds: Sequence[int], seeds: int, f
     rows = [row for row in known if row["corpus"] != settings.corpus]
     rows.append({"profile": settings.profile, "corpus": settings.corpus, "seeds": seeds, "teraflops": rate / 1e12,
                  "utilisation": UTILISATION, "cells": cells, "gpu_hours": sum(hours),
-                 "hours_on": {str(n): makespan(hours, n) for n in GPUS}})
+                 "hours_on": {str(n): max(*hours, sum(hours) / n) for n in GPUS}})
     return records.save_bench(settings, "plan", {"rows": rows}, time.perf_counter() - started)
 
 
@@ -190,11 +184,3 @@ def cell(settings: Settings, corpus: Corpus, forwards: Callable, writers: int) -
             "reading": (once(train) + 2 * once(validation) + 3 * once(test) + once(test, 0)
                         + once(test, sllm.window)),
             "gigabytes": trained.bytes / 1e9}
-
-
-def makespan(hours: Sequence[float], gpus: int) -> float:
-    """Hours until all cells have ended, the longest first, each on the GPU that is free soonest."""
-    free = [0.0] * gpus
-    for h in sorted(hours, reverse=True):
-        heapq.heapreplace(free, free[0] + h)
-    return max(free)

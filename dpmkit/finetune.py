@@ -1,5 +1,5 @@
-"""Fine-tuning of an SLLM (paper, 'Emotion SLLM'): dialogues become training sequences, a step of transformers' Trainer
-takes those of a few dialogues in forwards. `fit` trains any module of the same forward.
+"""Fine-tuning of an SLLM (paper, 'Emotion SLLM'): a dialogue becomes training sequences, those of a few dialogues are
+a step of transformers' Trainer. `fit` trains other modules in the same steps.
 
 `train` gives the fine-tuned SLLM of a corpus and fold: trained if it has to be, resumed where a killed run stopped,
 loaded where it is done. Validation conversations choose the epoch; test conversations are never seen.
@@ -106,9 +106,9 @@ def _trained(settings: Settings, corpus: Corpus, codes: CorpusCodes, done: Path,
 # -- what a step is made of --------------------------------------------------------------------------------
 
 class Dialogues(Dataset):
-    """The training sequences of each dialogue of a split, a list of them per item (see `sequences`). A dialogue longer
-    than the window is cut between sentences into pieces that fit it, a sentence longer than the window to its end.
-    The first cut of a training dialogue is drawn anew in each `epoch`: histories of every length are trained."""
+    """The training sequences of each dialogue of a split, a list of them per item (see `sequences`). A dialogue
+    longer than the window is cut between sentences into pieces that fit it, a longer sentence to its end. The first
+    cut of a training dialogue is drawn anew in each `epoch`, so that histories of every length are trained."""
 
     def __init__(self, model: EmotionSLLM, corpus: Corpus, codes: CorpusCodes, settings: Settings, split: str):
         self.model, self.settings, self.moving, self.epoch = model, settings, split == "train", 0
@@ -173,8 +173,8 @@ def sequences(sllm: EmotionSLLM, codes: Sequence[np.ndarray], emotions: Sequence
 
 
 def forwards(items: Sequence[list[dict[str, Tensor]]], most: int = 0) -> list[dict[str, Tensor]]:
-    """The sequences of a step's dialogues as forwards of `most` tokens at most, or one sequence each; 0: all at once.
-    Each is padded on the right, where no token sees it."""
+    """The sequences of a step's dialogues, padded on the right, where no token sees it, in forwards of `most`
+    tokens at most, or of one sequence; 0: all at once."""
     rows = [sequence for item in items for sequence in item]
     longest = max(len(row["input_ids"]) for row in rows)
     at_once = max(1, most // longest) if most else len(rows)
@@ -189,7 +189,7 @@ def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate
     """Train `model` in place and return its history, one row per epoch; the best epoch's weights are kept. Goes on
     from the newest whole checkpoint in `folder`.
 
-    `collate` makes a step's items into forwards, each a dict of tensors: labels as `emotion`, below 0 where there is
+    `collate` makes a step's items into forwards, dicts of tensors; `emotion` holds labels, below 0 where there is
     none. `model.forward` takes one and returns the losses of `_counts`, `logits` (labelled, classes) and `truth`
     (labelled,). The best epoch has the lowest emotion loss on the validation data.
     """

@@ -3,7 +3,6 @@ whose FLOPs are those of the real model and whose hours those of its cells."""
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -103,21 +102,13 @@ def test_what_cannot_fit_is_refused_before_it_starts(asked, monkeypatch, capsys)
         finetune.train(settings.replace("seed", 5), corpus, codes)
 
 
-@pytest.mark.parametrize(("files", "own", "free"), [
-    ({"job/memory.max": "5000", "job/memory.current": "3000", "job/memory.stat": "file 700\ninactive_file 600\n"},
-     "4:cpu:/x\n0::/job\n", 2600),
-    ({"memory.max": "5000", "memory.current": "1000"}, "0::/of/the host\n", 4000),  # a container's own is the root
-    ({"a/b/memory.max": "max", "a/b/memory.current": "10", "a/memory.max": "900", "a/memory.current": "100"},
-     "0::/a/b\n", 800),  # the group above is what limits
-    ({"memory.max": "50", "memory.current": "90"}, "0::/\n", 0),
-])
-def test_a_containers_limit_counts(files, own, free, tmp_path):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    (tmp_path / "own").write_text(own)
-    assert estimate._free_memory(tmp_path, tmp_path / "own") == free
-    assert estimate._free_memory(Path("/nowhere"), tmp_path / "own") > 10**6  # no groups: the machine's
+def test_a_containers_limit_counts(tmp_path):
+    limit = tmp_path / "memory.max"
+    machine = estimate._free_memory(tmp_path)  # no such file
+    limit.write_text("max")
+    assert estimate._free_memory(tmp_path) == pytest.approx(machine, rel=0.2) and machine > 10**6
+    limit.write_text(str(psutil.Process().memory_info().rss + 5000 * 2**20))
+    assert estimate._free_memory(tmp_path) == pytest.approx(5000 * 2**20, rel=0.01)
 
 
 # -- the plan of a grid -------------------------------------------------------------------------------------
@@ -188,12 +179,6 @@ def test_writing_grows_with_the_steps_and_the_rates(planned):
     assert cell(settings.replace("ablation.lr", (1e-4, 1e-3)), corpus)["writing"] > one["writing"]
 
 
-def test_hours_are_shared_out_over_gpus():
-    assert estimate.makespan([3.0, 1.0, 2.0], 1) == 6.0
-    assert estimate.makespan([3.0, 1.0, 2.0], 2) == 3.0
-    assert estimate.makespan([3.0, 1.0], 15) == 3.0
-
-
 def test_the_record_keeps_other_corpora_and_no_path(planned, tmp_path):
     settings, corpus = planned
     plan(settings, corpus, (1, 2), 3, teraflops=2.0)
@@ -202,9 +187,13 @@ def test_the_record_keeps_other_corpora_and_no_path(planned, tmp_path):
     assert str(tmp_path) not in path.read_text()
     rows = {r["corpus"]: r for r in json.loads(path.read_text())["results"]["rows"]}
     assert rows["demo"]["teraflops"] == 4.0 != rows["meld"]["teraflops"] > 0
-    hours = [c for c in rows["demo"]["cells"] for _ in range(3)]
-    assert rows["demo"]["gpu_hours"] == pytest.approx(sum(
-        (c["training"] + c["writing"] + c["reading"]) / (estimate.UTILISATION * 4e12) / 3600 for c in hours))
+
+    def hours_of(cell):
+        return (cell["training"] + cell["writing"] + cell["reading"]) / (estimate.UTILISATION * 4e12) / 3600
+
+    assert rows["demo"]["gpu_hours"] == pytest.approx(3 * sum(map(hours_of, rows["demo"]["cells"])))
+    assert rows["demo"]["hours_on"] == {"1": rows["demo"]["gpu_hours"], "15": max(
+        rows["demo"]["gpu_hours"] / 15, max(map(hours_of, rows["demo"]["cells"])))}
     table = tables.bench(json.loads(path.read_text())["results"])
     assert table[["corpus", "folds", "seeds"]].to_numpy().tolist() == [["meld", "1", "3"], ["demo", "2", "3"]]
     readme = settings.home_path / "README.md"
