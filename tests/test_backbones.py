@@ -12,8 +12,7 @@ import pytest
 import torch
 from conftest import make_toy, next_code_loss
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from dpmkit import backbones, cheaper, finetune
 from dpmkit.algorithm1 import algorithm1
@@ -24,7 +23,6 @@ from dpmkit.sllm import EmotionSLLM
 EMOTIONS = ("neu", "hap", "sad", "ang")
 BATCH = {"input_ids": torch.tensor([[50, 51, 52, 66, 53, 66]]), "emotion": torch.tensor([[-100] * 5 + [2]]),
          "code_weight": torch.tensor([[0, 1 / 3, 1 / 3, 1 / 3, 1 / 2, 1 / 2]])}
-TEXT = ("[UNK]", "neutral", "happy", "sad", "ang", "ry", "very")
 SHAPE = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
          "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 128}
 KINDS = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "olmo2", "phi3", "stablelm", "starcoder2")
@@ -38,14 +36,9 @@ def config(kind="llama", tied=False, **changes):
     return AutoConfig.for_model(kind, **SHAPE, **own, pad_token_id=0, tie_word_embeddings=tied, **changes)
 
 
-def made(folder, kind="llama", tied=False, words=True):
+def made(folder, kind="llama", tied=False):
     torch.manual_seed(7)
     AutoModelForCausalLM.from_config(config(kind, tied)).save_pretrained(folder)
-    if words:
-        text = Tokenizer(models.WordPiece({w: i for i, w in enumerate(("[UNK]", *TEXT[1:5], "##ry", "very"))},
-                                          unk_token="[UNK]"))
-        text.pre_tokenizer = pre_tokenizers.Whitespace()
-        PreTrainedTokenizerFast(tokenizer_object=text, unk_token="[UNK]").save_pretrained(folder)
     return str(folder)
 
 
@@ -119,7 +112,7 @@ def test_a_softmax_over_code_rows_is_that_of_the_whole_less_the_text(tied, tmp_p
     a, b = whole(**batch), short(**batch)
     torch.testing.assert_close(a["l_e"], b["l_e"])
     hidden = whole.hidden(batch["input_ids"][:1])[0, :-1]
-    logits = whole._head(hidden)[:, 50:67]  # codes and <audio_end>
+    logits = whole._logits(hidden)[:, 50:67]  # codes and <audio_end>
     losses = torch.nn.functional.cross_entropy(logits, batch["input_ids"][0, 1:] - 50, reduction="none")
     torch.testing.assert_close(b["l_a"], (losses * batch["code_weight"][0, 1:]).sum() / 2)
     assert b["l_a"] < a["l_a"]
@@ -162,7 +155,7 @@ def test_pickles_and_damage_are_refused(tmp_path):
 
 
 def gguf_file(path):
-    """A tiny Llama as llama.cpp's converter would write it, with a byte-pair tokenizer."""
+    """A tiny Llama as llama.cpp's converter would write it."""
     gguf = pytest.importorskip("gguf")
     torch.manual_seed(5)
     model = LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True))
@@ -176,14 +169,7 @@ def gguf_file(path):
     writer.add_rope_dimension_count(8)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_vocab_size(50)
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    tokens = ["<unk>", "<s>", "</s>", "Ġ", *letters, "sa", "sad"]
-    tokens += [f"<{i}>" for i in range(50 - len(tokens))]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
-    writer.add_token_types([1] * 50)
-    writer.add_token_merges(["s a", "sa d"])
+    writer.add_token_list([f"<{i}>" for i in range(50)])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -245,7 +231,6 @@ def test_the_gguf_file_in_a_wheel_becomes_a_folder_once(packed, tmp_path):
     loaded, tokens = backbones.load(folder, "float32"), torch.tensor([[4, 9, 30, 2]])
     # kept in bfloat16
     torch.testing.assert_close(loaded(tokens).logits, model(tokens).logits, rtol=0.02, atol=0.02)
-    assert backbones.tokenizer(folder).tokenize(" sad") == ["Ġ", "sad"]
     assert created(folder).vocabulary.base == 50
 
 

@@ -101,7 +101,7 @@ def test_emotion_tokens_are_no_sound_in_l_t(vocabulary, sharp):
         batch = sharp.batch([row, row[:2]], [1, 1])
         hidden = sharp.hidden(batch.ids)
         got = sharp.losses(hidden, batch, vocabulary)
-        logits = sharp._head(hidden[0])[:, :17 if vocabulary == "codes" else None]
+        logits = sharp._logits(hidden[0])[:, :17 if vocabulary == "codes" else None]
     predicted = [1, 2, 3, 5, 6, 7]  # tokens 4 and 8 are emotions
     expected = -logits.log_softmax(-1)[[t - 1 for t in predicted], row[predicted]]
     assert got[0] == pytest.approx(float(expected.mean()), abs=1e-5)

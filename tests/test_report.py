@@ -2,15 +2,13 @@
 
 import shutil
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from test_backbones import made as made_backbone
 from test_records import CHECKOUT, save
-from transformers import AutoTokenizer
 
-from dpmkit import backbones, finetune, metrics, protocols, records, report, tables
+from dpmkit import finetune, metrics, protocols, records, report, tables
 from dpmkit.settings import Settings, UserError
 from dpmkit.sllm import EmotionSLLM
 
@@ -126,44 +124,11 @@ def test_the_folder_says_what_was_measured_and_works_elsewhere(pretrained, setti
     loaded = EmotionSLLM.load(away, backbone=elsewhere)
     sentence = [loaded.sentence(np.array([1, 5, 3]))]
     torch.testing.assert_close(loaded.emotion_logits(sentence), tuned.sllm.emotion_logits(sentence))
-    ids = AutoTokenizer.from_pretrained(away)("<audio_1><audio_5><audio_3><audio_end>", add_special_tokens=False)
-    assert ids["input_ids"] == sentence[0].tolist()
-    assert AutoTokenizer.from_pretrained(away).convert_tokens_to_ids("<ang>") == loaded.answer(3).item()
-    if pretrained:
-        assert loaded.texts("happy", add_special_tokens=False)["input_ids"][0] < loaded.vocabulary.base
 
 
 def test_without_answers_the_card_says_that_nothing_was_measured(settings, toy):
     settings, tuned = trained(settings, toy)
     assert "| not measured | not measured | not measured |" in report.write_card(settings, tuned, *toy).read_text()
-
-
-def test_a_tokenizer_with_more_tokens_than_the_backbone_has_rows_is_left_out(settings, toy, tmp_path):
-    source = made_backbone(tmp_path / "text")
-    text = AutoTokenizer.from_pretrained(source)
-    text.add_tokens([f"word{i}" for i in range(60)])
-    text.save_pretrained(source)
-    settings, tuned = trained(settings, toy, source)
-    assert tuned.sllm.texts is None and not (tuned.folder / "tokenizer.json").exists()
-
-
-def test_a_hub_id_is_loaded_where_a_hub_answers_and_refused_where_none_does(settings, toy, monkeypatch):
-    _, tuned = trained(settings, toy)
-    asked = []
-
-    def snapshot(repository, allow_patterns):
-        asked.append(repository)
-        assert not any("bin" in p or "pt" in p for p in allow_patterns)  # pickles stay there
-        if repository != "someone/emotion-sllm":
-            raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
-        return str(tuned.folder)
-
-    monkeypatch.setattr(backbones, "snapshot_download", snapshot)
-    assert EmotionSLLM.load("someone/emotion-sllm").fingerprint() == tuned.sllm.fingerprint()
-    with pytest.raises(UserError, match=r"someone/else.*no hub gives.*no network"):
-        EmotionSLLM.load("someone/else")
-    EmotionSLLM.load(str(tuned.folder))
-    assert asked == ["someone/emotion-sllm", "someone/else"]
 
 
 def test_training_that_the_gpu_cannot_hold_names_the_cure(settings, toy, monkeypatch):

@@ -1,5 +1,6 @@
 """Equations 3 to 6 by hand, L_t, and what is on disk: an SLLM from scratch and one on a pretrained backbone."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -180,8 +181,8 @@ def test_saved_and_loaded_is_the_same(sharp, tmp_path):
     expected = bare_logits(sharp, PLAIN)
     loaded = EmotionSLLM.load(folder)
     assert torch.equal(bare_logits(loaded, PLAIN), expected)
-    assert (loaded.vocabulary, loaded.window, loaded.fingerprint()) == (
-        sharp.vocabulary, sharp.window, sharp.fingerprint())
+    assert (loaded.window, loaded.fingerprint()) == (sharp.window, sharp.fingerprint())
+    assert loaded.vocabulary == dataclasses.replace(sharp.vocabulary, emotions=list(EMOTIONS))
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
     plain = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
