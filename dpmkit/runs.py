@@ -2,8 +2,7 @@
 
 Every stage (corpus, codes, SLLM, predictions, …) owns a folder `runs/<stage>/<key>/`. The key is a hash of the
 settings that the stage reads, the keys of what it was made from, and the code that makes it: an artefact is reused
-exactly when it would come out the same. `made.json` beside it says all this in words. Of two processes that want
-one artefact, one waits for the other. A kill or a full disk leaves the old file or none.
+exactly when it would come out the same. `made.json` beside it says all this in words.
 """
 
 from __future__ import annotations
@@ -30,33 +29,27 @@ from safetensors import SafetensorError
 from .machine import origin
 from .settings import Group, Settings, UserError
 
+# Modules that change nothing in what a stage makes: settings enter a key by value, the others put things in their
+# place, or say beforehand what they will cost.
+CARRIERS = tuple(f"{__package__}.{name}" for name in ("runs", "machine", "settings", "records", "estimate"))
+
+
 # -- the code that makes an artefact -------------------------------------------
-
-Place = tuple[str, str]  # a module and a name defined in it; no name: what else runs on its import
-CARRIERS = tuple(f"{__package__}.{name}" for name in ("runs", "machine", "settings"))
-
 
 @cache
 def code_version(*makers: Callable) -> str:
-    """A hash of what runs from these functions and classes, without comments, layout and docstrings.
-
-    Every name that a definition mentions is followed, through imports, to what defines it; what else its file runs
-    on import counts, too. Left out are CARRIERS: settings enter a key by value, the others only put things in their
-    place. A name made at run time, as by `import_module`, is not seen: give what it stands for as one more maker.
-    """
-    todo = [(maker.__module__, maker.__qualname__.partition(".")[0]) for maker in makers]
-    found: dict[Place, str] = {}
+    """A hash of the modules that these functions and classes run through, without comments, layout and docstrings:
+    their own and, along the imports inside this package, all others but CARRIERS. What is imported at run time, as
+    by `import_module`, is not seen: give what it stands for as one more maker."""
+    todo, found = [maker.__module__ for maker in makers], {}
     while todo:
-        module, name = place = todo.pop()
-        if place not in found and module not in CARRIERS and _file(module):
-            part = parsed(module)[0][name]
-            found[place] = ast.dump(part)
-            todo += [(module, ""), *(place for mention in _mentions(part) for place in _meant(module, mention))]
-    text = "\n".join(f"{module}:{name}:{syntax}" for (module, name), syntax in sorted(found.items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+        module = todo.pop()
+        if module not in found and module not in CARRIERS and _file(module):
+            found[module], imported = parsed(module)
+            todo += imported.values()
+    return hashlib.sha256(json.dumps(sorted(found.items())).encode()).hexdigest()[:12]
 
 
-@cache
 def _file(module: str) -> Path | None:
     """The file of a module of this package; None where there is no such module."""
     package, *names = module.split(".")
@@ -66,51 +59,22 @@ def _file(module: str) -> Path | None:
 
 
 @cache
-def parsed(module: str) -> tuple[dict[str, ast.Module], dict[str, Place]]:
-    """A file taken apart: name -> the statements that define it ("": what else runs on its import), and name ->
-    where it comes from, of what is imported from this package."""
-    file, parts, imported = _file(module), {"": ast.Module([], [])}, {}
+def parsed(module: str) -> tuple[str, dict[str, str]]:
+    """A module's syntax tree without docstrings, as text; and name -> module of what it imports from this package.
+    A name that a package's `__init__` has from one of its modules comes from there: its others do not count."""
+    file, names = _file(module), {}
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = resolve_name("." * node.level + (node.module or ""), package)
-            imported |= {alias.asname or alias.name: (base, alias.name) for alias in node.names}
+            passed_on = parsed(base)[1] if base != package and _file(base).name == "__init__.py" else {}
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                names[alias.asname or alias.name] = inner if _file(inner) else passed_on.get(alias.name, base)
         elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
-    for node in tree.body:
-        names = []
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names = [node.name]
-        elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
-            names = [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            continue
-        for name in names or [""]:
-            parts.setdefault(name, ast.Module([], [])).body.append(node)
-    return parts, imported
-
-
-def _mentions(node: ast.AST) -> Iterator[tuple[str, ...]]:
-    """The names in a piece of code, each with the attribute that is asked of it: `audio.read(x)` has two."""
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-        yield node.value.id, node.attr
-    elif isinstance(node, ast.Name):
-        yield (node.id,)
-    else:
-        for child in ast.iter_child_nodes(node):
-            yield from _mentions(child)
-
-
-def _meant(module: str, mentioned: tuple[str, ...]) -> list[Place]:
-    """What a mention stands for: a definition, or all of a module that is passed on as it is."""
-    for name in mentioned:
-        while name not in parsed(module)[0] and name in parsed(module)[1] and not _file(f"{module}.{name}"):
-            module, name = parsed(module)[1][name]
-        if not _file(f"{module}.{name}"):
-            return [(module, name)] if name in parsed(module)[0] else []
-        module = f"{module}.{name}"
-    return [(module, name) for name in parsed(module)[0]]
+    return ast.dump(tree), names
 
 
 # -- artefacts -----------------------------------------------------------------
@@ -121,10 +85,8 @@ def key(*parts: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    def fields(value: Any) -> dict[str, Any]:
-        return dict(value) if isinstance(value, Group) else dataclasses.asdict(value)
-
-    return json.dumps(value, sort_keys=True, default=fields)
+    return json.dumps(value, sort_keys=True,
+                      default=lambda v: dict(v) if isinstance(v, Group) else dataclasses.asdict(v))
 
 
 def folder(settings: Settings, stage: str, stage_key: str) -> Path:
@@ -146,23 +108,21 @@ class Artefact:
 
     @contextmanager
     def making(self, *files: Path, together: bool = False) -> Iterator[bool]:
-        """Whether one of these files of the artefact is absent; then the block makes them, and no other process
-        does so meanwhile: one that comes later waits, and finds them made. Where the processes of one run make them
-        `together`, the main one locks for all. UserError for a folder that is read-only."""
-        many, main = together and world() > 1, True
-        if not many and all(file.is_file() for file in files):
+        """Whether one of these files of the artefact is absent; then the block makes them, and a process that comes
+        meanwhile waits, and finds them made. Where the processes of one run make them `together`, the main one
+        locks for all. UserError for a folder that is read-only."""
+        alone = not together or world() == 1
+        if alone and all(file.is_file() for file in files):
             yield False
             return
-        if many:
-            from accelerate import PartialState
-
-            main = PartialState().is_main_process
+        main = alone or os.environ.get("RANK") == "0"
         lock = FileLock(self.folder / ".lock", poll_interval=0.2)
         try:
             if main:
-                with _writing(self.folder):
-                    self._acquire(lock)
-            if many:
+                self._acquire(lock)
+            if not alone:
+                from accelerate import PartialState
+
                 PartialState().wait_for_everyone()
             absent = not all(file.is_file() for file in files)
             if absent and main:
@@ -174,11 +134,12 @@ class Artefact:
             lock.release()
 
     def _acquire(self, lock: FileLock) -> None:
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            print(f"waiting for another process that makes {self.folder}", file=sys.stderr, flush=True)
-            lock.acquire()
+        with _writing(self.folder):
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                print(f"waiting for another process that makes {self.folder}", file=sys.stderr, flush=True)
+                lock.acquire()
 
 
 def artefact(settings: Settings, stage: str, *makers: Callable, **inputs: Any) -> Artefact:
