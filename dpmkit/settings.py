@@ -1,7 +1,8 @@
 """What a run is made of: one frozen object of groups of values with defaults and limits; and where its results lie.
 
-A profile (`profiles`) is a set of values, never another path through the code; `Settings.of` is one with changes.
+A profile (`profiles`) is a set of values, never another path through the code.
 """
+
 import hashlib
 import json
 import os
@@ -10,14 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import NonNegativeFloat as Weight
+from pydantic import NonNegativeInt as Size
+from pydantic import PositiveFloat as Positive
+from pydantic import PositiveInt as Count
 
 from .profiles import PROFILES
 
 T = TypeVar("T")
-Count = Annotated[int, Field(gt=0)]
-Size = Annotated[int, Field(ge=0)]
-Weight = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -272,14 +273,14 @@ class Settings(Group):
 
     def override(self, values: dict[str, Any]) -> Self:
         """A copy with these values changed at once, by dotted name; raises as `of`."""
-        known, groups = self.flat(), {"": {}}
+        changes: dict[str, dict[str, Any]] = {"": {}}  # group -> its changes; "": this object's own
         for name, value in values.items():
-            if name not in known:
+            if name not in (known := self.flat()):
                 raise UserError(f"setting {name!r} is not known; known settings: {', '.join(sorted(known))}")
             group, _, leaf = name.rpartition(".")
-            groups.setdefault(group, {})[leaf] = value
-        changes = groups.pop("") | {name: getattr(self, name).but(**leaves) for name, leaves in groups.items()}
-        return self.but(**changes)
+            changes.setdefault(group, {})[leaf] = value
+        groups = {name: getattr(self, name).but(**own) for name, own in changes.items() if name}
+        return self.but(**changes[""], **groups)
 
     def replace(self, name: str, value: Any) -> Self:
         """A copy with one value changed."""
