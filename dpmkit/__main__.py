@@ -8,7 +8,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from .settings import PROFILES, Settings, UserError
@@ -17,9 +16,6 @@ from .settings import PROFILES, Settings, UserError
 def main(arguments: list[str] | None = None) -> int:
     """Parse and run; returns the exit code: 2 for the user's mistakes, 1 for other failures, 130 for a stop."""
     options = _parser().parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):  # a terminal that knows no × or ü must not end a run
-        with suppress(AttributeError):
-            stream.reconfigure(errors="backslashreplace")
     try:
         return options.run(options) or 0
     except KeyboardInterrupt:
@@ -66,9 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--tflops", type=float, default=0.0,
                       help="rate of a large product on the GPU planned for (default: of this machine, measured)")
     bench = command(_bench, values, corpus)
-    bench.add_argument("what", choices=("memory", "context", "stream", "reproduce"))
+    bench.add_argument("what", choices=("memory", "context", "reproduce"))
     bench.add_argument("--repeats", type=int, default=3, help="memory: rounds of all arms (default 3)")
-    bench.add_argument("--hours", type=float, default=1.0, help="stream: of audio (default 1)")
     return parser
 
 
@@ -206,10 +201,10 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    """measure: rungs of the memory beside a PEFT loop, cost, long streams, the notebooks quiet and beside a loop"""
+    """measure: rungs of the memory beside a PEFT loop, long recordings, the notebooks quiet and beside a loop"""
     from . import bench, records, tables
 
-    more = {"memory": [options.repeats], "stream": [options.hours]}.get(options.what, [])
+    more = [options.repeats] if options.what == "memory" else []
     path = getattr(bench, options.what)(_asked(options)[0], *more)
     print(tables.bench(records.read(path)["results"]).to_string(index=False))
     print(f"wrote {path}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What things cost: `python -m dpmkit bench memory | context | stream | reproduce`, and a method's sentence.
+"""What things cost: `python -m dpmkit bench memory | context | reproduce`, and a method's sentence.
 
 A bench writes a record and returns its path. Arms take turns; rates are medians with the lowest and the highest.
 """
@@ -9,10 +9,10 @@ import contextlib
 import ctypes
 import itertools
 import math
+import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -53,7 +53,6 @@ RUNGS: dict[str, dict[str, Any]] = {
 LOOP = "PEFT loop"  # `algorithm1`, one conversation after the other
 SENTENCES = 20  # of a conversation that is timed, at least: the loop's set-up is in its time
 LARGE = 2048  # a side of the matrices whose product measures the peak
-STREAM_ROWS = 10  # parts of a long stream, each with a row of its own
 # Llamas of random weights, which time cannot tell: hidden, layers, heads, heads of keys and values, intermediate,
 # precision; then n_r and streams.
 SHAPES = {"8 layers of a 135 M Llama": (576, 8, 9, 3, 1536, torch.float32, 64, 8)}
@@ -161,34 +160,6 @@ def _prepared(settings: Settings) -> tuple[Corpus, CorpusCodes, Finetuned, tuple
     spoken = codes.make(settings, corpus)
     validation = corpus.select(corpus.folds[settings.fold - 1].validation)
     return corpus, spoken, finetune.train(settings, corpus, spoken), validation
-
-
-def stream(settings: Settings, hours: float) -> Path:
-    """One stream of so many hours that is never reset: validation conversations one after the other, over and over.
-    A row per part: wall and processor seconds per sentence, resident bytes, the memory's norm, mean L_t, WA."""
-    started = time.perf_counter()
-    corpus, spoken, tuned, conversations = _prepared(settings)
-    known = [u for c in conversations for u in c.utterances]
-    rate, process, rows = spoken.facts["frame_rate"], psutil.Process(), []
-    number = int(hours * 3600 * rate / np.mean([len(spoken.codes[u.id]) for u in known])) + 1
-    utterances = list(itertools.islice(itertools.cycle(known), number))
-    turns = cheaper.memory(tuned.sllm, settings.memory).listen(spoken.codes[u.id] for u in utterances)
-    turns = iter(tqdm(turns, total=len(utterances), desc="bench: stream", unit="utt"))
-    for part in np.array_split(np.arange(len(utterances)), STREAM_ROWS):
-        wall, processor = time.perf_counter(), time.process_time()
-        some = [(utterances[n], turn) for n, turn in zip(part, turns, strict=False)]
-        reached = sum(len(spoken.codes[u.id]) for u in utterances[:part[-1] + 1])
-        rows.append({
-            "hours": reached / rate / 3600, "codes": reached, "sentences": len(some),
-            "seconds_per_sentence": (time.perf_counter() - wall) / len(some),
-            "processor_seconds_per_sentence": (time.process_time() - processor) / len(some),
-            "resident_bytes": process.memory_info().rss, "norm": some[-1][1].norm,
-            "L_t": float(np.nanmean([turn.loss for _, turn in some])),
-            "WA": 100 * float(np.mean([corpus.emotions[turn.probabilities.argmax()] == u.emotion for u, turn in some
-                                       if u.emotion is not None]))})
-    name = f"stream-{hours:g}h" + (f"-decay{settings.memory.decay:g}" if settings.memory.decay else "")
-    results = {"rows": rows, "lr": settings.memory.lr}
-    return records.save_bench(settings, name, results, time.perf_counter() - started)
 
 
 def context(settings: Settings) -> Path:
@@ -314,7 +285,8 @@ def flops(work: Callable[[], Any]) -> int:
 
 
 def measured(work: Callable[[], Any], device: torch.device) -> dict[str, float]:
-    """Wall `seconds` of one call, and the `peak_bytes` that it held beyond what was held before."""
+    """Wall `seconds` of one call, and the `peak_bytes` that it held beyond what was held before (on a system that
+    cannot forget an earlier peak, which is Linux alone: that of the whole process)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         held = torch.cuda.memory_allocated(device)
@@ -322,22 +294,12 @@ def measured(work: Callable[[], Any], device: torch.device) -> dict[str, float]:
         return {"seconds": spent, "peak_bytes": torch.cuda.max_memory_allocated(device) - held}
     with contextlib.suppress(OSError, AttributeError):  # what was freed but kept would hide a peak (glibc only)
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    process, done = psutil.Process(), threading.Event()
-    sizes = [process.memory_info().rss]
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            sizes.append(process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        spent = seconds(work, device)
-        sizes.append(process.memory_info().rss)
-    finally:
-        done.set()
-        watcher.join()
-    return {"seconds": spent, "peak_bytes": max(sizes) - sizes[0]}
+    held = psutil.Process().memory_info().rss
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak so far is forgotten
+    spent = seconds(work, device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"seconds": spent, "peak_bytes": max(0, peak - held)}
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:

@@ -248,5 +248,4 @@ BENCHES = {
     "turn": "A write and a read of one sentence behind a full prefix, random weights: rows as they are (free), and "
             "of lengths that come again, recorded and replayed as CUDA graphs (auto). The script lies beside the "
             "record.",
-    "stream": "One stream that is never reset, lr {lr:g}: validation conversations one after the other, for hours.",
 }

@@ -76,15 +76,6 @@ def test_a_killed_bench_keeps_the_rounds_before(prepared, monkeypatch):
     assert all(r["n"] == 1 and r["rate"] == r["rate_range"][0] > 0 for r in kept["results"]["rates"])
 
 
-def test_a_stream_of_minutes_is_heard_in_ten_parts(prepared):
-    path = bench.stream(prepared.replace("memory.prefix", 8), hours=0.02)
-    record = json.loads(path.read_text(encoding="utf-8"))
-    rows = record["results"]["rows"]
-    assert len(rows) == bench.STREAM_ROWS and rows[-1]["hours"] == pytest.approx(0.02, rel=0.05)
-    assert all(0 <= row["WA"] <= 100 and row["norm"] > 0 for row in rows)
-    assert "stream-0.02h" in report.page([], prepared.own_path)
-
-
 def test_cost_against_history_has_every_path_at_every_length(prepared):
     path = bench.context(prepared.replace("memory.prefix", 8))
     rows = json.loads(path.read_text(encoding="utf-8"))["results"]["rows"]
