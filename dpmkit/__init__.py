@@ -1,10 +1,4 @@
-"""Dynamic Parameter Memory (arXiv 2507.09076), reproduced.
-
-    from dpmkit import DynamicParameterMemory, EmotionSLLM, Settings, load_corpus
-
-What needs torch is imported when it is asked for: `machine.choose` comes before torch, and a command line that only
-prints settings starts at once.
-"""
+"""Dynamic Parameter Memory (arXiv 2507.09076), reproduced."""
 
 from importlib import import_module
 from typing import Any
@@ -13,6 +7,7 @@ from . import machine
 from .settings import Settings, UserError
 
 __all__ = ["DynamicParameterMemory", "EmotionSLLM", "Settings", "UserError", "load_corpus"]
+# What needs torch is imported when it is asked for: `machine.choose` comes before, and printing settings is quick.
 LATER = {"load_corpus": ("corpora", "load"), "EmotionSLLM": ("sllm", "EmotionSLLM"),
          "DynamicParameterMemory": ("memory", "DynamicParameterMemory")}
 

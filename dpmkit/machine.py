@@ -1,9 +1,4 @@
-"""What a process runs on: how its threads wait, which device, in which digits; and what a record says of it.
-
-OpenMP asks once how threads wait for one another, when torch loads it: `choose` comes before. By default they spin,
-which is fastest on a quiet machine; beside a busy process each spins in the time slices that the others need, and a
-step takes several times as long. `python -m dpmkit bench reproduce` measures both.
-"""
+"""What a process runs on: how its threads wait, which device, in which digits; and what a record says of it."""
 
 from __future__ import annotations
 
@@ -27,10 +22,12 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+# OpenMP asks once how threads wait for one another, when torch loads it. By default they spin: fastest on a quiet
+# machine; beside a busy process each spins in the time slices that the others need (see `bench reproduce`).
 NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-MARK = "DPMKIT_CHOSE_WAITING"  # the choice is this kit's, so that a child process may choose anew
 QUIET = {"GOMP_SPINCOUNT": "10000"}  # turns of the loop before a thread sleeps; libgomp's own are 300,000
 BUSY = {"OMP_WAIT_POLICY": "PASSIVE"}  # sleeps at once
+MARK = "DPMKIT_CHOSE_WAITING"  # the choice is this kit's, so that a child process may choose anew
 SAMPLE = 0.1  # seconds
 PACKAGES = ("dpmkit", "torch", "transformers", "peft", "accelerate", "torchaudio", "numpy", "pandas",
             "scikit-learn", "papermill", "espeakng-loader", "soundfile", "av", "silero-vad", "s3tokenizer")
@@ -67,7 +64,7 @@ def device(settings: Settings) -> torch.device:
 @contextmanager
 def tf32(model: nn.Module) -> Iterator[None]:
     """Float32 products on tensor cores where a bfloat16 model is on a GPU: PEFT keeps its adapters in float32, at a
-    fifteenth of the card's rate, though what they are added to has fewer digits than TF32."""
+    fifteenth of the card's rate, for no more digits than the sums have."""
     import torch
 
     before, weight = torch.get_float32_matmul_precision(), next(model.parameters())

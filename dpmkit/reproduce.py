@@ -1,9 +1,5 @@
 """The five notebooks, headlessly: papermill runs each for every fold and seed, in turn or as tasks of Ray, and each
-becomes a page that loads nothing.
-
-nbconvert's own template brings 300 kB of JupyterLab's stylesheet to every page, and fetches require.js, MathJax and
-Mermaid from the net, which the notebooks do not need: their formulas are plain text, their audio is in the page.
-"""
+becomes a page that loads nothing (nbconvert's own template fetches scripts, and adds 300 kB of styles)."""
 
 from __future__ import annotations
 
@@ -61,14 +57,13 @@ def run(settings: Settings, notebooks: Sequence[str] = NOTEBOOKS, overrides: dic
     and the file that holds what it did so far.
     """
     work = settings.home_path / "runs" / "notebooks" / f"{settings.profile}-{settings.corpus}" / settings.run_name
-    parameters = {"profile": settings.profile, "corpus": settings.corpus, "root": settings.root,
-                  "fold": settings.fold, "seed": settings.seed, "home": settings.home,
-                  "overrides": overrides or {}}
+    work.mkdir(parents=True, exist_ok=True)
+    named = ("profile", "corpus", "root", "fold", "seed", "home")
+    parameters = {name: getattr(settings, name) for name in named} | {"overrides": overrides or {}}
     for number, name in enumerate(notebooks, start=1):
         print(f"[{number}/{len(notebooks)}] {name}  {settings.profile} {settings.corpus} {settings.run_name}",
               file=sys.stderr, flush=True)
         start = time.perf_counter()
-        work.mkdir(parents=True, exist_ok=True)
         _execute(name, work / f"{name}.ipynb", parameters)
         _publish(work / f"{name}.ipynb", settings, parameters)
         print(f"    {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
@@ -102,12 +97,11 @@ def _publish(executed: Path, settings: Settings, parameters: dict[str, Any]) -> 
     shown = {name: settings.shown(name, value) for name, value in parameters.items()}
     shown["overrides"] = {name: settings.shown(name, value) for name, value in parameters["overrides"].items()}
     notebook = nbformat.read(executed, as_version=4)
-    notebook.metadata.pop("papermill", None)  # holds paths of this machine
-    notebook.metadata.pop("widgets", None)
+    notebook.metadata = {name: notebook.metadata[name] for name in ("kernelspec", "language_info")
+                         if name in notebook.metadata}
     for cell in notebook.cells:
-        cell.metadata.pop("papermill", None)
-        cell.metadata.pop("execution", None)
-        if "injected-parameters" in cell.metadata.get("tags", []):
+        cell.metadata = {"tags": cell.metadata.get("tags", [])}
+        if "injected-parameters" in cell.metadata["tags"]:
             cell.source = translate_parameters("python3", "python", shown, "Parameters")
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"
@@ -170,22 +164,15 @@ def _ray(address: str, at: GridSettings) -> ModuleType:
     """The module ray, connected: once a process, which spares each later call some ten seconds."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    started = {"include_dashboard": False} if address == LOCAL else {}  # a running one refuses such options
     try:
         import ray
 
-        if address != LOCAL:  # Ray itself would try for a minute
+        if address != LOCAL:  # Ray itself would try for minutes
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), timeout=5).close()
-        tries = 2 if address == LOCAL else 1  # a busy machine may take longer than the half minute that Ray waits
-        while not ray.is_initialized():
-            try:
-                ray.init(address, log_to_driver=False, logging_level="error",
-                         **({"include_dashboard": False} if address == LOCAL else {}))
-            except Exception:
-                ray.shutdown()
-                tries -= 1
-                if not tries:
-                    raise
+        if not ray.is_initialized():
+            ray.init(address, log_to_driver=False, logging_level="error", **started)
     except Exception as error:  # Ray raises bare ones, e.g. of a node that took too long to start
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise UserError(f"no Ray at {address!r} ({reason}): an address is host:port of a cluster (see `ray start`)"

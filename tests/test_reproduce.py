@@ -255,19 +255,14 @@ def test_a_dead_worker_is_tried_again_and_a_failing_cell_leaves_the_others(ray, 
 @pytest.mark.parametrize(("address", "words"), [
     ("127.0.0.1:9", "refused"), ("here", "invalid literal"), ("local", "The current node timed out")])
 def test_a_ray_that_does_not_answer_or_start_is_one_clear_line(ray, address, words, tmp_path, monkeypatch):
-    tried = []
-
-    def init(*given, **named):
-        tried.append(given)
+    def init(*_, **__):
         raise Exception(f"{words}\nand more")
 
     ray.shutdown()  # of an earlier test
     monkeypatch.setattr(ray, "init", init)
-    start = time.monotonic()
     with pytest.raises(UserError, match=rf"^no Ray at '{address}' \(.*{words}.*host:port.*ray stop --force") as got:
         reproduce.run_grid(cells(tmp_path), ("01",), {}, address=address)
-    assert time.monotonic() - start < 10 and "\n" not in str(got.value)
-    assert tried == [("local",)] * (2 if address == "local" else 0)
+    assert "\n" not in str(got.value)
 
 
 def test_a_task_larger_than_every_machine_is_one_line(ray, monkeypatch):
