@@ -33,10 +33,10 @@ from .codes import CorpusCodes
 from .corpora import Conversation, Corpus
 from .corpora.dynamics import EMOTIONS
 from .finetune import Finetuned
+from .memory import EMPTY, Part, tail
 from .settings import MemorySettings, Settings
 from .sllm import EmotionSLLM, Vocabulary
 from .speakers import OffsetModel
-from .streams import EMPTY, Part, tail
 
 LEAST = {"precision": "bfloat16", "layers": "top-2", "prefix_states": "reuse"}
 RUNGS: dict[str, dict[str, Any]] = {

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,83 +22,85 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.models.llama.modeling_llama import rotate_half
 
 from .corpora.dynamics import forward_step
-from .memory import DynamicParameterMemory, is_exact
+from .memory import EMPTY, DynamicParameterMemory, History, Part, Sentence, is_exact, rows, side_by_side, tail
 from .settings import MemorySettings, UserError
 from .sllm import Batch, EmotionSLLM
-from .streams import EMPTY, Part, Sentence, rows, side_by_side, tail
+
+Chain = tuple[np.ndarray, np.ndarray]  # of emotions: transitions, (emotions, emotions), and prior, (emotions,)
 
 
 def memory(sllm: EmotionSLLM, settings: MemorySettings, streams: int = 1, seed: int = 0,
-           inertia: tuple[np.ndarray, np.ndarray] | None = None) -> DynamicParameterMemory:
-    """The memory that the settings ask for: the exact one, or a `CheaperMemory`. `inertia`: transitions, shape
-    (emotions, emotions), and prior, (emotions,), for the target `filtered`."""
+           inertia: Chain | None = None) -> DynamicParameterMemory:
+    """The memory that the settings ask for: the exact one, or a `CheaperMemory`."""
     if is_exact(settings):
         return DynamicParameterMemory(sllm, settings, streams, seed)
-    if settings.target == "filtered" and inertia is None:
-        raise UserError("setting memory.target = filtered needs the emotions' transitions and prior: pass "
-                        "cheaper.memory(…, inertia=(transition, prior))")
-    made = CheaperMemory(sllm, settings, streams, seed)
-    made.inertia = inertia
-    return made
+    return CheaperMemory(sllm, settings, streams, seed, inertia)
+
+
+@dataclass
+class LongHistory(History):
+    """What a stream has behind it, and what of that is still of use."""
+
+    before: Tensor = EMPTY  # the n_r tokens before those that wait
+    waiting: Tensor = EMPTY  # tokens that are to be written and wait for their step
+    beliefs: dict[str, list[float]] = field(default_factory=dict)  # speaker -> probability of each emotion
+    states: dict[bool, Tensor] = field(default_factory=dict)  # of the own prefix (False) and a donor's: see `Rows`
 
 
 class Rows(list[Part]):
     """Parts as they go through the decoder, and what that has left."""
 
-    states: list[Tensor | None] | None = None  # before each row: (blocks, 2, heads, tokens, dimensions)
-    below: Tensor | None = None  # hidden states under the memory's lowest block, (rows, longest, hidden)
-
-    def __init__(self, parts: Sequence[Part]):
+    def __init__(self, parts: Sequence[Part], states: list[Tensor] | None = None):
         super().__init__(parts)
+        self.states = states  # keys and values before each row, (blocks, 2, heads, tokens, dimensions)
+        self.below: Tensor | None = None  # what goes into the memory's lowest block, (rows, longest, hidden)
         self.left: list[Any] = []  # each block's keys and values, those before the rows included
 
 
 class CheaperMemory(DynamicParameterMemory):
-    """As `DynamicParameterMemory`, by any settings: see `memory`."""
+    """As `DynamicParameterMemory`, by any settings. `inertia`: for the target `filtered`."""
 
-    inertia: tuple[np.ndarray, np.ndarray] | None = None
+    past = LongHistory
 
-    def __init__(self, sllm: EmotionSLLM, settings: MemorySettings, streams: int = 1, seed: int = 0):
+    def __init__(self, sllm: EmotionSLLM, settings: MemorySettings, streams: int = 1, seed: int = 0,
+                 inertia: Chain | None = None):
         super().__init__(sllm, settings, streams, seed)
-        if settings.shapes == "bucketed":
-            raise UserError("setting memory.shapes = bucketed goes with Algorithm 1 alone: set it free, or leave "
-                            "memory.layers, stepping, rule, read and prefix_states as they are")
         kind, _, count = settings.stepping.partition("-")
         self.stride, self.every = (int(count) if kind == name else 0 for name in ("stride", "every"))
         if self.n_r + self.stride > sllm.window:
             raise UserError(f"n_limit = {sllm.window} tokens must hold n_r = {self.n_r} (memory.prefix) and a "
                             f"stride (memory.stepping = {settings.stepping}): lower one or raise backbone.window")
-        self.reuse = settings.prefix_states == "reuse"
-        self.waiting = [0] * streams  # tokens at the end of what is to be written that wait for their step
-        self.beliefs: list[dict[str, np.ndarray]] = [{} for _ in range(streams)]  # speaker -> (emotions,)
-        self.kept: dict[tuple[int, bool], Tensor] = {}  # (stream, its donor's) -> states
-        if settings.prefix_states != "recompute":
-            self.frequencies = _frequencies(self.decoder, settings)
-        lowest = min(int(name.split(".")[0]) for name in self.lora.modules)
-        self.split = lowest if hasattr(self.decoder, "norm") else 0  # Llama and its kin have it
-        if self.split:
-            self._check_split()
+        if settings.target == "filtered" and inertia is None:
+            raise UserError("setting memory.target = filtered needs the emotions' transitions and prior: pass "
+                            "inertia=(transition, prior)")
+        self.inertia, self.reuse = inertia, settings.prefix_states == "reuse"
+        self.nothing = None if settings.prefix_states == "recompute" else self._no_states()
+        self.targets: Tensor | None = None  # of the write that is going on, (rows, emotions)
+        self.lowest = min(int(name.split(".")[0]) for name in self.lora.modules)  # block with a memory
 
     def _layers(self) -> dict[str, nn.Module]:
-        modules, layers = super()._layers(), self.settings.layers
-        if layers == "all":
+        modules = super()._layers()
+        if self.settings.layers == "all":
             return modules
-        blocks = sorted({int(name.split(".")[0]) for name in modules})
-        kind, _, count = layers.partition("-")
-        if kind != "top" or not count.isdigit() or not 1 <= int(count) <= len(blocks):
-            raise UserError(f"setting memory.layers must be 'all' or 'top-k' with k from 1 to {len(blocks)}, "
-                            f"not {layers!r}")
-        return {name: m for name, m in modules.items() if int(name.split(".")[0]) in blocks[-int(count):]}
+        blocks, count = len(self.decoder.layers), int(self.settings.layers.removeprefix("top-"))
+        if count > blocks:
+            raise UserError(f"setting memory.layers = top-k must have a k from 1 to {blocks}, not {count}")
+        return {name: m for name, m in modules.items() if int(name.split(".")[0]) >= blocks - count}
 
-    def reset(self, streams: Sequence[int] | None = None) -> None:
-        """As the exact memory's; what waits to be written, beliefs and kept states go, too."""
-        super().reset(streams)
-        for i in range(self.streams) if streams is None else streams:
-            self.waiting[i], self.beliefs[i] = 0, {}
-            for donated in (False, True):
-                self.kept.pop((i, donated), None)
+    def _no_states(self) -> Tensor:
+        """Keys and values of no token. UserError where what is kept of a prefix could not be moved to the front."""
+        config, turns = self.decoder.config, getattr(self.decoder.rotary_emb, "inv_freq", ())
+        heads = config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        if 2 * len(turns) != size:  # Gemma 3 has two sets, StableLM turns parts of heads
+            raise UserError(f"setting memory.prefix_states = {self.settings.prefix_states} needs a backbone whose "
+                            f"heads turn whole and alike with the position, not a {config.model_type}: choose "
+                            "recompute")
+        heads = getattr(config, "num_key_value_heads", None) or heads
+        return turns.new_empty(len(self.decoder.layers), 2, heads, 0, size, dtype=self.sllm.causal_lm.dtype)
 
     # -- when to write and to read -----------------------------------------------------------------------------
 
@@ -143,53 +146,50 @@ class CheaperMemory(DynamicParameterMemory):
         if not history.turns or self.settings.stepping == "sentence":
             return super()._due(stream, sentence)
         written = sentence.tokens if sentence.donor is None else sentence.donor
-        whole, waiting = torch.cat([history.written, written]), self.waiting[stream] + len(written)
-        due = self.stride or history.turns % self.every == 0
-        while due and waiting >= max(1, self.stride):
-            start, size = len(whole) - waiting, self.stride or min(waiting, self.sllm.window - self.n_r)
-            parts.append(Part(tail(whole[:start], self.n_r), whole[start:start + size], sentence))
-            waiting -= size
-        self.waiting[stream] = waiting
+        history.waiting = torch.cat([history.waiting, written])
+        due, size = self.stride or history.turns % self.every == 0, self.stride or self.sllm.window - self.n_r
+        while due and len(history.waiting) >= max(1, self.stride):
+            parts.append(Part(history.before, history.waiting[:size], sentence))
+            history.before = tail(torch.cat(parts[-1][:2]), self.n_r)
+            history.waiting = history.waiting[size:]
         return parts
 
     def _remember(self, stream: int, sentence: Sentence, answer: Tensor) -> None:
-        before = self.histories[stream].written
         super()._remember(stream, sentence, answer)
-        if self.waiting[stream]:  # the answer waits with its sentence
-            own = sentence.donor is None
-            self.waiting[stream] += len(answer) if own else 0
-            written = torch.cat([before, *((sentence.tokens, answer) if own else (sentence.donor,))])
-            self.histories[stream].written = tail(written, self.n_r + self.waiting[stream])
+        history = self.histories[stream]
+        if not len(history.waiting):
+            history.before = history.written
+        elif sentence.donor is None:
+            history.waiting = torch.cat([history.waiting, answer])  # with its sentence
 
     # -- what a step lowers -------------------------------------------------------------------------------------
 
     def write(self, parts: Sequence[Part], streams: Sequence[int]) -> tuple[Tensor, Tensor]:
         """As the exact memory's, by `memory.rule`."""
-        parts = parts if isinstance(parts, Rows) else self._prepared(parts, streams)
-        losses, answers = super().write(parts, streams)
-        if self.settings.rule != "semantic" and self.settings.target == "filtered":
-            for part, i, target in zip(parts, streams, self._target(parts, streams, answers), strict=True):
+        passed, self.targets = parts if isinstance(parts, Rows) else self._prepared(parts, streams), None
+        written = super().write(passed, streams)
+        if self.settings.target == "filtered" and self.targets is not None:
+            for part, i, target in zip(passed, streams, self.targets.tolist(), strict=True):
                 if self._ends(part):  # a belief moves on once a sentence
-                    self.beliefs[i][part.sentence.speaker] = target.cpu().numpy().astype(float)
-        return losses, answers
+                    self.histories[i].beliefs[part.sentence.speaker] = target
+        return written
 
-    def _lowered(self, parts: Sequence[Part], streams: Sequence[int], before: Tensor | None, losses: Tensor,
-                 answers: Tensor) -> Tensor:
+    def _lowered(self, parts: Sequence[Part], streams: Sequence[int], losses: Tensor, answers: Tensor) -> Tensor:
         """With rule emotion: the cross-entropy at `<audio_end>` of a target made of the answer before the steps."""
         if self.settings.rule == "semantic":
             return losses
-        target = self._target(parts, streams, answers.detach() if before is None else before)
-        surprise = -(target * answers.log_softmax(-1)).sum(-1)  # (rows,)
+        if self.targets is None:
+            self.targets = self._target(parts, streams, answers.detach().softmax(-1))
+        surprise = -(self.targets * answers.log_softmax(-1)).sum(-1)  # (rows,)
         # A target that is the answer teaches nothing; AdamW would make full steps of rounding noise.
-        new = (target - answers.detach().softmax(-1)).abs().amax(-1) > 1e-6
+        new = (self.targets - answers.detach().softmax(-1)).abs().amax(-1) > 1e-6
         surprise = surprise * (new & torch.tensor([self._ends(p) for p in parts], device=new.device))
         return surprise if self.settings.rule == "emotion" else losses + surprise
 
-    def _target(self, parts: Sequence[Part], streams: Sequence[int], answers: Tensor) -> Tensor:
-        """What the answers' probabilities become, (rows, emotions): squared, the filter's belief, or kept."""
-        p = answers.softmax(-1)
+    def _target(self, parts: Sequence[Part], streams: Sequence[int], p: Tensor) -> Tensor:
+        """What the probabilities of an answer become, (rows, emotions): squared, the filter's belief, or kept."""
         if self.settings.target == "filtered":
-            believed = [forward_step(self.beliefs[i].get(part.sentence.speaker), row, *self.inertia)
+            believed = [forward_step(self.histories[i].beliefs.get(part.sentence.speaker), row, *self.inertia)
                         for i, part, row in zip(streams, parts, p.cpu().numpy().astype(float), strict=True)]
             return torch.from_numpy(np.array(believed)).to(p)
         p = p.square() if self.settings.target == "sharpened" else p
@@ -203,19 +203,17 @@ class CheaperMemory(DynamicParameterMemory):
     def _prepared(self, parts: Sequence[Part], streams: Sequence[int]) -> Rows:
         """With `reuse` or `detach`: parts that go on after the states of their prefixes. The last token of a prefix
         runs again, as it predicts what follows."""
-        if self.settings.prefix_states == "recompute" or not (self.reuse or any(len(p.prefix) for p in parts)):
+        if self.nothing is None or not (self.reuse or any(len(p.prefix) for p in parts)):
             return Rows(parts)
-        passed = Rows([Part(p.prefix[-1:], p.piece, p.sentence) for p in parts])
-        passed.states = [self.kept.get((i, _donated(p))) for i, p in zip(streams, parts, strict=True)]
-        anew = [n for n, p in enumerate(parts) if len(p.prefix) > 1
-                and (not self.reuse or _tokens(passed.states[n]) != len(p.prefix) - 1)]
+        states = [self.histories[i].states.get(_donated(p), self.nothing).to(self.nothing.device)
+                  for i, p in zip(streams, parts, strict=True)]
+        anew = [n for n, p in enumerate(parts) if len(p.prefix) > 1 and not _tokens(states[n])]
         if anew:
-            prefixes = Rows([Part(EMPTY, parts[n].prefix[:-1]) for n in anew])
-            prefixes.states = [None] * len(anew)
+            prefixes = Rows([Part(EMPTY, parts[n].prefix[:-1]) for n in anew], [self.nothing] * len(anew))
             self._passed(prefixes, [streams[n] for n in anew], predicted=False)
-            for n, states in zip(anew, self._left(prefixes, 0), strict=True):
-                passed.states[n] = states
-        return passed
+            for n, left in zip(anew, self._left(prefixes, 0), strict=True):
+                states[n] = left
+        return Rows([Part(p.prefix[-1:], p.piece, p.sentence) for p in parts], states)
 
     def _keep(self, passed: Rows, streams: Sequence[int]) -> None:
         """With `reuse`: of what the last pass has left, the last n_r - 1 tokens' and the sinks'. Keys are turned to
@@ -226,11 +224,10 @@ class CheaperMemory(DynamicParameterMemory):
         for i, part, states in zip(streams, passed, self._left(passed, 1), strict=True):
             if (over := _tokens(states) - size) > 0:
                 first, keys, values = states[..., :sinks, :], *states[..., sinks + over:, :].float().unbind(1)
-                angle = torch.cat([-over * self.frequencies.float()] * 2)  # (dimensions,)
-                half = keys.shape[-1] // 2
-                turned = keys * angle.cos() + torch.cat([-keys[..., half:], keys[..., :half]], -1) * angle.sin()
-                states = torch.cat([first, torch.stack([turned, values], 1).to(states.dtype)], -2)[..., :size, :]
-            self.kept[i, _donated(part)] = states.clone()
+                angle = torch.cat([-over * self.decoder.rotary_emb.inv_freq.float()] * 2)  # (dimensions,)
+                keys = keys * angle.cos() + rotate_half(keys) * angle.sin()
+                states = torch.cat([first, torch.stack([keys, values], 1).to(states.dtype)], -2)[..., :size, :]
+            self.histories[i].states[_donated(part)] = states.clone()
 
     def _left(self, passed: Rows, again: int) -> Iterator[Tensor]:
         """Of each row: the states before it and its own, less those of its `again` last tokens."""
@@ -241,97 +238,48 @@ class CheaperMemory(DynamicParameterMemory):
                                for block in passed.left]).detach()
 
     def _hidden(self, batch: Batch, parts: Sequence[Part]) -> Tensor:
-        """The blocks below the memory, once for these rows and without a gradient; then the others."""
+        """Each row after the states before it; the blocks below the memory run once for these rows."""
         passed = parts if isinstance(parts, Rows) else Rows(parts)
-        if passed.below is None:
-            with torch.no_grad():
-                embedded = self.sllm.embedded(batch.ids)
-                passed.below = self._run(embedded, passed, 0, self.split) if self.split else embedded
-        return self._run(passed.below, passed, self.split, None)
-
-    def _run(self, hidden: Tensor, passed: Rows, first: int, stop: int | None) -> Tensor:
-        """Some blocks of the decoder, each row after the states before it."""
-        with _blocks(self.decoder, first, stop):
+        first = 0 if passed.below is None else self.lowest
+        with self._once_below(passed):
             if passed.states is None:
-                return self.decoder(inputs_embeds=hidden, use_cache=False).last_hidden_state
-            cache, (count, longest, _) = DynamicCache(), hidden.shape
-            before = torch.tensor([_tokens(states) for states in passed.states])
-            if size := int(before.max()):
-                like = next(states for states in passed.states if states is not None)[..., :0, :]
-                states = torch.stack([F.pad(like if s is None else s, (0, 0, size - _tokens(s), 0))
-                                      for s in passed.states])  # (rows, blocks, 2, heads, size, dimensions)
-                for block in range(states.shape[1]):
-                    cache.update(states[:, block, 0], states[:, block, 1], block)
-            known = torch.arange(size) >= size - before[:, None]  # (rows, size)
-            causal = torch.ones(longest, longest, dtype=torch.bool).tril()
-            seen = torch.cat([known[:, None].expand(-1, longest, -1), causal.expand(count, -1, -1)], 2)[:, None]
-            mask = torch.zeros(seen.shape, dtype=hidden.dtype)
-            mask = mask.masked_fill(~seen, torch.finfo(hidden.dtype).min)  # (rows, 1, longest, size + longest)
-            positions = before[:, None] + torch.arange(longest)  # (rows, longest)
-            mask, positions = mask.to(hidden.device), positions.to(hidden.device)
-            hidden = self.decoder(inputs_embeds=hidden, attention_mask=mask, position_ids=positions,
-                                  past_key_values=cache, use_cache=True).last_hidden_state
-            passed.left[first:] = cache.layers[first:stop]
+                return super()._hidden(batch, passed)
+            before = torch.tensor([[_tokens(states)] for states in passed.states])
+            size, (count, longest) = int(before.max()), batch.ids.shape
+            cache = DynamicCache(torch.stack([F.pad(states, (0, 0, size - _tokens(states), 0))
+                                              for states in passed.states], 2))  # (blocks, 2, rows, heads, size, …)
+            known = torch.cat([torch.arange(size) >= size - before, torch.ones(count, longest) > 0], 1)
+            hidden = self.decoder(
+                inputs_embeds=self.sllm.embedded(batch.ids), past_key_values=cache, use_cache=True,
+                attention_mask=known.to(self.sllm.device),
+                position_ids=(before + torch.arange(longest)).to(self.sllm.device)).last_hidden_state
+            passed.left[first:] = cache.layers[first:]
             return hidden
 
-    @torch.no_grad()
-    def _check_split(self) -> None:
-        """UserError where the decoder in two parts is not the decoder: one whose blocks differ by their number
-        (Gemma 2 and 3) or that scales what it is given (Gemma)."""
-        wide = getattr(self.decoder.config, "sliding_window", None) or 0  # a row must be longer to tell
-        parts = [Part(EMPTY, torch.arange(min(self.sllm.window, wide + 16)) % self.sllm.vocabulary.size)]
-        batch = self.sllm.batch(rows(parts))
-        whole = super()._hidden(batch, parts)
-        if (self._hidden(batch, parts) - whole).abs().max() > 1e-3 * whole.abs().max():
-            raise UserError(f"setting memory.layers = top-k does not go with {type(self.sllm.causal_lm).__name__}, "
-                            "whose blocks are not alike: in two parts it answers otherwise; set memory.layers=all")
+    @contextmanager
+    def _once_below(self, passed: Rows) -> Iterator[None]:
+        """What goes into the memory's lowest block is kept in a first pass, and given to it in every other one, in
+        which the blocks below pass on what they are given."""
+        lower = self.decoder.layers[:self.lowest] if passed.below is not None else ()
 
-    # -- on disk ----------------------------------------------------------------------------------------------
+        def given(_: nn.Module, inputs: tuple) -> tuple:
+            passed.below = inputs[0] if passed.below is None else passed.below
+            return passed.below, *inputs[1:]
 
-    def _state(self) -> dict[str, Any]:
-        def lists(arrays):
-            return arrays and [a.tolist() for a in arrays]
-
-        beliefs = [dict(zip(of, lists(of.values()) or [], strict=True)) for of in self.beliefs]
-        return super()._state() | {"waiting": self.waiting, "beliefs": beliefs, "inertia": lists(self.inertia),
-                                   "kept": self.kept}
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        super()._restore(state)
-        self.waiting, self.inertia = state["waiting"], state["inertia"] and list(map(np.array, state["inertia"]))
-        self.beliefs = [{who: np.array(belief) for who, belief in of.items()} for of in state["beliefs"]]
-        self.kept = {key: states.to(self.sllm.device) for key, states in state["kept"].items()}
+        hook = self.decoder.layers[self.lowest].register_forward_pre_hook(given)
+        try:
+            for block in lower:
+                block.__dict__["forward"] = lambda hidden, *_, **__: hidden
+            yield
+        finally:
+            hook.remove()
+            for block in lower:
+                block.__dict__.pop("forward")
 
 
 def _donated(part: Part) -> bool:
     return part.sentence.donor is not None
 
 
-def _tokens(states: Tensor | None) -> int:
-    return 0 if states is None else states.shape[-2]
-
-
-def _frequencies(decoder: nn.Module, settings: MemorySettings) -> Tensor:
-    """By how much keys turn from one position to the next, (dimensions / 2,)."""
-    config, rotary = decoder.config, decoder.rotary_emb
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if 2 * len(getattr(rotary, "inv_freq", ())) != head:  # Gemma 3 has two sets, StableLM turns parts of heads
-        raise UserError(f"setting memory.prefix_states = {settings.prefix_states} needs a backbone whose heads "
-                        f"turn whole and alike with the position, not a {config.model_type}: choose recompute")
-    return rotary.inv_freq
-
-
-@contextmanager
-def _blocks(decoder: nn.Module, first: int, stop: int | None) -> Iterator[None]:
-    """The decoder of these blocks alone, normalised at its end where they are the last ones."""
-    layers, norm = decoder.layers, getattr(decoder, "norm", None)
-    if first == 0 and stop is None:
-        yield
-        return
-    try:
-        decoder._modules["layers"] = layers[first:stop]
-        if stop is not None:
-            decoder._modules["norm"] = nn.Identity()
-        yield
-    finally:
-        decoder._modules["layers"], decoder._modules["norm"] = layers, norm
+def _tokens(states: Tensor) -> int:
+    return states.shape[-2]

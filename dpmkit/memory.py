@@ -1,8 +1,7 @@
 """Dynamic Parameter Memory, exact (Algorithm 1 of the paper): a temporary LoRA that a conversation is written into.
 
-B conversations side by side: each is a stream with a temporary LoRA, an optimiser's state and a history of its own.
-A stream's numbers are those of `algorithm1`, the same for one conversation in plain PEFT. What is cheaper, and
-other rules of what to write, are in `cheaper`.
+B conversations side by side: each is a stream with a temporary LoRA, an optimiser's state and a history of its own,
+and the numbers of `algorithm1`. What is cheaper, and other rules of what to write, are in `cheaper`.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -26,11 +25,50 @@ from . import runs
 from .lora import Graphs, TemporaryLoRA, bucket, fused, replaceable
 from .settings import MemorySettings, UserError
 from .sllm import Batch, EmotionSLLM
-from .streams import EMPTY, History, Part, Sentence, Turn, rows, side_by_side, tail
 
 EXACT = ("all", "sentence", "semantic", "after", "recompute")  # Algorithm 1's layers, stepping, rule, …: `is_exact`
-FORMAT = 4  # of a saved memory
+FORMAT = 5  # of a saved memory
 TOGETHER = 8  # rows of a forward on a processor, of about one length: wider, more of it would be padding
+EMPTY = torch.empty(0, dtype=torch.long)
+
+
+class Sentence(NamedTuple):
+    """A stream's next sentence, in tokens of `EmotionSLLM.sentence`."""
+
+    tokens: Tensor
+    donor: Tensor | None = None  # what is written in its place, in a control; EMPTY once the donor has ended
+    speaker: str = ""  # of what is written
+    label: int | None = None  # index of the true emotion, of a bound
+
+
+class Part(NamedTuple):
+    """A row of tokens: what is written, or read, after the n_r tokens before it. Both fit the window."""
+
+    prefix: Tensor  # (n,), n <= n_r
+    piece: Tensor  # (m,)
+    sentence: Sentence = Sentence(EMPTY)  # that it is a piece of
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What came of one sentence."""
+
+    probabilities: np.ndarray  # of the emotions, (emotions,)
+    loss: float  # L_t of what was written, mean of its pieces; NaN where nothing was
+    own_loss: float  # L_t of the sentence itself under the memory before that; NaN for a conversation's first
+    norm: float  # of the memory's change
+    pieces: int
+    skipped: int  # updates left out so far, as loss or gradient was not finite
+
+
+@dataclass
+class History:
+    """What a stream has behind it."""
+
+    own: Tensor = EMPTY  # its last n_r tokens
+    written: Tensor = EMPTY  # the last ones that its memory was written from: the same, but in a control
+    turns: int = 0
+    skipped: int = 0
 
 
 class DynamicParameterMemory:
@@ -42,6 +80,8 @@ class DynamicParameterMemory:
     shares the batch (to 8e-7 in 96 sentences, on a CPU and an H100); in bfloat16 products of other shapes round
     elsewhere (by 0.009 on the H100).
     """
+
+    past: ClassVar[type[History]] = History
 
     def __init__(self, sllm: EmotionSLLM, settings: MemorySettings, streams: int = 1, seed: int = 0):
         """UserError for settings that this class or this backbone cannot honour."""
@@ -58,17 +98,17 @@ class DynamicParameterMemory:
         self.lora = TemporaryLoRA(self._layers(), streams, settings.rank, settings.alpha, seed)
         self.learns = bool(settings.lr and settings.steps)  # else a write only measures L_t
         self.on_gpu = self.sllm.device.type == "cuda"
-        able = replaceable(self.decoder, sllm.window)
+        able = is_exact(settings) and replaceable(self.decoder, sllm.window)
         if settings.shapes == "bucketed" and not able:
-            raise UserError("setting memory.shapes = bucketed needs a backbone that attends to all earlier tokens: "
-                            "set it free, or lower backbone.window to what every layer sees")
-        wanted = is_exact(settings) and able and settings.shapes != "free"
-        self.bucketed = wanted and (self.on_gpu or settings.shapes == "bucketed")
+            raise UserError("setting memory.shapes = bucketed needs Algorithm 1 as it is (memory.layers, stepping, "
+                            "rule, read, prefix_states) and a backbone that attends to all earlier tokens: set it "
+                            "free, or lower backbone.window to what every layer sees")
+        self.bucketed = able and (settings.shapes == "bucketed" or (settings.shapes == "auto" and self.on_gpu))
         self.gradient = torch.zeros_like(self.lora.flat.data) if self.bucketed and self.learns else None
         self.graphs = {True: Graphs(), False: Graphs()}  # of a pass that learns, and of one that does not
         kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings.optimizer]
         self.optimizer = kind(self.lora.memories, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-        self.histories, self.skipped = [History() for _ in range(streams)], [0] * streams
+        self.histories = [self.past() for _ in range(streams)]
 
     def _layers(self) -> dict[str, nn.Module]:
         """The linear layers that carry a memory."""
@@ -78,7 +118,7 @@ class DynamicParameterMemory:
         """A fresh memory, optimiser's state and history for these streams (default: all), in place."""
         for i in range(self.streams) if streams is None else streams:
             self._forget(i)
-            self.histories[i], self.skipped[i] = History(), 0
+            self.histories[i] = self.past()
 
     def _forget(self, stream: int) -> None:
         self.lora.memories[stream].data.copy_(self.lora.fresh)
@@ -145,7 +185,8 @@ class DynamicParameterMemory:
         turns = {}
         for n, i in enumerate(streams):
             loss = float(np.mean(losses[i])) if losses[i] else math.nan
-            turns[i] = Turn(probabilities[n], loss, own.get(i, loss), norms[n], len(losses[i]), self.skipped[i])
+            turns[i] = Turn(probabilities[n], loss, own.get(i, loss), norms[n], len(losses[i]),
+                            self.histories[i].skipped)
             answer = self.sllm.answer(int(probabilities[n].argmax()))
             self._remember(i, sentences[i], answer if self.settings.history_emotions == "predicted" else EMPTY)
         return turns
@@ -193,7 +234,7 @@ class DynamicParameterMemory:
         self.sllm.fits([p.prefix for p in parts], [p.piece for p in parts])
         first = None
         for _ in range(self.settings.steps if self.learns else 1):
-            losses, answers, gradient = self._passed(parts, streams, self.learns, before=first and first[1])
+            losses, answers, gradient = self._passed(parts, streams, self.learns)
             first = first or (losses, answers)
             if self.learns:
                 self._step(streams, losses, gradient)
@@ -204,22 +245,20 @@ class DynamicParameterMemory:
         return self._passed(parts, streams, predicted=False)[1]
 
     def _passed(self, parts: Sequence[Part], streams: Sequence[int], learn: bool = False, predicted: bool = True,
-                before: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+                ) -> tuple[Tensor, Tensor, Tensor | None]:
         """One forward: L_t of each piece, teacher forced (as L_a, equations 3 and 4), (rows,); the emotion logits
-        at its end, (rows, emotions); and, to `learn`, the gradient of what a step lowers, (rows, parameters).
-        `before`: the emotion logits before the first of several steps."""
+        at its end, (rows, emotions); and, to `learn`, the gradient of what a step lowers, (rows, parameters)."""
+        if self.bucketed:  # a row for every stream, of one token for those that wait
+            asked = dict(zip(streams, parts, strict=True))
+            parts = [asked.get(i, Part(EMPTY, self.sllm.answer(0))) for i in range(self.streams)]
         texts = rows(parts)
         # Nothing predicts the very first token.
         first = [max(1, len(part.prefix)) for part in parts] if predicted else []
         if not self.bucketed:
-            lowered = partial(self._lowered, parts, streams, before) if learn else None
+            lowered = partial(self._lowered, parts, streams) if learn else None
             return self._pass(self.sllm.batch(texts, first), parts, streams, lowered)
-        # A row for every stream, of one token for those that wait, and widths that come again.
-        row_of = {i: n for n, i in enumerate(streams)}
-        every = [texts[row_of[i]] if i in row_of else texts[0][-1:] for i in range(self.streams)]
-        all_first = [first[row_of[i]] if i in row_of else 1 for i in range(self.streams)] if predicted else []
-        widest, most = max(map(len, texts)), max(len(part.piece) for part in parts) * predicted
-        batch = self.sllm.batch(every, all_first, bucket(widest), bucket(most))
+        most = max(len(part.piece) for part in parts) * predicted
+        batch = self.sllm.batch(texts, first, bucket(max(map(len, texts))), bucket(most))
         losses, answers = self.graphs[learn](partial(self._fixed, learn), *batch)
         index = torch.tensor(streams, device=losses.device)
         return losses[index], answers[index], self.gradient[index] if learn else None
@@ -248,20 +287,17 @@ class DynamicParameterMemory:
         """Last hidden states, (rows, longest, hidden), through the memory that is active."""
         return self.sllm.hidden(batch.ids)
 
-    def _lowered(self, parts: Sequence[Part], streams: Sequence[int], before: Tensor | None, losses: Tensor,
-                 answers: Tensor) -> Tensor:
+    def _lowered(self, parts: Sequence[Part], streams: Sequence[int], losses: Tensor, answers: Tensor) -> Tensor:
         """What a step lowers, (rows,): L_t."""
         return losses
 
     def _step(self, streams: Sequence[int], losses: Tensor, gradient: Tensor) -> None:
         """One optimiser step of each of these streams by its gradient, (len(streams), parameters)."""
         norms = torch.linalg.vector_norm(gradient, dim=1)
-        if self.settings.clip:
-            gradient = gradient * (self.settings.clip / (norms + 1e-6)).clamp(max=1.0)[:, None]
         finite = (losses.isfinite() & norms.isfinite()).tolist()
         for i, row, fine in zip(streams, gradient, finite, strict=True):
             self.lora.memories[i].grad = row if fine else None  # without one it takes no step
-            self.skipped[i] += not fine
+            self.histories[i].skipped += not fine
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.settings.decay:
@@ -303,39 +339,52 @@ class DynamicParameterMemory:
 
     def save(self, path: Path) -> None:
         """All that the conversations have left here, in one file of torch's, written atomically."""
-        made_of = {"version": FORMAT, "backbone": self.sllm.fingerprint(), "settings": dict(self.settings),
-                   "streams": self.streams, "seed": self.seed}
+        saved = {"version": FORMAT, "backbone": self.sllm.fingerprint(), "settings": dict(self.settings),
+                 "streams": self.streams, "seed": self.seed, "optimizer": self.optimizer.state_dict(),
+                 "memories": [memory.data for memory in self.lora.memories],
+                 "histories": [asdict(history) for history in self.histories]}
         with runs.atomic(Path(path)) as temporary, open(temporary, "wb") as file:
-            torch.save({**made_of, "state": self._state()}, file)
+            torch.save(saved, file)
 
     @classmethod
-    def load(cls, path: Path, sllm: EmotionSLLM) -> DynamicParameterMemory:
+    def load(cls, path: Path, sllm: EmotionSLLM, **more: Any) -> DynamicParameterMemory:
         """The memory that `save` wrote, over the backbone that it was written with; `listen(…, fresh=False)` goes
-        on with the numbers that it would have had. UserError for another backbone or a file of another kind."""
+        on with the numbers that it would have had. `more`: what else it was made with. UserError for another
+        backbone or a file of another kind."""
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True)
             if saved["version"] != FORMAT:
                 raise ValueError(f"format {saved['version']}, not {FORMAT}")
         except (OSError, EOFError, RuntimeError, UnpicklingError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a memory that this version of dpmkit saved ({error})") from error
-        memory = cls(sllm, MemorySettings(**saved["settings"]), saved["streams"], saved["seed"])
+        memory = cls(sllm, MemorySettings(**saved["settings"]), saved["streams"], saved["seed"], **more)
         if saved["backbone"] != memory.sllm.fingerprint():
             raise UserError(f"the memory in {path} was written over the backbone {saved['backbone']}, not over "
                             f"{memory.sllm.fingerprint()}: load the SLLM that it was saved with")
-        memory._restore(saved["state"])
+        for own, values in zip(memory.lora.memories, saved["memories"], strict=True):
+            own.data.copy_(values)
+        memory.optimizer.load_state_dict(saved["optimizer"])
+        memory.histories = [cls.past(**history) for history in saved["histories"]]
         return memory
-
-    def _state(self) -> dict[str, Any]:
-        return {"memories": [memory.data for memory in self.lora.memories], "skipped": self.skipped,
-                "optimizer": self.optimizer.state_dict(), "histories": list(map(asdict, self.histories))}
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        for memory, saved in zip(self.lora.memories, state["memories"], strict=True):
-            memory.data.copy_(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.histories, self.skipped = [History(**saved) for saved in state["histories"]], state["skipped"]
 
 
 def is_exact(settings: MemorySettings) -> bool:
     """Whether these are settings of Algorithm 1."""
     return (settings.layers, settings.stepping, settings.rule, settings.read, settings.prefix_states) == EXACT
+
+
+def rows(parts: Iterable[Part]) -> list[Tensor]:
+    """Each prefix and piece as one row, (n + m,)."""
+    return [torch.cat([part.prefix, part.piece]) for part in parts]
+
+
+def side_by_side(parts: Mapping[int, Sequence[Part]]) -> Iterator[tuple[list[int], list[Part]]]:
+    """(streams, a part of each): the first parts of all streams, then the second ones of those that have two, …"""
+    for number in range(max(map(len, parts.values()), default=0)):
+        streams = [i for i, some in parts.items() if number < len(some)]
+        yield streams, [parts[i][number] for i in streams]
+
+
+def tail(tokens: Tensor, count: int) -> Tensor:
+    """The last `count` tokens."""
+    return tokens[max(0, len(tokens) - count):]

@@ -26,10 +26,9 @@ from .codes import CorpusCodes
 from .corpora import Conversation, Corpus, Fold
 from .corpora.dynamics import emotion_prior, transition_matrix
 from .finetune import Finetuned
-from .memory import DynamicParameterMemory
+from .memory import EMPTY, DynamicParameterMemory, Turn, tail
 from .settings import MemorySettings, Settings, UserError
 from .sllm import EmotionSLLM
-from .streams import EMPTY, Turn, tail
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Several = Annotated[tuple[T, ...], Field(min_length=1, strict=False)]  # JSON has lists
 Rule = Literal["semantic", "emotion", "both"]
 Target = Literal["soft", "sharpened", "filtered"]
+Layers = Annotated[str, Field(pattern=r"^(all|top-[1-9][0-9]*)$")]
 Stepping = Annotated[str, Field(pattern=r"^(sentence|(stride|every)-[1-9][0-9]*)$")]
 
 
@@ -150,12 +151,11 @@ class MemorySettings(Group):
     """The temporary LoRA of Dynamic Parameter Memory (paper, Algorithm 1)."""
     rank: Count = 16
     alpha: float = 16.0
-    layers: str = "all"  # "all" linear layers of the backbone, or "top-k"
+    layers: Layers = "all"  # "all" linear layers of the backbone, or "top-k"
     prefix: Size = 64  # n_r, tokens
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: Weight = 5e-5
     steps: Size = 1  # per sentence
-    clip: Weight = 0.0  # gradient norm per stream; 0: no clipping
     weight_decay: Weight = 0.0
     history_emotions: Literal["none", "predicted"] = "none"  # predicted: emotion tokens inside the history
     stepping: Stepping = "sentence"  # a step per sentence, per so many of them (every-4) or of tokens (stride-256)
@@ -212,7 +212,7 @@ class AblationSettings(Group):
     steps: Several[Size] = (1,)
     rank: Several[Count] = (4, 16, 64)
     prefix: Several[Size] = (0, 64, 256)
-    layers: Several[str] = ("all",)
+    layers: Several[Layers] = ("all",)
     decay: Several[Share] = (0.0,)
     rule: Several[Rule] = ("semantic", "emotion", "both")
     rule_lr: Several[Positive] = (5e-5, 1e-3)  # rates of the rules that target the own answer

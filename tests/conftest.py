@@ -14,9 +14,9 @@ import torch
 from dpmkit.codes import CorpusCodes
 from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance
 from dpmkit.corpora.dynamics import EMOTIONS
+from dpmkit.memory import EMPTY, Part
 from dpmkit.settings import BackboneSettings, FinetuneSettings, Settings
 from dpmkit.sllm import EmotionSLLM
-from dpmkit.streams import EMPTY, Part
 
 CODEBOOK = 16
 SLOW = ("notebooks", "reproduce", "distributed", "gpu", "runs", "options", "main", "protocols", "finetune")

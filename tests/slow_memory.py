@@ -78,8 +78,6 @@ class SlowMemory:
         loss.backward()
         for part in self.factors:
             part.grad = torch.zeros_like(part) if part.grad is None else part.grad
-        if self.settings.clip:
-            torch.nn.utils.clip_grad_norm_(self.factors, self.settings.clip)
         self.optimizer.step()
         with torch.no_grad():
             for part, start in zip(self.factors, self.start, strict=True):

@@ -24,10 +24,9 @@ from dpmkit import cheaper, lora
 from dpmkit.cheaper import CheaperMemory
 from dpmkit.corpora.dynamics import EMOTIONS
 from dpmkit.lora import bucket
-from dpmkit.memory import DynamicParameterMemory
+from dpmkit.memory import DynamicParameterMemory, Sentence
 from dpmkit.settings import BackboneSettings, FinetuneSettings, MemorySettings, UserError
 from dpmkit.sllm import EmotionSLLM, Vocabulary
-from dpmkit.streams import Sentence
 
 BASE = MemorySettings(rank=4, alpha=4.0, lr=3e-3, prefix=8)
 

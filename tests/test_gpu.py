@@ -25,7 +25,7 @@ OPTIONS = {
     **bench.RUNGS, "stride-256": {"stepping": "stride-8"}, "every-2": {"stepping": "every-2"},
     "kept sinks": {"prefix_states": "reuse", "sinks": 2}, "reset": {"reset_every": 2}, "decay": {"decay": 0.1},
     "emotion": {"rule": "emotion", "target": "sharpened"}, "both, filtered": {"rule": "both", "target": "filtered"},
-    "two clipped steps of sgd": {"steps": 2, "optimizer": "sgd", "clip": 0.5},
+    "two steps of sgd": {"steps": 2, "optimizer": "sgd"},
     "own answers": {"history_emotions": "predicted"}, "all tokens": {"loss_vocabulary": "all"}}
 
 

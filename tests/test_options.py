@@ -19,7 +19,7 @@ TOLERANCE, EFFECT = 5e-5, 2e-4  # of probabilities and losses; what an option mu
 BASE = MemorySettings(rank=2, alpha=2.0, prefix=12, optimizer="sgd", lr=0.1)
 CHAIN = np.full((4, 4), 0.05) + 0.8 * np.eye(4), np.full(4, 0.25)
 OTHER = [("rank", 4), ("alpha", 8.0), ("layers", "top-1"), ("prefix", 20), ("optimizer", "adamw"), ("lr", 0.3),
-         ("steps", 2), ("clip", 0.1), ("weight_decay", 3.0), ("history_emotions", "predicted"),
+         ("steps", 2), ("weight_decay", 3.0), ("history_emotions", "predicted"),
          ("stepping", "stride-5"), ("stepping", "every-2"), ("decay", 0.3), ("rule", "emotion"), ("rule", "both"),
          ("target", "soft"), ("target", "filtered"), ("reset_every", 2), ("sinks", 2),
          ("read", "before"), ("loss_vocabulary", "all"), ("prefix_states", "detach"), ("prefix_states", "reuse"),

@@ -25,7 +25,7 @@ TOKENS = "audio tokenizers.acoustics tokenizers.kmeans tokenizers.neural"
 FILES = "audio corpora.base corpora.files"
 CODES = f"{FILES} {TOKENS} codes tokenizers"
 SLLM = f"{CODES} backbones finetune sllm"
-ANSWERS = f"{SLLM} cheaper corpora.dynamics lora memory metrics protocols streams"
+ANSWERS = f"{SLLM} cheaper corpora.dynamics lora memory metrics protocols"
 STAGES = {
     "demo": ((demo.load,), "audio corpora.base corpora.demo corpora.dynamics corpora.espeak"),
     "labelled": ((labelled.load,), f"{FILES} corpora.labelled corpora.composed corpora.dynamics"),

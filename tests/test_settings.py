@@ -49,7 +49,7 @@ def test_values_of_another_type(name, value):
     ("finetune.n_q", 0), ("finetune.lr", -1), ("finetune.epochs", 0), ("finetune.batch", 0),
     ("finetune.warmup", 1.5), ("finetune.weight_decay", -1), ("finetune.patience", -1), ("finetune.lora_rank", -1),
     ("finetune.lora_dropout", 1.0), ("classifier.epochs", 0), ("memory.rank", 0), ("memory.prefix", -1),
-    ("memory.lr", -1e-3), ("memory.steps", -1), ("memory.clip", -1), ("memory.weight_decay", -1),
+    ("memory.lr", -1e-3), ("memory.steps", -1), ("memory.weight_decay", -1),
     ("memory.optimizer", "adam"), ("memory.history_emotions", "true"), ("evaluation.streams", 0),
     ("evaluation.bootstrap", 0), ("evaluation.confidence", 0), ("evaluation.confidence", 1.0),
     ("evaluation.confidence", 95), ("evaluation.limit", -1), ("ablation.conversations", 0), ("ablation.rank", [0]),
@@ -65,9 +65,9 @@ def test_values_out_of_range(name, value):
 
 
 def test_overrides_by_dotted_name():
-    settings = Settings.of("demo", {"memory.lr": 1e-3, "memory.rank": 8, "memory.clip": 1}, fold=2, root="x")
-    assert (settings.memory.lr, settings.memory.rank, settings.memory.clip, settings.fold) == (1e-3, 8, 1.0, 2)
-    assert type(settings.memory.clip) is float and type(settings.memory.rank) is int and settings.root == "x"
+    settings = Settings.of("demo", {"memory.lr": 1e-3, "memory.rank": 8, "memory.decay": 1}, fold=2, root="x")
+    assert (settings.memory.lr, settings.memory.rank, settings.memory.decay, settings.fold) == (1e-3, 8, 1.0, 2)
+    assert type(settings.memory.decay) is float and type(settings.memory.rank) is int and settings.root == "x"
     assert Settings.of("demo").memory == MemorySettings()  # profiles and defaults stay as they are
     tuples = Settings.of("demo", {"ablation.lr": [0, 1e-2], "ablation.rank": (2,), "context.tokens": [3, 4]})
     assert (tuples.ablation.lr, tuples.ablation.rank, tuples.context.tokens) == ((0.0, 0.01), (2,), (3, 4))

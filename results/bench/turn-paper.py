@@ -8,7 +8,7 @@ import torch
 
 from dpmkit import bench, cheaper, records
 from dpmkit.settings import Settings
-from dpmkit.streams import Sentence
+from dpmkit.memory import Sentence
 
 settings, rows, start = Settings.of("paper", home=sys.argv[1]), [], time.perf_counter()
 for name, streams, shapes in (("7 B Llama", 1, "auto"), ("7 B Llama", 1, "free"), ("7 B Llama", 4, "auto")):
