@@ -26,7 +26,7 @@ from .sllm import EmotionSLLM, Vocabulary
 
 SPARE = 0.95  # of the memory at hand may be asked for
 UTILISATION = 0.4  # of the rate of a large product, which training reaches
-GPUS = (1, 15)  # that a plan's hours are shared out over; the longest cell is the least that any number takes
+GPUS = (1, 15)  # that a plan's hours are shared out over; no number takes less than the longest cell
 PUBLISHED = {"s3-v2-25hz": (6561, 25.0), "mimi": (2048, 12.5)}  # codes and rate where the setting is 0
 PASSES = 2  # of a frozen backbone per step: forward, and the gradient of its activations
 
@@ -61,8 +61,7 @@ class Estimate:
         """Itself; UserError with the numbers where the memory cannot hold it."""
         if self.bytes > SPARE * self.available:
             raise UserError(f"it does not fit: {self}. Lower finetune.forward_tokens (its largest forward has "
-                            f"{self.largest} tokens), set finetune.checkpointing=true, keep fewer layers "
-                            "(backbone.keep_layers), or take a larger device")
+                            f"{self.largest} tokens), or set finetune.checkpointing=true, or backbone.keep_layers")
         return self
 
 
@@ -74,33 +73,33 @@ def shell(settings: Settings, codebook_size: int, emotions: tuple[str, ...]) -> 
     return EmotionSLLM(model, vocabulary, settings.backbone.window)
 
 
-def training(settings: Settings, sllm: EmotionSLLM, forwards: Sequence[tuple[int, int, int]]) -> Estimate:
-    """What an epoch of these forwards (rows, tokens per row, predicted tokens) takes of memory, and all epochs of
-    time; `sllm` may be a `shell`."""
-    tune, config, where = settings.finetune, sllm.causal_lm.config, device(settings)
-    dtype, vocabulary = getattr(torch, settings.backbone.dtype), sllm.vocabulary
+def training(settings: Settings, sllm: EmotionSLLM, sizes: Sequence[tuple[int, int, int]]) -> Estimate:
+    """What an epoch of forwards of these sizes (rows, tokens per row, predicted tokens) takes of memory, and all
+    epochs of time; `sllm` may be a `shell`."""
+    tune, config, words, where = settings.finetune, sllm.causal_lm.config, sllm.vocabulary, device(settings)
     linear = list(sllm.linear_layers().values())
     inside = sum(m.weight.numel() for m in linear)
-    new = 2 * (vocabulary.size - vocabulary.base) * config.hidden_size  # of the embedding and the head
-    own_head = vocabulary.base * config.hidden_size if config.tie_word_embeddings else 0
-    parameters = sum(p.numel() for p in sllm.causal_lm.parameters()) + own_head + new
+    new = 2 * (words.size - words.base) * config.hidden_size  # of the embedding and the head
+    untied = words.base * config.hidden_size if config.tie_word_embeddings else 0
+    parameters = sum(p.numel() for p in sllm.causal_lm.parameters()) + untied + new
     lora = tune.lora_rank * sum(m.in_features + m.out_features for m in linear)
     trained = lora + new if tune.lora_rank else parameters
-    rows, longest, predicted = np.array(forwards).T
+    rows, longest, predicted = np.array(sizes).T
     tokens, largest = int((rows * longest).sum()), int((rows * longest).max())
-    classes = vocabulary.codebook_size + 1 if tune.loss_vocabulary == "codes" else vocabulary.size
-    own = 4 if tune.lora_rank else 0  # PEFT keeps what it trains in float32, beside the backbone's rows
-    memory = {"weights": parameters * dtype.itemsize + own * trained,
+    classes = words.codebook_size + 1 if tune.loss_vocabulary == "codes" else words.size
+    dtype = getattr(torch, settings.backbone.dtype)
+    adapter = 4 * trained if tune.lora_rank else 0  # PEFT keeps it in float32, beside the backbone's rows
+    memory = {"weights": parameters * dtype.itemsize + adapter,
               "optimiser": trained * (8 + 4),  # AdamW's moments and the gradient
               "activations": largest * _activations(config, dtype.itemsize, tune),
               "logits": int(predicted.max()) * classes * (dtype.itemsize + 3 * 4)}
     passes = (4 if tune.checkpointing else 3) - (1 if tune.lora_rank else 0)  # frozen weights get no gradient
-    attention = int((rows * longest ** 2).sum()) * 4 * config.hidden_size
-    flops = passes * 2 * inside * tokens + (passes + 1) * attention * config.num_hidden_layers
-    flops += 3 * 2 * int(predicted.sum()) * classes * config.hidden_size
+    attention = int((rows * longest ** 2).sum()) * 4 * config.hidden_size * config.num_hidden_layers
+    flops = (passes * 2 * inside * tokens + (passes + 1) * attention
+             + 3 * 2 * int(predicted.sum()) * classes * config.hidden_size)
     available = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else _free_memory()
     return Estimate(parameters, trained, tokens, largest, memory, flops * tune.epochs, matmul_rate(where, dtype),
-                    available, torch.cuda.get_device_name(where) if where.type == "cuda" else "CPU")
+                    available, str(where))
 
 
 def _activations(config, size: int, tune: FinetuneSettings) -> int:
@@ -133,17 +132,16 @@ def matmul_rate(where: torch.device, dtype: torch.dtype, size: int = 1024) -> fl
     return 2 * size ** 3 / timer.blocked_autorange(min_run_time=0.3).median
 
 
-def plan(settings: Settings, corpus: Corpus, folds: Sequence[int], seeds: int, forwards: Callable, writers: int,
+def plan(settings: Settings, corpus: Corpus, folds: Sequence[int], seeds: int, sizes: Callable, writers: int,
          teraflops: float = 0.0) -> Path:
     """GPU hours of all folds and seeds: the row of this corpus in bench/plan-<profile>.json, whose path is given.
-    `teraflops`: rate of a large product on the device planned for, where it is not this one; the rest: see `cell`.
-    """
+    `teraflops`: rate of a large product on the device planned for, if another; the rest: see `cell`."""
     started = time.perf_counter()
     if not settings.backbone.source:
         raise UserError("a plan is for a pretrained backbone: name a profile that has one (smollm2, paper), or set "
                         "backbone.source")
     rate = teraflops * 1e12 or matmul_rate(device(settings), getattr(torch, settings.backbone.dtype), 4096)
-    cells = [cell(settings.replace("fold", fold), corpus, forwards, writers) for fold in folds]
+    cells = [cell(settings.replace("fold", fold), corpus, sizes, writers) for fold in folds]
     hours = [(c["training"] + c["writing"] + c["reading"]) / (UTILISATION * rate) / 3600 for c in cells] * seeds
     known = (records.load_bench(settings, "plan") or {"results": {"rows": []}})["results"]["rows"]
     rows = [row for row in known if row["corpus"] != settings.corpus]
@@ -153,34 +151,33 @@ def plan(settings: Settings, corpus: Corpus, folds: Sequence[int], seeds: int, f
     return records.save_bench(settings, "plan", {"rows": rows}, time.perf_counter() - started)
 
 
-def cell(settings: Settings, corpus: Corpus, forwards: Callable, writers: int) -> dict[str, float]:
+def cell(settings: Settings, corpus: Corpus, sizes: Callable, writers: int) -> dict[str, float]:
     """One fold and one seed: FLOPs of all epochs of training, of all that writes a memory (the grid of rates, every
     row, the bound), and of all that only reads (the other methods, the states that the speakers' memory is fitted
-    on); gigabytes in training. `forwards`: `finetune.forwards`; `writers`: methods that write, less the bound."""
+    on); gigabytes in training. `sizes`: `finetune.sizes`; `writers`: methods that write, less the bound."""
     size, rate = PUBLISHED.get(settings.codes.tokenizer, (256, 25.0))
     size, rate = settings.codes.codebook_size or size, settings.codes.frame_rate or rate
     silent = {u.id: np.zeros(max(1, round(u.seconds * rate)), np.int64)  # of the right number
               for c in corpus.conversations for u in c.utterances}
-    codes = CorpusCodes("silent", silent, {}, {"codebook_size": size, "frame_rate": rate})
     sllm = shell(settings, size, corpus.emotions)
-    trained = training(settings, sllm, forwards(settings, corpus, codes, sllm))
-    fold = corpus.folds[settings.fold - 1]
-    train, validation, test = ([[len(silent[u.id]) + 1 for u in c.utterances] for c in corpus.select(split)]
-                               for split in (fold.train, fold.validation, fold.test))
     config, inside = sllm.causal_lm.config, sum(m.weight.numel() for m in sllm.linear_layers().values())
+    trained = training(settings, sllm, sizes(settings, corpus, CorpusCodes("silent", silent, {}, {}), sllm))
 
-    def once(conversations: list[list[int]], prefix: int = settings.memory.prefix) -> float:
-        """FLOPs of one forward for every sentence, behind its prefix."""
-        rows = np.concatenate([np.minimum(np.cumsum([0, *c[:-1]]), prefix) + c for c in conversations])
+    def once(split: str, prefix: int = settings.memory.prefix, most: int | None = None) -> float:
+        """FLOPs of one forward for every sentence of a split (its first `most` conversations) behind a prefix."""
+        lengths = [[len(silent[u.id]) + 1 for u in c.utterances]
+                   for c in corpus.select(getattr(corpus.folds[settings.fold - 1], split)[:most])]
+        rows = np.concatenate([np.minimum(np.cumsum([0, *c[:-1]]), prefix) + c for c in lengths])
         rows = np.minimum(rows, sllm.window).astype(float)
         attention = 4.0 * config.hidden_size * config.num_hidden_layers * rows ** 2
         return float((2.0 * inside * rows + attention).sum())
 
-    tried = sum(rate > 0 for rate in settings.ablation.lr) * once(validation[:settings.ablation.conversations])
-    bound = tried + once(test)  # dpm-told, which makes one more step per sentence
-    each = PASSES * max(1, settings.memory.steps) + 1  # the steps, then the read
+    rates = sum(rate > 0 for rate in settings.ablation.lr)
+    tried, test = rates * once("validation", most=settings.ablation.conversations), once("test")
+    step, written = PASSES * max(1, settings.memory.steps) + 1, tried + test  # the steps, then the read
     return {"fold": settings.fold, "training": trained.flops,
-            "writing": PASSES * bound + each * (bound + tried + writers * once(test)),
-            "reading": (once(train) + 2 * once(validation) + 3 * once(test) + once(test, 0)
-                        + once(test, sllm.window)),
+            # dpm-told, the bound, makes one more step per sentence
+            "writing": (PASSES + step) * written + step * (tried + writers * test),
+            "reading": (once("train") + 2 * once("validation") + 3 * test + once("test", 0)
+                        + once("test", sllm.window)),
             "gigabytes": trained.bytes / 1e9}

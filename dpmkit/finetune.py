@@ -215,8 +215,8 @@ def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate
         with machine.tf32(model):
             trainer.train(resume_from_checkpoint=checkpoint)
     except torch.OutOfMemoryError as error:
-        raise UserError("training does not fit the GPU: set finetune.forward_tokens, of one forward (now "
-                        f"{tune.forward_tokens}; 0: a step is one), or finetune.checkpointing=true") from error
+        raise UserError(f"training does not fit the GPU: lower finetune.forward_tokens (now {tune.forward_tokens}; "
+                        "0: a step is one forward), or set finetune.checkpointing=true") from error
     rows: dict[int, dict] = defaultdict(dict)
     for entry in trainer.state.log_history:
         rows[round(entry["epoch"])] |= {name: value for name, value in entry.items()
@@ -225,15 +225,13 @@ def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate
 
 
 def _one_gpu(arguments: TrainingArguments, where: torch.device) -> None:
-    """Each process trains on one GPU, the one asked for. Transformers would take cuda:0, and give each of all GPUs
-    of the machine `finetune.batch` dialogues per step (nn.DataParallel)."""
+    """Each process trains on one GPU, the one asked for, where the Trainer would take all (nn.DataParallel)."""
     if where.type == "cuda" and arguments.world_size == 1:
         where = torch.device("cuda", where.index or 0)
         torch.cuda.set_device(where)
         arguments._n_gpu, arguments._setup_devices, arguments.distributed_state.device = 1, where, where
     elif where.type == "cuda" and where.index is not None:
-        raise UserError(f"setting device is {where}, one GPU, but torchrun has started {arguments.world_size} "
-                        "processes, each for its own: set device=cuda, or run without torchrun")
+        raise UserError(f"setting device is {where}, one GPU for all processes of torchrun: set device=cuda")
 
 
 def _last_whole_checkpoint(folder: Path) -> tuple[str | None, TrainerState | None]:
