@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import make_settings, make_toy
 
-from dpmkit import audio, baselines, codes, corpora, finetune, protocols, robustness, runs, speakers
+from dpmkit import audio, baselines, codes, finetune, protocols, robustness, runs, speakers
 from dpmkit.corpora import demo, files, iemocap, labelled, manifest, meld
 from dpmkit.settings import Settings, UserError
 from dpmkit.tokenizers import kmeans, neural
@@ -118,13 +118,12 @@ def test_a_record_tells_the_packages_of_what_made_its_artefacts(settings, toy, t
 # -- two processes on one key ----------------------------------------------------------------------
 
 SERVER = multiprocessing.get_context("forkserver")  # what all processes below import is paid once
-SERVER.set_forkserver_preload([m.__name__ for m in (codes, finetune, protocols, robustness, speakers)])
-SMALL = {"conversation.conversations": 1, "conversation.min_turns": 3, "conversation.max_turns": 4}
+SERVER.set_forkserver_preload([finetune.__name__])
 
 
-def held(home, module, name):
-    """A function that begins its work, and goes on when there is a file `go`."""
-    plain = getattr(module, name)
+def sllm_of_toy(home):
+    """Trains, and goes on when there is a file `go`."""
+    plain = finetune.fit
 
     def waits(*given):
         (home / "begun").touch()
@@ -133,33 +132,18 @@ def held(home, module, name):
         print("WORKED")
         return plain(*given)
 
-    setattr(module, name, waits)
-
-
-def sllm_of_toy(home):
-    held(home, finetune, "fit")
+    finetune.fit = waits
     tuned = finetune.train(make_settings(home).replace("finetune.epochs", 3), *make_toy())
     return tuned.sllm.fingerprint(), len(tuned.history)
 
 
-def demo_corpus(home):
-    held(home, demo, "synthesise")
-    return corpora.load(Settings.of("smoke", SMALL, home=str(home))).key
-
-
-def demo_codes(home):
-    held(home, codes, "_fit")
-    settings = Settings.of("smoke", SMALL, home=str(home))
-    return codes.make(settings, corpora.load(settings)).key
-
-
-def work(make, home, log):
+def work(home, log):
     sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115 (to the end of this process)
-    print("MADE", make(home))
+    print("MADE", sllm_of_toy(home))
 
 
-def started(make, home, log):
-    process = SERVER.Process(target=work, args=(make, home, log))
+def started(home, log):
+    process = SERVER.Process(target=work, args=(home, log))
     process.start()
     return process
 
@@ -182,28 +166,27 @@ def made(log):
     return next(line for line in log.read_text().splitlines() if line.startswith("MADE"))
 
 
-@pytest.mark.parametrize(("make", "stage"), [(sllm_of_toy, "sllm"), (demo_corpus, "corpus"), (demo_codes, "codes")])
-def test_of_two_processes_on_one_key_the_second_waits_and_uses_what_the_first_made(make, stage, tmp_path):
+def test_of_two_processes_on_one_key_the_second_waits_and_uses_what_the_first_made(tmp_path):
     logs = [tmp_path / "first", tmp_path / "second"]
-    first = started(make, tmp_path, logs[0])
+    first = started(tmp_path, logs[0])
     until((tmp_path / "begun").exists, first, logs[0])
-    second = started(make, tmp_path, logs[1])
+    second = started(tmp_path, logs[1])
     until(lambda: logs[1].exists() and "waiting" in logs[1].read_text(), second, logs[1])
     (tmp_path / "go").touch()
     assert [ended(p) for p in (first, second)] == [0, 0]
     assert made(logs[0]) == made(logs[1])
     assert "WORKED" in logs[0].read_text() and "WORKED" not in logs[1].read_text()
     line, = (line for line in logs[1].read_text().splitlines() if line.startswith("waiting for another"))
-    assert f"/runs/{stage}/" in line
+    assert "/runs/sllm/" in line
 
 
 def test_a_dead_holder_leaves_no_lock(tmp_path):
-    first = started(sllm_of_toy, tmp_path, tmp_path / "first")
+    first = started(tmp_path, tmp_path / "first")
     until((tmp_path / "begun").exists, first, tmp_path / "first")
     first.kill()
     ended(first)
     (tmp_path / "go").touch()
-    second = started(sllm_of_toy, tmp_path, tmp_path / "second")
+    second = started(tmp_path, tmp_path / "second")
     assert ended(second) == 0
     assert "waiting" not in (tmp_path / "second").read_text() and "WORKED" in (tmp_path / "second").read_text()
 
