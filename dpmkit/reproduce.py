@@ -45,16 +45,17 @@ class OwnKernel(AsyncKernelManager):
         path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
         # Freed blocks of many shapes go back to the system: else training on a CPU holds thrice as much.
         malloc = {"MALLOC_MMAP_THRESHOLD_": "4194304", "MALLOC_TRIM_THRESHOLD_": "33554432"}
+        quiet = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # a debugger's warning at every start
         return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-                          display_name="Python 3", language="python", env={"PYTHONPATH": path, **malloc})
+                          display_name="Python 3", language="python", env={"PYTHONPATH": path, **malloc, **quiet})
 
 
 def run(settings: Settings, notebooks: Sequence[str] = NOTEBOOKS, overrides: dict[str, Any] | None = None) -> None:
     """Run notebooks in order; <results>/<profile>-<corpus>/<run name>/ gets each as executed ipynb and HTML.
 
     The notebooks themselves are never written. `overrides` are settings by dotted name, passed on as they are.
-    Raises UserError as a notebook raised it; any other failure is a RuntimeError that names the notebook, its cell
-    and the file that holds what it did so far.
+    Raises UserError as a notebook raised it; any other failure is a RuntimeError that names the notebook, what
+    went wrong, and the file that holds what it did so far.
     """
     work = settings.home_path / "runs" / "notebooks" / f"{settings.profile}-{settings.corpus}" / settings.run_name
     work.mkdir(parents=True, exist_ok=True)
@@ -72,24 +73,20 @@ def run(settings: Settings, notebooks: Sequence[str] = NOTEBOOKS, overrides: dic
 def _execute(name: str, executed: Path, parameters: dict[str, Any]) -> None:
     if not (SOURCE / f"{name}.ipynb").is_file():
         raise UserError(f"notebook {name!r} is not in {SOURCE}: run it from a clone of dpmkit")
-    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # a debugger's warning at every start of a kernel
-    begun: list[int] = []  # one of each cell of code
     try:
-        papermill.execute_notebook(SOURCE / f"{name}.ipynb", executed, parameters, cwd=SOURCE, progress_bar=True,
-                                   log_output=False, kernel_name="python3", kernel_manager_class=OwnKernel,
-                                   on_cell_execute=lambda **_: begun.append(1),
+        papermill.execute_notebook(SOURCE / f"{name}.ipynb", executed, parameters, cwd=SOURCE,
+                                   kernel_name="python3", kernel_manager_class=OwnKernel,
                                    extra_arguments=["--IPKernelApp.log_level=ERROR"])
+        return
     except PapermillExecutionError as error:
         if error.ename == "UserError":
             raise UserError(error.evalue) from None
-        reason = f"{error.ename}: {error.evalue}"
+        reason = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
     except DeadKernelError:
         reason = ("its kernel died, most likely as memory ran out: lower evaluation.streams or "
                   "finetune.forward_tokens, or give the container more")
-    else:
-        return
-    raise RuntimeError(f"notebook {name} failed in cell {len(begun)}: {reason}; {executed} holds what it did. "
-                       "Finished stages are kept: run again to go on")
+    raise RuntimeError(f"notebook {name} failed: {reason}; {executed} holds what it did. Finished stages are kept: "
+                       "run again to go on")
 
 
 def _publish(executed: Path, settings: Settings, parameters: dict[str, Any]) -> None:

@@ -69,10 +69,10 @@ def test_a_relative_home_is_one_folder_for_the_command_and_its_kernels(run_noteb
     assert (tmp_path / "out" / "kernel").exists() and not (reproduce.SOURCE / "out").exists()
 
 
-def test_a_killed_kernel_names_notebook_cell_file_and_cause(run_notebook, capsys):
+def test_a_killed_kernel_names_notebook_file_and_cause(run_notebook, capsys):
     assert run_notebook("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)") == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "notebook 01_data_prep failed in cell 3: its kernel died" in line and "memory" in line
+    assert "notebook 01_data_prep failed: its kernel died" in line and "memory" in line
     named = next(word for word in line.split() if word.endswith("01_data_prep.ipynb"))
     assert Path(named).is_file()
 
@@ -80,7 +80,7 @@ def test_a_killed_kernel_names_notebook_cell_file_and_cause(run_notebook, capsys
 def test_a_failing_notebook_is_named_and_its_results_stay_absent(run_notebook, tmp_path, capsys):
     assert run_notebook("raise ZeroDivisionError('by design')") == 1
     printed = capsys.readouterr().err
-    assert "notebook 01_data_prep failed in cell 3: ZeroDivisionError: by design" in printed
+    assert "notebook 01_data_prep failed: cell 3: ZeroDivisionError: by design" in printed
     assert not list((tmp_path / "results").rglob("*.html"))
 
 
