@@ -258,8 +258,7 @@ def of_method(settings: Settings, tuned: Finetuned, codes: CorpusCodes, conversa
         hear = partial(protocols.listen, listener, conversations, method)
 
     def work() -> None:
-        for _ in hear():
-            pass
+        list(hear())
 
     sentences, counted = sum(len(c.utterances) for c in conversations), flops(work)  # warms up, too
     spent = pd.DataFrame([measured(work, tuned.sllm.device) for _ in range(rounds)])
@@ -285,8 +284,8 @@ def flops(work: Callable[[], Any]) -> int:
 
 
 def measured(work: Callable[[], Any], device: torch.device) -> dict[str, float]:
-    """Wall `seconds` of one call, and the `peak_bytes` that it held beyond what was held before (on a system that
-    cannot forget an earlier peak, which is Linux alone: that of the whole process)."""
+    """Wall `seconds` of one call, and the `peak_bytes` that it held beyond what was held before. (Only Linux can
+    forget an earlier peak: elsewhere it is the process' own so far.)"""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         held = torch.cuda.memory_allocated(device)
