@@ -8,6 +8,7 @@ replacement, the same ones for every method (Davison and Hinkley 1997, section 3
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -43,22 +44,14 @@ def targets(table: pd.DataFrame, protocol: str = "all-lengths") -> pd.DataFrame:
     return {"all-lengths": labelled, "complete": labelled.groupby("conversation", sort=False).tail(1)}[protocol]
 
 
-def answers(table: pd.DataFrame, emotions: tuple[str, ...]) -> np.ndarray:
-    """Index of the most probable emotion per row, (rows,); ValueError where an answer is NaN."""
-    return _probabilities(table, emotions).argmax(1)
-
-
-def _probabilities(table: pd.DataFrame, emotions: tuple[str, ...]) -> np.ndarray:
-    p = table[[f"p_{e}" for e in emotions]].to_numpy()
-    if np.isnan(p).any():
-        raise ValueError(f"{int(np.isnan(p).any(1).sum())} answers are NaN: they cannot be scored")
-    return p
-
-
 def _labelled(table: pd.DataFrame, emotions: tuple[str, ...]) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """The labelled rows, the probabilities of their answers, (rows, emotions), and the true labels' indices."""
+    """The labelled rows, the probabilities of their answers, (rows, emotions), and the true labels' indices;
+    ValueError where an answer is NaN."""
     rows = targets(table)
-    return rows, _probabilities(rows, emotions), pd.Categorical(rows["emotion"], emotions).codes
+    p = rows[[f"p_{e}" for e in emotions]].to_numpy()
+    if lost := int(np.isnan(p).any(1).sum()):
+        raise ValueError(f"{lost} answers are NaN: they cannot be scored")
+    return rows, p, pd.Categorical(rows["emotion"], emotions).codes
 
 
 def confusions(table: pd.DataFrame, emotions: tuple[str, ...],
@@ -130,17 +123,22 @@ def _weights(clusters: int, resamples: int) -> np.ndarray:
     return np.concatenate([np.ones((1, clusters), dtype=int), drawn])
 
 
+def _paired(tables: Iterable[pd.DataFrame], emotions: tuple[str, ...], by: str = "conversation") -> np.ndarray:
+    """Confusion matrices of each table's clusters, (tables, clusters, emotions, emotions); ValueError where the
+    tables do not answer the same targets."""
+    names, counts = zip(*(confusions(table, emotions, by) for table in tables), strict=True)
+    if any(n != names[0] or (c.sum(2) != counts[0].sum(2)).any() for n, c in zip(names, counts, strict=True)):
+        raise ValueError("the methods answered different targets: a paired comparison needs the same ones")
+    return np.stack(counts)
+
+
 def resampled(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...], resamples: int,
               by: str = "conversation") -> dict[str, dict[str, np.ndarray]]:
-    """WA, UA, WF1 in % per method: as they are, and in each resample of clusters (`by`), (1 + resamples,).
-    ValueError where the methods did not answer the same targets."""
-    names, counts = zip(*(confusions(t, emotions, by) for t in tables.values()), strict=True)
-    asked = [c.sum(2).tolist() for c in counts]  # how often each emotion was asked for, per cluster
-    if any(n != names[0] or a != asked[0] for n, a in zip(names, asked, strict=True)):
-        raise ValueError("the methods answered different targets: a paired comparison needs the same ones")
-    weights = _weights(len(names[0]), resamples)
-    return {method: {m: 100 * v for m, v in measures(np.tensordot(weights, count, axes=1)).items()}
-            for method, count in zip(tables, counts, strict=True)}
+    """WA, UA, WF1 in % per method: as they are, and in each resample of clusters (`by`), (1 + resamples,)."""
+    counts = _paired(tables.values(), emotions, by)
+    weights = _weights(counts.shape[1], resamples)
+    return {method: {m: 100 * v for m, v in measures(np.tensordot(weights, of, axes=1)).items()}
+            for method, of in zip(tables, counts, strict=True)}
 
 
 def interval(values: np.ndarray, confidence: float) -> list[float]:
@@ -149,17 +147,18 @@ def interval(values: np.ndarray, confidence: float) -> list[float]:
     return np.percentile(values[1:], [tail, 100 - tail]).tolist()
 
 
+def _estimate(name: str, values: np.ndarray, how: EvaluationSettings) -> dict[str, Any]:
+    return {name: float(values[0]), f"{name}_interval": interval(values, how.confidence)}
+
+
 def compare(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...], baseline: str, how: EvaluationSettings,
             by: str = "conversation") -> list[dict[str, Any]]:
     """A row per method: WA, UA, WF1 in %, and each one's gain over `baseline` in points, with their intervals."""
     values, rows = resampled(tables, emotions, how.bootstrap, by), []
-    for method in tables:
-        row: dict[str, Any] = {"method": method}
+    for method, of in values.items():
+        rows.append({"method": method})
         for m in MEASURES:
-            gain = values[method][m] - values[baseline][m]
-            row |= {m: float(values[method][m][0]), f"{m}_interval": interval(values[method][m], how.confidence),
-                    f"{m}_gain": float(gain[0]), f"{m}_gain_interval": interval(gain, how.confidence)}
-        rows.append(row)
+            rows[-1] |= _estimate(m, of[m], how) | _estimate(f"{m}_gain", of[m] - values[baseline][m], how)
     return rows
 
 
@@ -175,8 +174,8 @@ def by_bin(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...], what: str
         chosen = targets(table.assign(bin=np.digitize(table["turn"] if what == "turn" else length, edges) - 1))
         for i, part in chosen.groupby("bin"):
             values = resampled({method: part}, emotions, how.bootstrap)[method]["WA"]
-            rows.append({"method": method, first_of: edges[i], label_of: labels[i], "WA": float(values[0]),
-                         "n": len(part), "WA_interval": interval(values, how.confidence)})
+            rows.append({"method": method, first_of: edges[i], label_of: labels[i], "n": len(part),
+                         **_estimate("WA", values, how)})
     return rows
 
 
@@ -200,19 +199,14 @@ def losses(tables: dict[str, pd.DataFrame], how: EvaluationSettings) -> dict[str
 
 def mcnemar(a: pd.DataFrame, b: pd.DataFrame, emotions: tuple[str, ...]) -> dict[str, float]:
     """McNemar's exact test (1947) on `n` single targets (protocol `complete`): those that `a_only` and `b_only` got
-    right, and the two-sided binomial `p` of that split. ValueError where targets differ or are not independent."""
-    sides, key = [], ["conversation", "turn", "emotion"]
-    for table in (a, b):
-        rows, p, truth = _labelled(table, emotions)
-        if rows["conversation"].duplicated().any():
-            raise ValueError("two targets of a conversation are not independent: McNemar's test takes `complete`")
-        sides.append(rows[key].assign(right=p.argmax(1) == truth))
-    both = pd.merge(*sides, on=key)
-    if any(len(side) != len(both) for side in sides):
-        raise ValueError("the methods answered different targets: McNemar's test needs the same ones")
-    a_only, b_only = (int((both[x] & ~both[y]).sum()) for x, y in (("right_x", "right_y"), ("right_y", "right_x")))
+    right, and the two-sided binomial `p` of that split. ValueError where a conversation has two targets."""
+    one, other = _paired((a, b), emotions)
+    if (one.sum((1, 2)) > 1).any():
+        raise ValueError("two targets of a conversation are not independent: McNemar's test takes `complete`")
+    ahead = np.trace(one - other, axis1=1, axis2=2)  # 1 where a alone is right, -1 where b alone is
+    a_only, b_only = int((ahead > 0).sum()), int((ahead < 0).sum())
     p = float(binomtest(b_only, a_only + b_only).pvalue) if a_only + b_only else 1.0
-    return {"n": len(both), "a_only": a_only, "b_only": b_only, "p": p}
+    return {"n": len(ahead), "a_only": a_only, "b_only": b_only, "p": p}
 
 
 def holm(p_values: dict[str, float]) -> dict[str, float]:
@@ -236,35 +230,37 @@ def contrasts(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...],
     of resamples on either side of 0 (Efron and Tibshirani 1993, chapter 15), over conversations or over speakers,
     whichever is larger. That cannot be known below 2 / resamples: `floor` says that it is there.
     """
-    single = all(not t["conversation"].duplicated().any() for t in tables.values())
     clusters = {"interval": "conversation", "speakers": "speaker"}
     if next(iter(tables.values()))["speaker"].nunique() < ENOUGH:
         del clusters["speakers"]
-    pairs = [pair for pair in (*DECLARED, *UNTESTED) if {*pair} <= {*tables}]
-    needed = {name: tables[name] for pair in pairs for name in pair}
-    values = {kind: resampled(needed, emotions, how.bootstrap, by) for kind, by in clusters.items()}
+    values = {kind: resampled(tables, emotions, how.bootstrap, by) for kind, by in clusters.items()}
+    single = not any(table["conversation"].duplicated().any() for table in tables.values())
     rows: list[dict[str, Any]] = []
-    for a, b in pairs:
-        row = {"contrast": f"{a} - {b}", "asks": (DECLARED | UNTESTED)[a, b]}
+    for (a, b), asks in (DECLARED | UNTESTED).items():
+        if not {a, b} <= {*tables}:
+            continue
+        row = {"contrast": f"{a} - {b}", "asks": asks}
         for m in MEASURES:
-            gains = {kind: v[a][m] - v[b][m] for kind, v in values.items()}
-            row |= {m: float(gains["interval"][0]), f"{m}_speakers": None,
-                    **{f"{m}_{kind}": interval(gain, how.confidence) for kind, gain in gains.items()}}
-            if m == "WA" and (a, b) in DECLARED:
-                # A difference of exactly 0 is on both sides: equal answers give 2, and so 1.
-                p = max(2 * min((gain[1:] <= 0).mean(), (gain[1:] >= 0).mean()) for gain in gains.values())
-                row |= mcnemar(tables[a], tables[b], emotions) if single else {
-                    "p": float(np.clip(p, 2 / how.bootstrap, 1.0)), "floor": bool(p <= 2 / how.bootstrap)}
+            gains = {kind: of[a][m] - of[b][m] for kind, of in values.items()}
+            ends = {f"{m}_{kind}": interval(gain, how.confidence) for kind, gain in gains.items()}
+            row |= {m: float(gains["interval"][0]), f"{m}_speakers": None, **ends}
+        if (a, b) in DECLARED and single:
+            row |= mcnemar(tables[a], tables[b], emotions)
+        elif (a, b) in DECLARED:
+            resamples = [(of[a]["WA"] - of[b]["WA"])[1:] for of in values.values()]
+            # A difference of exactly 0 is on both sides: equal answers give 2, and so 1.
+            p = max(2 * min((gain <= 0).mean(), (gain >= 0).mean()) for gain in resamples)
+            row |= {"p": float(np.clip(p, 2 / how.bootstrap, 1.0)), "floor": bool(p <= 2 / how.bootstrap)}
         rows.append(row)
-    adjusted = holm({r["contrast"]: r["p"] for r in rows if "p" in r})
-    return [r | ({"p_holm": adjusted[r["contrast"]]} if "p" in r else {}) for r in rows]
+    adjusted = holm({row["contrast"]: row["p"] for row in rows if "p" in row})
+    return [row | ({"p_holm": adjusted[row["contrast"]]} if "p" in row else {}) for row in rows]
 
 
 def scored(tables: dict[str, pd.DataFrame], protocol: str, emotions: tuple[str, ...],
            settings: Settings) -> dict[str, Any]:
     """All that a record holds of one protocol: a row per method (`compare` with `window`, and `WA_gain_speakers`,
-    the interval over speakers), the declared contrasts, each method's details. Conversations that share a memory
-    are not independent: all intervals of such a row are over speakers (NaN with fewer than ENOUGH of them)."""
+    the interval over speakers), the contrasts, each method's details. Conversations that share a memory are not
+    independent: all intervals of such a row are over speakers (NaN with fewer than ENOUGH of them)."""
     chosen, how = {name: targets(t, protocol) for name, t in tables.items()}, settings.evaluation
     first, rows = next(iter(chosen.values())), compare(chosen, emotions, "window", how)
     speakers, over = first["speaker"].nunique(), compare(chosen, emotions, "window", how, by="speaker")
