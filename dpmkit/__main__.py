@@ -132,7 +132,7 @@ def _train(options: argparse.Namespace) -> None:
     from accelerate import PartialState
     from torch.distributed import DistNetworkError
 
-    from . import codes, corpora, finetune, machine, report
+    from . import codes, corpora, finetune, machine
 
     settings, _ = _asked(options)
     try:
@@ -144,8 +144,6 @@ def _train(options: argparse.Namespace) -> None:
         data = corpora.load(settings)
         spoken = codes.make(settings, data)
     tuned = finetune.train(settings, data, spoken)
-    if process.is_main_process and not (tuned.folder / "README.md").is_file():
-        report.write_card(settings, tuned, data, spoken)
     process.print(tuned.folder)
 
 

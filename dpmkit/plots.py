@@ -72,21 +72,16 @@ def _by_category(parts: Mapping[str, pd.DataFrame], ylabel: str, key: str = "WA"
     return figure
 
 
-def heatmap(matrix: np.ndarray, emotions: Sequence[str], title: str, xlabel: str, ylabel: str,
-            axes: plt.Axes) -> None:
-    """A square matrix in [0, 1] over the emotions, with its numbers."""
-    ConfusionMatrixDisplay(matrix, display_labels=emotions).plot(
-        ax=axes, cmap="Blues", values_format=".2f", colorbar=False, im_kw={"vmin": 0, "vmax": 1})
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-
-
-def confusions(matrices: Mapping[str, np.ndarray], emotions: Sequence[str]) -> Figure:
-    """A heatmap per name: the share of each true label (row) that was given each answer. `matrices`: counts."""
+def confusions(matrices: Mapping[str, np.ndarray], emotions: Sequence[str], rows: str = "true label",
+               columns: str = "answer") -> Figure:
+    """A heatmap per name: the share of each column in each row. `matrices`: counts, (emotions, emotions)."""
     size = 1.0 + 0.5 * len(emotions)
     figure, panels = plt.subplots(1, len(matrices), figsize=(size * len(matrices), size), squeeze=False)
     for axes, (name, matrix) in zip(panels[0], matrices.items(), strict=True):
         shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-        heatmap(shares, emotions, name, "answer", "true label" if axes is panels[0][0] else "", axes)
+        ConfusionMatrixDisplay(shares, display_labels=emotions).plot(
+            ax=axes, cmap="Blues", values_format=".2f", colorbar=False, im_kw={"vmin": 0, "vmax": 1})
+        axes.set(title=name, xlabel=columns, ylabel=rows if axes is panels[0][0] else "")
     return figure
 
 
@@ -115,12 +110,12 @@ def utterance(waveform: np.ndarray, codes: np.ndarray, frame_rate: float) -> Fig
 def players(corpus: Corpus, utterances: Sequence[Utterance]) -> None:
     """A player per utterance. Audio is embedded for the demo corpus alone: the others are not ours to pass on."""
     for one in utterances:
-        text = f"<b>{one.emotion}</b>, speaker {one.speaker}, {one.seconds:.1f} s ({one.id})"
+        display(HTML(f"<b>{one.emotion}</b>, speaker {one.speaker}, {one.seconds:.1f} s ({one.id})"))
         if corpus.name == "demo":
-            display(HTML(text), Audio(audio.read(one.audio.path, one.audio.start, one.audio.end), rate=audio.RATE,
-                                      normalize=False))
-        else:
-            display(HTML(f"{text}: not embedded, as this corpus' licence does not let us pass audio on."))
+            sound = audio.read(one.audio.path, one.audio.start, one.audio.end)
+            display(Audio(sound, rate=audio.RATE, normalize=False))
+    if corpus.name != "demo":
+        display(HTML("No sound is embedded, as this corpus' licence does not let us pass it on."))
 
 
 def losses(history: pd.DataFrame) -> Figure:
@@ -141,7 +136,7 @@ def trace(table: pd.DataFrame, emotions: Sequence[str]) -> Figure:
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 4.4), sharex=True, height_ratios=(2, 1))
     turns = table["turn"]
     top.stackplot(turns, *(table[f"p_{e}"] for e in emotions), labels=emotions, step="mid", alpha=0.85)
-    for who, (_, part) in enumerate(table[table["emotion"].notna()].groupby("speaker")):
+    for who, (_, part) in enumerate(table.dropna(subset="emotion").groupby("speaker")):
         colours = [COLOURS[list(emotions).index(e) % 8] for e in part["emotion"]]
         top.scatter(part["turn"], np.full(len(part), 1.05 + 0.08 * who), s=16, clip_on=False, c=colours, marker="o")
     top.set(ylabel="probability", ylim=(0, 1), xlim=(turns.min() - 0.5, turns.max() + 0.5))
@@ -256,7 +251,5 @@ def robustness(rows: Rows) -> Figure:
     parts = {name: table[table["kind"].isin(("none", *kinds))] for name, kinds in FAMILIES.items()
              if table["kind"].isin(kinds).any()}
     figure = _by_category(parts, "WA, %")
-    for axes in figure.axes:
-        if axes.get_xlabel() == MACHINE:
-            plt.setp(axes.lines, linestyle="")
+    plt.setp([line for axes in figure.axes if axes.get_xlabel() == MACHINE for line in axes.lines], linestyle="")
     return _legend(figure)

@@ -1,4 +1,4 @@
-"""One JSON record per run: what came out, and all that it came from; and how a user's run becomes the reference."""
+"""One JSON record per notebook and run: what came out and all that it came from."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ def path(settings: Settings, kind: str) -> Path:
 
 
 def save(settings: Settings, kind: str, results: dict[str, Any], inputs: dict[str, str], seconds: float) -> Path:
-    """Write a record; its path. `inputs` are the keys of the artefacts that it was made from, `seconds` the wall
-    time of the notebook (short where artefacts were reused); `origins` says which packages, machine and commit made
-    each of them, where these were not the record's own."""
+    """Write a record; its path. `inputs`: the keys of the artefacts that it was made from; its `origins` says which
+    packages, machine and commit made each of them, where these were not the record's own."""
     record = _record(settings, kind, results, seconds)
     origins = {name: {k: v for k, v in runs.made(settings, key).items() if v != record[k]}
                for name, key in inputs.items()}
@@ -38,13 +37,13 @@ def save(settings: Settings, kind: str, results: dict[str, Any], inputs: dict[st
 
 def save_bench(settings: Settings, name: str, results: dict[str, Any], seconds: float) -> Path:
     """Write bench/<name>-<profile>.json (with changed settings their digits) of a user's results; its path."""
-    target = settings.own_path / _bench_name(settings, name)
+    target = _bench_path(settings.own_path, settings, name)
     runs.write_json(target, _record(settings, f"bench {name}", results, seconds))
     return target
 
 
-def _bench_name(settings: Settings, name: str) -> str:
-    return f"bench/{name}-{settings.profile}{settings.variant}.json"
+def _bench_path(root: Path, settings: Settings, name: str) -> Path:
+    return root / "bench" / f"{name}-{settings.profile}{settings.variant}.json"
 
 
 def _record(settings: Settings, kind: str, results: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -79,7 +78,7 @@ def load(settings: Settings, kind: str) -> dict[str, Any]:
 
 def load_bench(settings: Settings, name: str) -> dict[str, Any] | None:
     """The bench of these settings, the user's own before the reference's; None where neither is there."""
-    files = (root / _bench_name(settings, name) for root in (settings.own_path, REFERENCE))
+    files = (_bench_path(root, settings, name) for root in (settings.own_path, REFERENCE))
     return next((read(file) for file in files if file.is_file()), None)
 
 
@@ -112,29 +111,16 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def publish(own: Path, root: Path) -> list[str]:
-    """Copy each run and bench of `own` into the reference at `root`; where a run has a record of every kind that is
-    there, in place of all of it. The `smoke` profile, a test, stays out. Returns the names; UserError for none."""
-    made: dict[tuple[str, str], set[str]] = {}
-    for record in load_all(own):
-        if record["profile"] != "smoke":
-            made.setdefault((f"{record['profile']}-{record['corpus']}", record["run"]), set()).add(record["kind"])
-    files = [own / "bench" / name for name, record in benches(own).items() if record["profile"] != "smoke"]
-    names = [*map(" ".join, made), *(f"bench/{file.name}" for file in files)]
+    """Copy own results into the reference at `root`, over what stands there. The `smoke` profile, a test, stays
+    out. Returns the records' names; UserError for none."""
+    def copy(source: str, target: str) -> None:
+        with runs.atomic(Path(target)) as temporary:
+            shutil.copyfile(source, temporary)
+
+    names = [f"{r['profile']}-{r['corpus']} {r['kind']} {r['run']}"
+             for r in (*load_all(own), *benches(own).values()) if r["profile"] != "smoke"]
     if not names:
         raise UserError(f"{own} holds nothing to publish: run `make reproduce` first (smoke is not published)")
-    for (folder, run), kinds in made.items():
-        there = {p.name.removesuffix(f"-{run}.json") for p in (root / folder / "records").glob(f"*-{run}.json")}
-        if there <= kinds:  # no figure or page of the earlier run stays
-            for file in _files(root / folder, run):
-                file.unlink()
-        files += _files(own / folder, run)
-    for file in files:
-        with runs.atomic(root / file.relative_to(own)) as temporary:
-            shutil.copyfile(file, temporary)
+    left_out = shutil.ignore_patterns("README.md", "smoke-*", "*-smoke*.json", ".*")
+    shutil.copytree(own, root, ignore=left_out, copy_function=copy, dirs_exist_ok=True)
     return names
-
-
-def _files(folder: Path, run: str) -> list[Path]:
-    """A run's records, figures and pages."""
-    patterns = (f"records/*-{run}.json", f"figures/*-{run}.png", f"{run}/*")
-    return [file for pattern in patterns for file in sorted(folder.glob(pattern)) if file.is_file()]

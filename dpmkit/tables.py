@@ -1,4 +1,4 @@
-"""Tables and words that are made of records and of nothing else, with what the paper reports beside them."""
+"""Tables and sentences that are made of records and of nothing else, with what the paper reports beside them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,23 @@ PAPER_1 = {  # WA on IEMOCAP, WF1 on MELD
                  "MELD": {"dpm": 51.22, "at-once": 47.90, "classifier": 44.78}},
     "all-lengths": {"IEMOCAP": {"dpm": 75.38, "at-once": 73.15, "classifier": 66.19},
                     "MELD": {"dpm": 52.82, "at-once": 52.53, "classifier": 46.84}}}
-PAPER_2 = {  # others, audio only: WA, UA, WF1 on IEMOCAP, WF1 on MELD
-    "ESA-CRF": (73.17, 74.47, "–", "–"), "MER-HAN": (73.33, 74.20, 73.66, 40.50),
-    "Mi-CGA": ("–", "–", 73.77, "–"), "MER-TL": (75.76, 76.07, "–", "–"),
-    "GatedxLSTM": (76.34, "–", 75.97, "–"), "MERITS-L": ("–", "–", 77.95, 49.32)}
+PAPER_2 = pd.DataFrame(  # others, audio only
+    [("ESA-CRF", 73.17, 74.47, "–", "–"), ("MER-HAN", 73.33, 74.2, 73.66, 40.5), ("Mi-CGA", "–", "–", 73.77, "–"),
+     ("MER-TL", 75.76, 76.07, "–", "–"), ("GatedxLSTM", 76.34, "–", 75.97, "–"),
+     ("MERITS-L", "–", "–", 77.95, 49.32)],
+    columns=["method", "IEMOCAP: WA", "UA", "WF1", "MELD: WF1"])
 PAPER_3 = {  # stepping on MELD: WF1, speed against a step per sentence
     "sentence": (51.22, 1.0), "stride-64": (49.61,), "stride-128": (49.64,), "stride-256": (47.63,),
     "stride-512": (43.25, 6.26), "stride-1024": (37.87, 12.72)}
 PAPER_4 = {4096: "69.59 / 72.07 / 69.57", 32768: "72.85 / 73.34 / 75.58"}  # at once, by window: WA, UA, WF1
+
+BENCH_COLUMNS = {  # others are called as in the record
+    "n": "rounds", "n_r": "n_r, tokens", "rate": "sentences per second", "ratio": "times the PEFT loop",
+    "flops_per_sentence": "FLOP per sentence", "share_of_the_matmul_peak": "share of a large product's rate",
+    "WA": "WA, %", "WA_gain": "WA against exact, points", "changed": "share of answers that changed",
+    "largest_change": "largest change of a probability", "peak_bytes": "peak memory, bytes",
+    "teraflops": "TFLOP/s of a large product", "utilisation": "share of it that is reached",
+    "gpu_hours": "GPU hours", "gigabytes": "GB per GPU", "price": "price of a GPU hour"}
 
 
 def shown(table: pd.DataFrame) -> Styler:
@@ -51,6 +60,10 @@ def _ends(interval: Sequence[float | None] | None, form: str = "+.1f") -> str:
     return f"[{interval[0]:{form}}, {interval[1]:{form}}]" if interval and None not in interval else "–"
 
 
+def _p(row: Row) -> str:
+    return f"{'< ' if row.get('floor') else ''}{row['p_holm']:.2g}"
+
+
 def _table(rows: Sequence[Row], columns: Mapping[str, str]) -> pd.DataFrame:
     """Text of `rows`; `columns`: title -> `key` or `key:format`. A column that no row has is left out."""
     known = {title: spec.split(":") for title, spec in columns.items()}
@@ -65,15 +78,16 @@ def _by(rows: Sequence[Row], key: str) -> dict[Any, Row]:
 def methods(record: Record, protocol: str) -> pd.DataFrame:
     """The methods of a `methods` record: WA, UA, WF1 with intervals over conversations (over speakers where these
     share a memory), the gain in WA against `window` with both intervals, and what each row hears."""
-    rows, out = _by(record["results"]["protocols"][protocol]["methods"], "method"), []
+    made, rows = _by(record["results"]["protocols"][protocol]["methods"], "method"), []
     for listed in record["results"]["listed"]:
-        row = rows.get(listed["method"])
-        gains = row is not None and listed["method"] != "window"
-        out.append({"method": listed["method"], "group": listed["group"],
-                    **{m: value(row, m) if row else "not run" for m in MEASURES},
-                    "WA against window": value(row, "WA_gain", "+.1f") if gains else "",
-                    "over speakers": _ends(row["WA_gain_speakers"]) if gains else "", "hears": listed["hears"]})
-    return pd.DataFrame(out)
+        row = dict(made.get(listed["method"], dict.fromkeys(MEASURES, "not run")))
+        if listed["method"] == "window":  # gains nothing, by definition
+            row = {key: of for key, of in row.items() if "gain" not in key}
+        elif "WA_gain" in row:
+            row["speakers"] = _ends(row["WA_gain_speakers"])
+        rows.append(row | listed)
+    return _table(rows, {"method": "method", "group": "group", **{m: f"{m}:.1f" for m in MEASURES},
+                         "WA against window": "WA_gain:+.1f", "over speakers": "speakers", "hears": "hears"})
 
 
 def contrasts(record: Record, protocol: str) -> pd.DataFrame:
@@ -92,46 +106,12 @@ def contrasts(record: Record, protocol: str) -> pd.DataFrame:
         "WF1, points": "WF1:+.1f", f"paper, {corpus}: {measure}": "paper"})
 
 
-def _p(row: Row) -> str:
-    return f"{'< ' if row.get('floor') else ''}{row['p_holm']:.2g}"
-
-
 def losses(record: Record) -> pd.DataFrame:
     """Mean L_t of later sentences under their own, a swapped and no memory, nats per token."""
     rows = [{**row, "method": name, "mean_interval": row["interval"]}
             for name, made in record["results"]["losses"].items() for row in made]
     return _table(rows, {"method": "method", "L_t under": "difference", "sentences": "n",
                          "difference, nats": "mean:+.4f"})
-
-
-def verdict(record: Record) -> str:
-    """What a `methods` record's declared contrasts, on every utterance, and losses say, in sentences: `above` and
-    `below` where the contrast's p, adjusted by Holm, is under 1 - confidence, else `no measurable difference`."""
-    alpha, sentences = round(1 - record["settings"]["evaluation.confidence"], 9), []
-    for row in record["results"]["protocols"]["all-lengths"]["contrasts"]:
-        if "p" in row:
-            a, b = row["contrast"].split(" - ")
-            found = (f"No measurable difference between `{a}` and `{b}`" if row["p_holm"] >= alpha else
-                     f"`{a}` is {'above' if row['WA'] > 0 else 'below'} `{b}`")
-            sentences.append(f"{found} ({value(row, 'WA', '+.1f')} points WA, p {_p(row)}).")
-    stored = record["results"]["losses"].items()
-    return " ".join([*sentences, *(_stored(name, _by(rows, "difference")) for name, rows in stored)])
-
-
-def _stored(name: str, by: Mapping[str, Row]) -> str:
-    """What a memory has stored, by L_t of the conversation's later sentences."""
-    none, swapped = by["own - none"], by["own - swapped"]
-    what = ("nothing measurable" if none["interval"][1] >= 0 else
-            "something of this conversation" if swapped["interval"][1] < 0 else
-            "something of how such conversations sound, and nothing measurable of this one")
-    return (f"By L_t of later sentences `{name}` stores {what}: "
-            f"{none['mean']:+.4f} {_ends(none['interval'], '+.4f')} nats under its own memory against none, "
-            f"{swapped['mean']:+.4f} {_ends(swapped['interval'], '+.4f')} against another's.")
-
-
-def _rows(record: Record) -> pd.DataFrame:
-    """A row per method of a `methods` record, every utterance."""
-    return pd.DataFrame(record["results"]["protocols"]["all-lengths"]["methods"]).set_index("method")
 
 
 def spread(made: Sequence[Record], what: str) -> pd.DataFrame:
@@ -144,29 +124,9 @@ def spread(made: Sequence[Record], what: str) -> pd.DataFrame:
                          "WA against window": "WA_gain:+.1f"})
 
 
-def beside(own: Record, reference: Sequence[Record]) -> str:
-    """Markdown: a `methods` record's WA and gains beside the reference's of the same run. A row is within where it
-    differs by at most twice the sample deviation over the reference's seeds, and not judged with a single one."""
-    name = f"`{own['profile']}` on `{own['corpus']}`, {own['run']}"
-    seeds = [r for r in reference if all(r[k] == own[k] for k in ("kind", "profile", "corpus", "fold", "changed"))]
-    same = [r for r in seeds if r["seed"] == own["seed"]]
-    if not same:
-        return f"No reference for {name}: nothing to compare it with."
-    figures = pd.concat([_rows(r)[["WA", "WA_gain"]].stack() for r in (*same, own, *seeds)], axis=1, sort=False)
-    figures = figures.drop(index=("window", "WA_gain"))  # 0 by definition
-    table = pd.DataFrame({"reference": figures.iloc[:, 0], "own": figures.iloc[:, 1],
-                          "difference": figures.iloc[:, 1] - figures.iloc[:, 0],
-                          "deviation": figures.iloc[:, 2:].std(axis=1)})
-    judged = table.dropna()
-    within = judged["difference"].abs() <= 2 * judged["deviation"] + 1e-9
-    table = table.map("{:.1f}".format).replace("nan", "–")
-    table["within"] = within.map({True: "yes", False: "NO"}).reindex(table.index, fill_value="–")
-    return "\n\n".join([
-        f"## Beside the reference: {name}",
-        "WA of every utterance, and its gain over `window`, in points; within: the difference is at most twice the "
-        f"sample deviation over the reference's {len(seeds)} seed(s), – not judged.",
-        markdown(table.reset_index(names=["method", "figure"])),
-        f"reproduced: {within.sum()} of {len(judged)} within"])
+def _rows(record: Record) -> pd.DataFrame:
+    """A row per method of a `methods` record, every utterance."""
+    return pd.DataFrame(record["results"]["protocols"]["all-lengths"]["methods"]).set_index("method")
 
 
 def stepping(record: Record) -> pd.DataFrame:
@@ -191,61 +151,66 @@ def windows(record: Record) -> pd.DataFrame:
                          "paper, IEMOCAP (WA / UA / WF1)": "paper"})
 
 
-def quoted() -> pd.DataFrame:
-    """Table 2 of the paper: others' results, as it quotes them."""
-    return pd.DataFrame([(name, *of) for name, of in PAPER_2.items()],
-                        columns=["method", "IEMOCAP: WA", "UA", "WF1", "MELD: WF1"])
-
-
-def corpus(results: dict[str, Any]) -> str:
-    """What a `data` record says of its corpus."""
-    return (f"**Corpus**: {results['conversations']} conversations, {results['utterances']} utterances, "
-            f"{results['hours']:.2f} h, {results['speakers']} speakers; skipped: {results['skipped_count']}.")
-
-
-def references(results: dict[str, Any]) -> str:
-    """The reference classifiers of a `data` record."""
-    rows = [f"{r['method']} {100 * r['WA']:.1f} / {100 * r['UA']:.1f}" for r in results["reference"]["test"]]
-    return ("Reference classifiers (logistic regression on an utterance's pooled acoustics; oracles are given "
-            f"true labels), test fold, WA / UA in %: {'; '.join(rows)}.")
-
-
-def backbone(results: dict[str, Any]) -> str:
-    """What a `backbone` record says of its SLLM."""
-    kept = _by(results["history"], "epoch")[results["best_epoch"]]
-    return (f"**SLLM**: {results['parameters'] / 1e6:.2f} M parameters, "
-            f"{results['trained_parameters'] / 1e6:.2f} M trained, best epoch {results['best_epoch']} of "
-            f"{len(results['history'])}; validation there: L_a {kept['eval_l_a']:.3f}, "
-            f"L_e {kept['eval_l_e']:.3f}, WA {100 * kept['eval_wa']:.1f}, UA {100 * kept['eval_ua']:.1f}.")
-
-
 def bench(results: dict[str, Any]) -> pd.DataFrame:
     """What a bench or a plan has measured, a column per key of its rows."""
     changes, rows = _by(results.get("changes", []), "rung"), []
     for row in results.get("rows") or results["rates"]:
         row = dict(row)
         if "rung" in row:
-            row["share_of_the_matmul_peak"] = (
-                row["rate"] * row["flops_per_sentence"] / results["peak"][row["precision"]])
+            peak = results["peak"][row["precision"]]
+            row["share_of_the_matmul_peak"] = row["rate"] * row["flops_per_sentence"] / peak
             if row["shape"] == results["rates"][0]["shape"]:  # the weights of the others are random
                 row |= changes.get(row["rung"], {})
         if "cells" in row:
             row |= {"folds": len(row["cells"]), "gigabytes": max(c["gigabytes"] for c in row["cells"]),
-                    **{f"hours_on_{n}_GPU(s)": hours for n, hours in row["hours_on"].items()}}
-        rows.append({key.replace("_", " "): value(row, key, ".4g" if isinstance(of, float) else "")
+                    **{f"hours on {n} GPU(s)": hours for n, hours in row["hours_on"].items()}}
+        rows.append({BENCH_COLUMNS.get(key, key.replace("_", " ")): value(row, key, ".4g" * isinstance(of, float))
                      for key, of in row.items() if isinstance(of, str | int | float)})
     return pd.DataFrame(rows).fillna("")
 
 
-# Kind of bench -> what is to be known of it.
-BENCHES = {
-    "memory": "Each rung of the memory beside Algorithm 1 in plain PEFT, a fresh adapter per conversation: "
-              "sentences per second, one write and one read each, medians of rounds in which they take turns, "
-              "[lowest, highest]. WA and what changed: answers of the trained SLLM on validation conversations.",
-    "context": "Cost against history: until the last sentence of a recording has its label, after so many codes.",
-    "plan": "Counted from shapes and lengths, not run: notebooks 02 and 03 of every fold and seed, a cell per GPU.",
-    "reproduce": "Seconds of each notebook from an empty home, on a machine as it was and beside a busy loop.",
-    "turn": "A write and a read of one sentence behind a full prefix, random weights: rows as they are (free), and "
-            "of lengths that come again, recorded and replayed as CUDA graphs (auto). The script lies beside the "
-            "record.",
-}
+def verdict(record: Record) -> str:
+    """What a `methods` record's declared contrasts, on every utterance, and losses say, in sentences: `above` and
+    `below` where the contrast's p, adjusted by Holm, is under 1 - confidence, else `no measurable difference`."""
+    alpha, sentences = round(1 - record["settings"]["evaluation.confidence"], 9), []
+    for row in record["results"]["protocols"]["all-lengths"]["contrasts"]:
+        if "p" in row:
+            a, b = row["contrast"].split(" - ")
+            found = (f"No measurable difference between `{a}` and `{b}`" if row["p_holm"] >= alpha else
+                     f"`{a}` is {'above' if row['WA'] > 0 else 'below'} `{b}`")
+            sentences.append(f"{found} ({value(row, 'WA', '+.1f')} points WA, p {_p(row)}).")
+    for name, rows in record["results"]["losses"].items():
+        none, swapped = (_by(rows, "difference")[f"own - {other}"] for other in ("none", "swapped"))
+        what = ("nothing measurable" if none["interval"][1] >= 0 else
+                "something of this conversation" if swapped["interval"][1] < 0 else
+                "something of how such conversations sound, and nothing measurable of this one")
+        sentences.append(
+            f"By L_t of later sentences `{name}` stores {what}: "
+            f"{none['mean']:+.4f} {_ends(none['interval'], '+.4f')} nats under its own memory against none, "
+            f"{swapped['mean']:+.4f} {_ends(swapped['interval'], '+.4f')} against another's.")
+    return " ".join(sentences)
+
+
+def beside(own: Record, reference: Sequence[Record]) -> str:
+    """Markdown: a `methods` record's WA and gains beside the reference's of the same run. A row is within where it
+    differs by at most twice the sample deviation over the reference's seeds, and not judged with a single one."""
+    name = f"`{own['profile']}` on `{own['corpus']}`, {own['run']}"
+    seeds = [r for r in reference if all(r[k] == own[k] for k in ("kind", "profile", "corpus", "fold", "changed"))]
+    same = [r for r in seeds if r["seed"] == own["seed"]]
+    if not same:
+        return f"No reference for {name}: nothing to compare it with."
+    columns = {"reference": same[0], "own": own} | dict(enumerate(seeds))
+    columns = {column: _rows(of)[["WA", "WA_gain"]].stack() for column, of in columns.items()}
+    figures = pd.concat(columns, axis=1, sort=False).drop(index=("window", "WA_gain"))  # 0 by definition
+    table = figures[["reference", "own"]].assign(difference=figures["own"] - figures["reference"],
+                                                 deviation=figures[[*range(len(seeds))]].std(axis=1))
+    judged = table.dropna()
+    within = judged["difference"].abs() <= 2 * judged["deviation"] + 1e-9
+    table = table.map("{:.1f}".format).replace("nan", "–")
+    table["within"] = within.map({True: "yes", False: "NO"}).reindex(table.index, fill_value="–")
+    return "\n\n".join([
+        f"## Beside the reference: {name}",
+        "WA of every utterance, and its gain over `window`, in points; within: the difference is at most twice the "
+        f"sample deviation over the reference's {len(seeds)} seed(s), – not judged.",
+        markdown(table.reset_index(names=["method", "figure"])),
+        f"reproduced: {within.sum()} of {len(judged)} within"])

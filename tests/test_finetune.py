@@ -345,3 +345,30 @@ def test_a_half_written_checkpoint_is_skipped(tmp_path):
     assert [p.name for p in folder.iterdir()] == ["checkpoint-3"]
     shutil.rmtree(folder)
     assert finetune._last_whole_checkpoint(folder) == (None, None)
+
+
+@pytest.mark.parametrize("pretrained", [False, True], ids=["scratch", "pretrained"])
+def test_the_folder_of_a_trained_sllm_works_elsewhere(pretrained, settings, toy, tmp_path):
+    settings = changed(settings, {
+        "backbone.source": made(tmp_path / "text"), "backbone.keep_layers": 2, "backbone.window": 64,
+        "finetune.lora_rank": 4, "finetune.n_o": 16, "finetune.n_p": 48, "finetune.n_q": 64} if pretrained else {})
+    tuned = train(settings.replace("finetune.epochs", 1), *toy)
+    away = tmp_path / "away" / "sllm"
+    shutil.copytree(tuned.folder, away)
+    shutil.rmtree(tmp_path / "text", ignore_errors=True)
+    shutil.rmtree(settings.home_path / "runs")
+    named = {p.name for p in away.rglob("*") if p.is_file() and str(tmp_path).encode() in p.read_bytes()}
+    assert named == ({"adapter_config.json", "dpmkit.json"} if pretrained else set())  # where the backbone was
+    elsewhere = str(made(tmp_path / "elsewhere")) if pretrained else ""  # the same files
+    loaded = EmotionSLLM.load(away, backbone=elsewhere)
+    sentence = [loaded.sentence(np.array([1, 5, 3]))]
+    torch.testing.assert_close(loaded.emotion_logits(sentence), tuned.sllm.emotion_logits(sentence))
+
+
+def test_training_that_the_gpu_cannot_hold_names_the_cure(settings, toy, monkeypatch):
+    def step(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(finetune._Trainer, "training_step", step)
+    with pytest.raises(UserError, match=r"finetune.forward_tokens"):
+        train(settings, *toy)

@@ -64,7 +64,8 @@ def random_table(seed, conversations=12, skill=1.0, truth=None, emotions=EMOTION
 
 def labelled(table):
     rows = targets(table)
-    return rows, rows["emotion"].to_numpy(), np.array(EMOTIONS)[rows[[f"p_{e}" for e in EMOTIONS]].to_numpy().argmax(1)]
+    p = rows[[f"p_{e}" for e in EMOTIONS]].to_numpy()
+    return rows, rows["emotion"].to_numpy(), np.array(EMOTIONS)[p.argmax(1)]
 
 
 @pytest.mark.parametrize("seed", range(8))

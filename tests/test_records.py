@@ -127,47 +127,29 @@ def test_a_run_ends_with_the_reference_row_by_row_and_leaves_it_as_it_is(root, t
     assert before == {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
-def test_publish_of_some_notebooks_leaves_the_records_of_the_others(root, tmp_path):
-    settings = save(tmp_path / "own", {"window": 71.0, "dpm": 72.0})
-    there = root / "demo-demo"
-    other = there / "records" / "context-fold1-seed0.json"
-    other.write_text(json.dumps(json.loads((there / "records" / "methods-fold1-seed0.json").read_text())
-                                | {"kind": "context"}))
-    (there / "figures").mkdir()
-    (there / "figures" / "context-fold1-seed0.png").touch()
-    records.publish(settings.own_path, root)
-    assert other.is_file() and (there / "figures" / "context-fold1-seed0.png").is_file()
-    records.save(settings, "context", {}, {}, 1.0)
-    records.publish(settings.own_path, root)
-    assert json.loads(other.read_text())["results"] == {}
-    assert not (there / "figures" / "context-fold1-seed0.png").is_file(), "all of the run was made anew"
-
-
 def test_publish_makes_own_results_the_reference(root, tmp_path, monkeypatch):
     readme, own = tmp_path / "README.md", tmp_path / "own"
-    readme.write_text("\n".join(("x", report.BEGIN, report.END, report.PLAN, report.END_PLAN, "y")))
+    readme.write_text("\n".join(("x", report.BEGIN, report.END, "y")))
     monkeypatch.setattr(records, "REFERENCE", root)
     assert main(["publish", "--home", str(own)]) == 2, "nothing to publish"
     settings = save(own, {"window": 71.0, "dpm": 72.0})
     save(own, WA[0], profile="smoke")
     records.save_bench(Settings.of("smoke", home=str(own)), "context", {"rows": []}, 1.0)
-    row = dict.fromkeys(("hours", "codes", "seconds_per_sentence", "processor_seconds_per_sentence",
-                         "resident_bytes", "norm", "L_t", "WA"), 1)
-    records.save_bench(settings, "stream-1h", {"rows": [row], "lr": 1.0}, 1.0)
-    for at, names in ((settings.results_path, ("new", "kept")), (root / "demo-demo", ("old", "kept"))):
+    records.save_bench(settings, "context", {"rows": [{"codes": 3}]}, 1.0)
+    for at, names in ((settings.results_path, ("new", "both", ".new")), (root / "demo-demo", ("old", "both"))):
         for name in names:
             (at / "figures").mkdir(exist_ok=True)
             (at / "figures" / f"{name}-fold1-seed0.png").write_text(at.as_posix())
-    (root / "demo-demo" / "figures" / "old-fold1-seed1.png").touch()
     page = settings.results_path / settings.run_name / "03_dpm_inference.html"
     page.parent.mkdir()
     page.touch()
     assert main(["publish", "--home", str(own)]) == 0
     assert {r["seed"]: r["results"]["protocols"]["complete"]["methods"][0]["WA"]
             for r in records.load_all(root)} == {0: 71.0, 1: 62.0, 2: 64.0}
-    assert sorted(p.name for p in (root / "demo-demo" / "figures").iterdir()) == [
-        "kept-fold1-seed0.png", "new-fold1-seed0.png", "old-fold1-seed1.png"]
-    assert [p.name for p in (root / "bench").iterdir()] == ["stream-1h-demo.json"]
+    assert {p.name: p.read_text() == settings.results_path.as_posix()
+            for p in (root / "demo-demo" / "figures").iterdir()} == {
+        "both-fold1-seed0.png": True, "new-fold1-seed0.png": True, "old-fold1-seed0.png": False}
+    assert [p.name for p in (root / "bench").iterdir()] == ["context-demo.json"]
     assert not (root / "smoke-demo").exists()
-    assert "72.0 [71.0, 73.0]" in readme.read_text() and "stream-1h-demo.json" in (root / "README.md").read_text()
+    assert "72.0 [71.0, 73.0]" in readme.read_text() and "context-demo.json" in (root / "README.md").read_text()
     assert "(demo-demo/fold1-seed0/03_dpm_inference.html)" in (root / "README.md").read_text()

@@ -1,18 +1,12 @@
-"""Pages and tables say what their records say; the folder of a trained SLLM says what was measured."""
+"""Pages and tables say what their records say."""
 
-import shutil
-
-import numpy as np
 import pytest
-import torch
-from test_backbones import made as made_backbone
 from test_records import CHECKOUT, save
 
-from dpmkit import finetune, metrics, protocols, records, report, tables
+from dpmkit import records, report, tables
 from dpmkit.settings import Settings, UserError
-from dpmkit.sllm import EmotionSLLM
 
-MARKED = f"# x\n\n{report.BEGIN}\nstale\n{report.END}\n\n{report.PLAN}\n{report.END_PLAN}\nrest\n"
+MARKED = f"# x\n\n{report.BEGIN}\nstale\n{report.END}\nrest\n"
 
 
 def saved(home, wa, **named):
@@ -88,53 +82,3 @@ def test_after_notebooks_01_and_02_the_summary_says_what_they_found(tmp_path):
     assert "best epoch 2 of 3; validation there: L_a 6.000, L_e 0.800, WA 67.0, UA 66.0." in said
     assert said.count("**`smoke` profile on `demo`, fold 1, seed 0**") == 1 and "No record yet" not in said
     assert "No record yet" in report.summary([])
-
-
-PRETRAINED = {"backbone.keep_layers": 2, "backbone.window": 64, "finetune.lora_rank": 4, "finetune.epochs": 1,
-              "finetune.n_o": 16, "finetune.n_p": 48, "finetune.n_q": 64}
-
-
-def trained(settings, toy, source=""):
-    for name, value in ({**PRETRAINED, "backbone.source": source} if source else {"finetune.epochs": 1}).items():
-        settings = settings.replace(name, value)
-    return settings, finetune.train(settings, *toy)
-
-
-@pytest.mark.parametrize("pretrained", [False, True], ids=["scratch", "pretrained"])
-def test_the_folder_says_what_was_measured_and_works_elsewhere(pretrained, settings, toy, tmp_path):
-    settings, tuned = trained(settings, toy, made_backbone(tmp_path / "text") if pretrained else "")
-    answers = {"test": protocols.predict(settings, *toy, tuned, "window")}
-    record = records.save(settings, "backbone", {"history": tuned.history}, {}, 1.0)
-    text = report.write_card(settings, tuned, *toy, answers, record).read_text()
-    assert (tuned.folder / "record.json").read_bytes() == record.read_bytes()
-    wa = metrics.wa(answers["test"], toy[0].emotions)
-    row, = metrics.compare({"w": answers["test"]}, toy[0].emotions, "w", settings.evaluation)
-    low, high = row["WA_interval"]
-    assert f"| {wa:.1f} [{low:.1f}, {high:.1f}] |" in text 
-    for heading in ("## Data and metrics", "## Intended use and limits"):
-        assert heading in text
-    assert f"{tuned.trained_parameters:,} parameters" in text and str(tmp_path) not in text
-    away = tmp_path / "away" / "sllm"
-    shutil.copytree(tuned.folder, away)
-    shutil.rmtree(tmp_path / "text", ignore_errors=True)
-    shutil.rmtree(settings.home_path / "runs")
-    named = {p.name for p in away.rglob("*") if p.is_file() and str(tmp_path).encode() in p.read_bytes()}
-    assert named == ({"adapter_config.json", "dpmkit.json"} if pretrained else set())  # where the backbone was
-    elsewhere = str(made_backbone(tmp_path / "elsewhere")) if pretrained else ""  # the same files
-    loaded = EmotionSLLM.load(away, backbone=elsewhere)
-    sentence = [loaded.sentence(np.array([1, 5, 3]))]
-    torch.testing.assert_close(loaded.emotion_logits(sentence), tuned.sllm.emotion_logits(sentence))
-
-
-def test_without_answers_the_card_says_that_nothing_was_measured(settings, toy):
-    settings, tuned = trained(settings, toy)
-    assert "| not measured | not measured | not measured |" in report.write_card(settings, tuned, *toy).read_text()
-
-
-def test_training_that_the_gpu_cannot_hold_names_the_cure(settings, toy, monkeypatch):
-    def step(*given):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(finetune._Trainer, "training_step", step)
-    with pytest.raises(UserError, match=r"finetune.forward_tokens"):
-        finetune.train(settings, *toy)
