@@ -358,7 +358,7 @@ def test_the_folder_of_a_trained_sllm_works_elsewhere(pretrained, settings, toy,
     shutil.rmtree(tmp_path / "text", ignore_errors=True)
     shutil.rmtree(settings.home_path / "runs")
     named = {p.name for p in away.rglob("*") if p.is_file() and str(tmp_path).encode() in p.read_bytes()}
-    assert named == ({"adapter_config.json", "dpmkit.json"} if pretrained else set())  # where the backbone was
+    assert named == ({"README.md", "adapter_config.json", "dpmkit.json"} if pretrained else set())  # where it was
     elsewhere = str(made(tmp_path / "elsewhere")) if pretrained else ""  # the same files
     loaded = EmotionSLLM.load(away, backbone=elsewhere)
     sentence = [loaded.sentence(np.array([1, 5, 3]))]
