@@ -83,7 +83,8 @@ def page(made: Sequence[Record], root: Path) -> str:
     for name, record in records.benches(root).items():
         kind, results = record["kind"].removeprefix("bench "), record["results"]
         if kind in BENCHES:  # not one that is gone
-            blocks += [f"## Bench: {name.removesuffix('.json')}", " ".join([BENCHES[kind], *results.get("notes", [])]),
+            blocks += [f"## Bench: {name.removesuffix('.json')}",
+                       " ".join([BENCHES[kind], *results.get("notes", [])]),
                        markdown(tables.bench(results)), f"{_ran_on({kind: record})} [Record](bench/{name})"]
     return "\n\n".join(filter(None, blocks)) + "\n"
 
