@@ -174,14 +174,14 @@ def _segment(options: argparse.Namespace) -> int:
     """find the utterances of recordings: a table to label, for the corpus manifest"""
     from .corpora import recording
 
-    conversations, skipped = recording.prepare(_asked(options)[0], options.recordings, options.out)
+    table, skipped = recording.prepare(_asked(options)[0], options.recordings, options.out)
     for left_out in skipped:
         print(f"dpmkit: {left_out.item}: {left_out.reason}", file=sys.stderr)
-    if not conversations:
+    if table.empty:
         return 2  # nothing is written
-    minutes = sum(u.seconds for c in conversations for u in c.utterances) / 60
-    print(f"wrote {os.path.join(options.out, 'manifest.csv')}: {len(conversations)} conversation(s), {minutes:.1f} "
-          "minutes of speech; fill in emotion and speaker, then use it as --corpus manifest --root "
+    minutes = (table["end"] - table["start"]).sum() / 60
+    print(f"wrote {os.path.join(options.out, 'manifest.csv')}: {table['conversation'].nunique()} conversation(s), "
+          f"{minutes:.1f} minutes of speech; fill in emotion and speaker, then use it as --corpus manifest --root "
           f"{options.out}", file=sys.stderr)
     return 1 if skipped else 0
 

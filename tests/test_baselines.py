@@ -355,14 +355,6 @@ def test_certain_and_contradictory_posteriors_stay_finite():
     assert np.isfinite(out).all() and np.allclose(out.sum(axis=1), 1)
 
 
-@pytest.mark.parametrize("posteriors, speakers", [
-    ([[0.5, 0.5]], ["a", "b"]), ([[0.9, 0.5]], ["a"]), ([[np.nan, 1.0]], ["a"]), ([[np.nan, np.nan]], ["a"]),
-    ([[1.5, -0.5]], ["a"])])
-def test_what_is_no_distribution_is_refused(posteriors, speakers):
-    with pytest.raises(ValueError):
-        forward_filter(np.array(posteriors), speakers, TRANSITION, PRIOR)
-
-
 @pytest.fixture
 def filtered(settings, toy):
     """(filter, table): a function of a table of answers on the test split, and such a table."""

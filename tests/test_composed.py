@@ -132,11 +132,6 @@ def test_the_kits_four_emotions_are_composed_as_they_were_before_there_were_othe
 
 
 def test_the_chain_of_any_label_set():
-    order = ("ang", "neu", "sad", "hap")
-    ours = dynamics.chain(order)
-    for i, a in enumerate(order):
-        for j, b in enumerate(order):
-            assert ours[i, j] == dynamics.IEMOCAP_INERTIA[dynamics.EMOTIONS.index(a), dynamics.EMOTIONS.index(b)]
     np.testing.assert_array_equal(dynamics.chain(dynamics.EMOTIONS), dynamics.IEMOCAP_INERTIA)
     for emotions in (("a", "b"), ("ang", "hap", "neu"), tuple("abcdefg")):
         chain = dynamics.chain(emotions)

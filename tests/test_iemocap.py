@@ -84,7 +84,7 @@ def test_the_published_table_adds_up():
     table = pd.DataFrame(iemocap.PUBLISHED).T
     assert table.sum().to_dict() == {"ang": 1103, "hap": 595, "exc": 1041, "neu": 1708, "sad": 1084, "fru": 1849}
     assert table.drop(columns="fru").sum(axis=1).tolist() == [1085, 1023, 1151, 1031, 1241]
-    assert sum(tree_iemocap.TURNS.values()) == iemocap.TURNS == 10_039
+    assert sum(tree_iemocap.TURNS.values()) == 10_039
     assert tree_iemocap.FRUSTRATED == table.fru.to_dict()
 
 
@@ -182,7 +182,6 @@ def test_a_tree_of_other_counts_is_refused_or_noted_as_partial(tree, home, corpu
     assert [c for c in partial.counts if c.published != c.found] == [corpora.Count("Ses01", "ang", 229, 227)]
     assert {s.item for s in partial.skipped} == {u.id for u in (*lost, unlabelled)}
     assert "of 5,531 recordings with a label 5,529 are here (Ses01 ang 227 of 229)." in partial.notes[0]
-    assert partial.notes[1:] == ("10,036 turns are heard where the release has 10,039.",)
     assert partial.key != corpus.key
 
 
@@ -195,7 +194,7 @@ def test_a_lost_turn_without_a_label_is_no_reason_to_refuse(tree, home, corpus):
     finally:
         unlabelled.audio.path.with_suffix(".away").rename(unlabelled.audio.path)
     assert found.skipped == (corpora.Skipped(unlabelled.id, "its wav is missing"),)
-    assert found.notes == ("10,038 turns are heard where the release has 10,039.",)
+    assert not found.notes
 
 
 @real
@@ -212,7 +211,6 @@ def test_a_session_that_is_missing(tree, home):
     assert "(Ses03 neu 0 of 320, Ses03 hap 0 of 286, Ses03 sad 0 of 305, Ses03 ang 0 of 240); fetch" in (
         str(refused.value))
     assert [len(labelled(partial, f.test)) for f in partial.folds] == [1085, 1023, 1031, 1241]
-    assert partial.notes[1] == "Folds 1 to 4 test Ses01, Ses02, Ses04, Ses05."
 
 
 # ---- trees as they are found ----
@@ -220,7 +218,7 @@ def test_a_session_that_is_missing(tree, home):
 def test_a_small_tree_is_whole_but_partial(pristine, home):
     found = corpora.load(settings(pristine, home, allow_partial=True))
     assert not found.skipped and [len(c.utterances) for c in found.conversations] == [8] * 12
-    assert [len(f.test) for f in found.folds] == [4, 4, 4] and len(found.notes) == 4
+    assert [len(f.test) for f in found.folds] == [4, 4, 4] and len(found.notes) == 2
     first = found.conversations[0]
     assert [u.emotion for u in first.utterances] == ["neu", "hap", "sad", None, "ang", "hap", None, "neu"]
     assert [u.speaker for u in first.utterances[:3]] == ["Ses01_F", "Ses01_M", "Ses01_F"]
@@ -369,13 +367,10 @@ def test_overlapping_turns_are_kept_in_order_of_their_start(copy, load):
     assert (heard[1].start, heard[1].end) == (0.01, 0.07)
 
 
-def test_a_wav_of_another_length_is_heard_whole_and_said(copy, load):
-    assert len(load().notes) == 4  # and of clips of one length
+def test_a_wav_of_another_length_is_heard_whole(copy, load):
     soundfile.write(wav(copy, "Ses01F_impro01_F000"), np.full(16_000, 0.1), 16_000)
-    soundfile.write(wav(copy, "Ses01F_impro01_F001"), np.full(int(0.139 * 16_000), 0.1), 16_000)  # within a frame
     found = load()
-    assert not found.skipped and found.notes[3:4] == (
-        "1 turns' wavs differ from their annotated times by more than 0.04 s; each wav is heard whole.",)
+    assert not found.skipped
     clip = found.conversations[0].utterances[0].audio
     assert len(audio.read(clip.path, clip.start, clip.end)) == 16_000
 
@@ -472,19 +467,8 @@ def test_a_small_tree_validates_as_evenly_as_it_can(load, share, held):
     for fold in load(validation=share).folds:
         sessions = Counter(i[:5] for i in fold.validation)
         assert sum(sessions.values()) == held and len(fold.train) == 8 - held
-        if 2 <= held <= 6:
-            assert len(set(sessions.values())) == 1 and len(sessions) == 2
         if held == 4:
             assert len({(i[:5], "impro" in i) for i in fold.validation}) == 4
-
-
-def test_a_kind_of_one_dialogue_falls_back_on_sessions():
-    kinds = {"Ses01": ("impro01", "impro02", "impro03", "script01_1"), "Ses02": ("impro01", "impro02", "script01_1",
-             "script01_2"), "Ses03": ("impro01", "impro02", "script01_1", "script01_2")}
-    conversations = [corpora.Conversation(f"{s}F_{kind}", s, ()) for s, row in kinds.items() for kind in row]
-    folds = iemocap._folds(Path(), conversations, 0.5, seed=0)
-    assert [Counter(i[:5] for i in f.validation) for f in folds] == [
-        {"Ses02": 2, "Ses03": 2}, {"Ses01": 2, "Ses03": 2}, {"Ses01": 2, "Ses02": 2}]
 
 
 # ---- the lines ----
@@ -494,8 +478,8 @@ def test_the_lines_of_a_file_as_the_release_has_them():
             b"[6.2901 - 8.2357]\tSes01F_impro01_F000\tneu\t[2.5000, 2.5000, 2.5000]\nC-E2:\tNeutral;\t()\n"
             b"A-E3:\tval 3; act 2; dom  2;\t()\n\n[10.0100 - 11.3925]\tSes01F_impro01_M012\txxx\t[2, 2.5, 1]\n")
     turns, skipped = iemocap._turns("Ses01F_impro01", data)
-    assert list(turns.values()) == [iemocap.Turn("Ses01F_impro01_F000", "Ses01_F", 6.2901, 8.2357, "neu"),
-                                    iemocap.Turn("Ses01F_impro01_M012", "Ses01_M", 10.01, 11.3925, "xxx")]
+    assert turns == {"Ses01F_impro01_F000": ("Ses01_F", 6.2901, 8.2357, "neu"),
+                     "Ses01F_impro01_M012": ("Ses01_M", 10.01, 11.3925, "xxx")}
     assert not skipped
 
 
@@ -516,6 +500,7 @@ PIECES = st.sampled_from([b"[", b"]", b" - ", b"\t", b"\n", b"\r", b"1.5", b"0",
     .map(lambda parts: b"[%b - %b]\t%b\tneu\t[1, 2, 3]" % parts)).map(b"\n".join))
 def test_no_bytes_break_the_reader_and_every_turn_line_is_a_turn_or_listed(data):
     turns, skipped = iemocap._turns("Ses01F_impro01", data)
-    assert all(0 <= t.start < t.end < float("inf") and t.speaker in ("Ses01_F", "Ses01_M") for t in turns.values())
+    assert all(0 <= start < end < float("inf") and speaker in ("Ses01_F", "Ses01_M")
+               for speaker, start, end, _ in turns.values())
     lines = [line for line in data.decode("ascii", "replace").splitlines() if line.lstrip().startswith("[")]
     assert len(turns) + len(skipped) == len(lines)

@@ -33,7 +33,6 @@ STAGES = {
     "meld": ((meld.load,), f"{FILES} corpora.meld corpora.table"),
     "manifest": ((manifest.load,), f"{FILES} corpora.manifest corpora.dynamics corpora.table"),
     "files": ((files._decoded,), FILES),
-    "segments": ((audio.find_speech,), "audio"),
     "codes (kmeans)": ((codes.make, kmeans.KMeansTokenizer), CODES),
     "codes (hubert)": ((codes.make, neural.HubertKMeans), CODES),
     "sllm": ((finetune._trained,), SLLM),

@@ -1,12 +1,11 @@
 """Corpora: `load(settings)` gives Conversations of Utterances, their folds, and what was skipped."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ..settings import Settings, UserError
-from . import demo, files, iemocap, labelled, manifest, meld
-from .base import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance, some
+from . import demo, iemocap, labelled, manifest, meld
+from .base import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance, example
 
 READERS = {"demo": demo, "iemocap": iemocap, "meld": meld, **dict.fromkeys(labelled.LAYOUTS, labelled),
            "folders": labelled, "manifest": manifest}
@@ -25,7 +24,6 @@ def load(settings: Settings) -> Corpus:
     if settings.corpus not in READERS:
         raise UserError(f"corpus {settings.corpus!r} is not known; choose one of {', '.join(READERS)}")
     corpus = READERS[settings.corpus].load(settings)
-    corpus = replace(corpus, notes=(*corpus.notes, *_damage(corpus.conversations)))
     if not 1 <= settings.fold <= len(corpus.folds):
         raise UserError(f"fold {settings.fold} does not exist: corpus {corpus.name!r} has folds 1 to "
                         f"{len(corpus.folds)}")
@@ -35,21 +33,13 @@ def load(settings: Settings) -> Corpus:
         chosen = corpus.select(getattr(corpus.folds[settings.fold - 1], split))
         known = {u.emotion for c in chosen for u in c.utterances} - {None}
         if len(known) < least:
-            why = f"; skipped, e.g.: {corpus.skipped[0].item}: {corpus.skipped[0].reason}" if corpus.skipped else ""
             raise UserError(f"the {split} conversations of fold {settings.fold} of corpus {corpus.name!r} have "
                             f"{len(known)} emotion(s) ({', '.join(sorted(known)) or 'no label'}); {least} or more "
-                            f"are needed: label more of them, or choose another fold{why}")
-    return corpus
-
-
-def _damage(conversations: Sequence[Conversation]) -> Iterator[str]:
-    """Notes on signs of a damaged copy: clips of one length, inverted channels."""
-    utterances = [u for c in conversations for u in c.utterances]
-    lengths = Counter({u.audio: round(u.seconds, 3) for u in utterances}.values())
-    length, alike = next(iter(lengths.most_common(1)), (0.0, 0))
+                            f"are needed: label more of them, or choose another fold{example(corpus.skipped)}")
+    lengths = Counter({u.audio: round(u.seconds, 3) for c in corpus.conversations for u in c.utterances}.values())
+    (length, alike), = lengths.most_common(1)
     if alike >= ALIKE and 2 * alike >= lengths.total():
-        yield (f"{alike} of {lengths.total()} clips last {length:.3f} s, no more and no less, as natural "
-               "speech does not: they may have been cut or padded; compare them with the corpus' source.")
-    if inverted := sorted({u.audio.path.name for u in utterances if u.audio.path in files.INVERTED}):
-        yield (f"{len(inverted)} recording(s) have channels that cancel each other, as one is inverted "
-               f"({some(inverted)}): the loudest alone is heard, not their mean.")
+        note = (f"{alike} of {lengths.total()} clips last {length:.3f} s, no more and no less, as natural speech "
+                "does not: they may have been cut or padded; compare them with the corpus' source.")
+        corpus = replace(corpus, notes=(*corpus.notes, note))
+    return corpus

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import pandas as pd
@@ -117,19 +118,29 @@ class Corpus:
 def leave_one_out(group: Mapping[str, str]) -> tuple[Fold, ...]:
     """A fold per group of conversations, in the order of their names: it is the test, the next one (cyclic) the
     validation, the others the training. `group`: of each conversation id; those of "" always train."""
-    names = sorted(set(group.values()) - {""})
+    names, folds = sorted(set(group.values()) - {""}), []
     ids = {name: tuple(c for c, own in group.items() if own == name) for name in ("", *names)}
-    folds = []
-    for i, test in enumerate(names):
-        validation = names[(i + 1) % len(names)]
+    for test, validation in zip(names, names[1:] + names[:1], strict=True):
         train = tuple(c for name in ids if name not in (test, validation) for c in ids[name])
         folds.append(Fold(train, ids[validation], ids[test]))
     return tuple(folds)
 
 
+def in_turn(utterances: Sequence[Utterance]) -> tuple[Utterance, ...]:
+    """Turns that follow one another without a pause, in this order."""
+    ends = list(accumulate(u.seconds for u in utterances))
+    return tuple(replace(u, start=start, end=end)
+                 for u, start, end in zip(utterances, [0.0, *ends], ends, strict=False))
+
+
 def some(items: Sequence[str]) -> str:
     """The first five items, for a message."""
     return ", ".join([*items[:5], *["…"][:len(items) > 5]]) or "nothing"
+
+
+def example(skipped: Sequence[Skipped]) -> str:
+    """How much was left out, and the first of it, for the end of a message."""
+    return f"; {len(skipped)} item(s) are skipped, e.g. {skipped[0].item}: {skipped[0].reason}" if skipped else ""
 
 
 def checked(settings: Settings, root: Path, title: str, counts: Sequence[Count],
@@ -144,6 +155,5 @@ def checked(settings: Settings, root: Path, title: str, counts: Sequence[Count],
              f"{sum(c.found for c in counts):,} are here ({some(off)})")
     if settings.source.allow_partial:
         return (f"This is {words}.",)
-    why = f"; {len(skipped)} item(s) are skipped, e.g. {skipped[0].item}: {skipped[0].reason}" if skipped else ""
-    raise UserError(f"{root} is {words}{why}; fetch what is missing from its source again, or use the tree as it "
-                    "is with the setting source.allow_partial=true")
+    raise UserError(f"{root} is {words}{example(skipped)}; fetch what is missing (of Git LFS: git lfs pull), or "
+                    "use the tree as it is with the setting source.allow_partial=true")

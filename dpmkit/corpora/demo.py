@@ -1,7 +1,6 @@
 """The embedded corpus: conversations synthesised by espeak-ng, whose emotion dynamics are known.
 
-`plan` draws every text and how it is spoken; `render` makes one conversation audible; `load` keeps what is
-finished. Two speakers of one session talk; a speaker is a voice with baselines of pitch, range, rate, loudness and
+Two speakers of one session talk; a speaker is a voice with baselines of pitch, range, rate, loudness and
 vocal effort of their own. Emotions follow IEMOCAP's measured chain with a small contagion from the partner; they
 move the same five dimensions, and every utterance adds noise to them. Texts say nothing of the emotion.
 """
@@ -33,7 +32,7 @@ WORDS_PER_MINUTE, LOUDNESS = 190, -31.0  # of a neutral utterance of the mean sp
 VOICES = ("f1", "f2", "f3", "f4", "f5", "Andrea", "Annie", "linda", "steph", "belinda", "aunty", "anika",
           "m1", "m2", "m3", "m4", "m5", "m7", "m8", "Lee", "Michael", "Gene", "Denis", "john")
 
-# Columns: pitch in semitones, range and rate in octaves (log2), loudness in dB, vocal effort (`filtered`). Set once
+# Columns: pitch in semitones, range and rate in octaves (log2), loudness in dB, vocal effort (`utter`). Set once
 # on sessions 2 to 5: WA on validation 64.6 by single utterances, 69.6 with the inertia filter, 84.6 with an oracle
 # of speakers, 91.3 by both.
 EFFECT = {
@@ -90,28 +89,23 @@ class Plan:
 
 
 def plan(settings: ConversationSettings) -> list[Plan]:
-    """Every conversation of every session, drawn from `settings.seed`."""
-    return [p for session in range(SESSIONS) for p in _plan_session(settings, session)]
-
-
-def _plan_session(settings: ConversationSettings, session: int) -> list[Plan]:
-    """Speakers in shuffled pairs, so that all of them speak in about as many conversations."""
-    rng = np.random.default_rng([settings.seed, session])
-    voices = [VOICES[i % len(VOICES)] for i in range(settings.speakers)]
-    voices = [voices[i] for i in rng.permutation(settings.speakers)]
-    baselines = rng.normal(size=(settings.speakers, len(SPEAKER_SPREAD))) * SPEAKER_SPREAD
-    order: list[int] = []
-    out = []
-    for number in range(settings.conversations):
-        if len(order) < 2:
-            order = list(rng.permutation(settings.speakers))
-        pair = [int(order.pop()), int(order.pop())]
-        own = np.random.default_rng([settings.seed, session, number])
-        turns = _plan_turns(own, [f"s{session + 1}p{p + 1:02d}" for p in pair],
-                            [voices[p] for p in pair], baselines[pair],
-                            int(own.integers(settings.min_turns, settings.max_turns + 1)))
-        out.append(Plan(f"s{session + 1}c{number + 1:02d}", f"s{session + 1}", turns))
-    return out
+    """Every conversation of every session, drawn from `settings.seed`; speakers in shuffled pairs, so that all of
+    them speak in about as many conversations."""
+    plans = []
+    for session in range(SESSIONS):
+        rng = np.random.default_rng([settings.seed, session])
+        voices = [VOICES[i % len(VOICES)] for i in rng.permutation(settings.speakers)]
+        baselines = rng.normal(size=(settings.speakers, len(SPEAKER_SPREAD))) * SPEAKER_SPREAD
+        order: list[int] = []
+        for number in range(settings.conversations):
+            if len(order) < 2:
+                order = list(rng.permutation(settings.speakers))
+            pair = [int(order.pop()), int(order.pop())]
+            own = np.random.default_rng([settings.seed, session, number])
+            turns = _plan_turns(own, [f"s{session + 1}p{p + 1:02d}" for p in pair], [voices[p] for p in pair],
+                                baselines[pair], int(own.integers(settings.min_turns, settings.max_turns + 1)))
+            plans.append(Plan(f"s{session + 1}c{number + 1:02d}", f"s{session + 1}", turns))
+    return plans
 
 
 def _plan_turns(rng: np.random.Generator, speakers: list[str], voices: list[str], baselines: np.ndarray,
@@ -140,16 +134,12 @@ def utter(turn: Turn) -> np.ndarray:
                                   pitch_range=round(np.clip(50 * 2 ** pitch_range, 0, 99)),
                                   rate=round(np.clip(WORDS_PER_MINUTE * 2 ** rate, 80, 450)))
     loud = np.flatnonzero(np.abs(samples) > 0.02 * np.abs(samples).max())
-    waveform = audio.resample(samples[loud[0]:loud[-1] + 1], hertz)
-    waveform = filtered(waveform.astype(np.float64), effort)
+    waveform = audio.resample(samples[loud[0]:loud[-1] + 1], hertz).astype(np.float64)
+    # Vocal effort as spectral tilt: one zero (pressed, brighter) above 0, one pole (lax, duller) below it.
+    tilt = float(np.clip(effort, -0.9, 0.9))
+    waveform = lfilter([1.0, -max(tilt, 0.0)], [1.0, min(tilt, 0.0)], waveform)
     level = 10 ** ((LOUDNESS + loudness) / 20) / np.sqrt(np.mean(waveform ** 2))
     return (waveform * min(level, 0.99 / np.abs(waveform).max())).astype(np.float32)
-
-
-def filtered(waveform: np.ndarray, effort: float) -> np.ndarray:
-    """Spectral tilt as vocal effort: one zero (pressed, brighter) above 0, one pole (lax, duller) below it."""
-    effort = float(np.clip(effort, -0.9, 0.9))
-    return lfilter([1.0, -max(effort, 0.0)], [1.0, min(effort, 0.0)], waveform)
 
 
 def render(folder: Path, conversation: Plan) -> None:
@@ -164,6 +154,14 @@ def render(folder: Path, conversation: Plan) -> None:
     runs.write_json(folder / f"{conversation.id}.json", spans)
 
 
+def synthesise(folder: Path, plans: Sequence[Plan]) -> None:
+    """Render what is not there, in fresh processes, as espeak-ng is a C global and a kernel has threads."""
+    todo = [p for p in plans if not all((folder / f"{p.id}{suffix}").is_file() for suffix in (".wav", ".json"))]
+    with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
+        list(tqdm(pool.imap_unordered(partial(render, folder), todo), total=len(todo), desc="synthesis",
+                  unit="conversation"))
+
+
 def load(settings: Settings) -> Corpus:
     """The corpus, synthesised first where `runs/corpus/<key>/` lacks it; folds leave one session out."""
     plans, made = plan(settings.conversation), runs.artefact(
@@ -171,24 +169,12 @@ def load(settings: Settings) -> Corpus:
     with made.making(*(made.folder / f"{p.id}{suffix}" for p in plans for suffix in (".wav", ".json"))) as absent:
         if absent:
             synthesise(made.folder, plans)
-    conversations = tuple(_conversation(made.folder, p) for p in plans)
-    folds = leave_one_out({c.id: c.session for c in conversations})
-    return Corpus("demo", conversations, dynamics.EMOTIONS, folds, (), made.key)
-
-
-def _conversation(folder: Path, made: Plan) -> Conversation:
-    """A conversation as it was rendered."""
-    sound = folder / f"{made.id}.wav"
-    spans = json.loads(sound.with_suffix(".json").read_text(encoding="utf-8"))
-    return Conversation(made.id, made.session, tuple(
-        Utterance(f"{made.id}u{number:02d}", turn.speaker, start, end, turn.emotion, Clip(sound, start, end))
-        for number, (turn, (start, end)) in enumerate(zip(made.turns, spans, strict=True))))
-
-
-def synthesise(folder: Path, plans: Sequence[Plan]) -> None:
-    """Render what is not there, in fresh processes, as espeak-ng is a C global and a kernel has threads."""
-    todo = [p for p in plans if not ((folder / f"{p.id}.wav").is_file() and (folder / f"{p.id}.json").is_file())]
-    with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
-        for _ in tqdm(pool.imap_unordered(partial(render, folder), todo), total=len(plans), desc="synthesis",
-                      initial=len(plans) - len(todo), unit="conversation"):
-            pass
+    conversations = []
+    for p in plans:
+        spans = json.loads((made.folder / f"{p.id}.json").read_text(encoding="utf-8"))
+        conversations.append(Conversation(p.id, p.session, tuple(
+            Utterance(f"{p.id}u{number:02d}", turn.speaker, start, end, turn.emotion,
+                      Clip(made.folder / f"{p.id}.wav", start, end))
+            for number, (turn, (start, end)) in enumerate(zip(p.turns, spans, strict=True)))))
+    folds = leave_one_out({p.id: p.session for p in plans})
+    return Corpus("demo", tuple(conversations), dynamics.EMOTIONS, folds, (), made.key)

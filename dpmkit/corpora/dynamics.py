@@ -31,12 +31,17 @@ def stationary(matrix: np.ndarray) -> np.ndarray:
     return vector / vector.sum()
 
 
+def label_set(labels: Iterable[str]) -> tuple[str, ...]:
+    """The labels that occur, in the kit's order where they are its four, else by name."""
+    found = set(labels)
+    return EMOTIONS if found == set(EMOTIONS) else tuple(sorted(found))
+
+
 def chain(emotions: Sequence[str]) -> np.ndarray:
     """The transition matrix, shape (emotions, emotions), that conversations of a label set are composed along:
     IEMOCAP's for its four; else the mean of its diagonal (0.85) to stay, and all other moves alike."""
-    if set(emotions) == set(EMOTIONS):
-        order = [EMOTIONS.index(e) for e in emotions]
-        return IEMOCAP_INERTIA[np.ix_(order, order)]
+    if tuple(emotions) == EMOTIONS:
+        return IEMOCAP_INERTIA
     stay = IEMOCAP_INERTIA.diagonal().mean()
     matrix = np.full((len(emotions), len(emotions)), (1 - stay) / (len(emotions) - 1))
     np.fill_diagonal(matrix, stay)
@@ -90,21 +95,11 @@ def forward_filter(posteriors: np.ndarray, speakers: Sequence[str], transition: 
     belief_t ∝ (transition^T belief_{t-1}) * posterior_t / prior, belief before the first turn = `prior`.
     `posteriors`: p(emotion | utterance) of every utterance, labelled or not, (turns, emotions). `transition`: rows
     from, columns to, (emotions, emotions). `prior`: what the posteriors were trained with, (emotions,).
-    Raises ValueError where shapes do not fit or a row is not a distribution.
     """
-    posteriors, transition, prior = (np.asarray(a, dtype=np.float64) for a in (posteriors, transition, prior))
-    emotions = len(prior)
-    if posteriors.shape != (len(speakers), emotions) or transition.shape != (emotions, emotions):
-        raise ValueError(f"shapes do not fit: posteriors {posteriors.shape}, {len(speakers)} speakers, "
-                         f"transition {transition.shape}, prior {prior.shape}")
-    rows = np.concatenate([posteriors, transition, prior[None]])
-    if not (np.allclose(rows.sum(axis=1), 1, atol=1e-4) and (rows >= 0).all() and (prior > 0).all()):
-        raise ValueError("posteriors, transition and prior must be distributions, the prior above 0")
     beliefs: dict[str, np.ndarray] = {}
-    filtered = np.empty_like(posteriors)
-    for turn, speaker in enumerate(speakers):
-        beliefs[speaker] = filtered[turn] = forward_step(beliefs.get(speaker), posteriors[turn], transition,
-                                                           prior)
+    filtered = np.empty(posteriors.shape)
+    for turn, (speaker, posterior) in enumerate(zip(speakers, posteriors, strict=True)):
+        beliefs[speaker] = filtered[turn] = forward_step(beliefs.get(speaker), posterior, transition, prior)
     return filtered
 
 

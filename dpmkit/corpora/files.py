@@ -10,31 +10,28 @@ import hashlib
 import json
 import os
 import unicodedata
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm.auto import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from .. import audio, runs
 from ..settings import Settings, UserError
 from .base import Skipped, some
 
 SEEN: dict[Path, tuple[int, int]] = {}  # size and time of change of every file that a load of this process decoded
-INVERTED: set[Path] = set()  # those of them with `audio.Sound.inverted` channels
 KEPT_EVERY = 1000  # files, so that a kill loses at most these
-POINTER = b"version https://git-lfs"  # how a file begins that Git LFS left in the place of another
 
 
 @dataclass(frozen=True)
 class File:
-    """`fault`: why it cannot be heard, or None; `inverted`: as of `audio.Sound`."""
+    """How long it sounds, the hash of its bytes, and why it cannot be heard, or None."""
 
     seconds: float
     sha256: str
     fault: str | None
-    inverted: bool = False
 
 
 def walk(root: Path) -> Iterator[tuple[Path, str]]:
@@ -47,15 +44,14 @@ def walk(root: Path) -> Iterator[tuple[Path, str]]:
         raise UserError(f"cannot list {name(root, Path(error.filename))} in {root}: {error.strerror}; make it "
                         "readable")
 
-    def leads_back(path: Path) -> bool:
-        there = Path(os.path.realpath(path))
-        return path.is_symlink() and (there.is_relative_to(os.path.realpath(root))
-                                      or there in {Path(os.path.realpath(above)) for above in path.parents})
+    def leads_back(folder: str, path: str) -> bool:
+        here, there = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
+        return os.path.islink(path) and (there.is_relative_to(os.path.realpath(root)) or here.is_relative_to(there))
 
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
         names += [f for f in folders if Path(f).suffix.lower() in audio.SUFFIXES]
         folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX"))
-                            and not leads_back(Path(folder, f)))
+                            and not leads_back(folder, os.path.join(folder, f)))
         for path in (Path(folder, n) for n in sorted(names) if not n.startswith(".")):
             yield path, name(root, path)
 
@@ -88,49 +84,36 @@ def listing(root: Path) -> str:
 
 def survey(settings: Settings, root: Path, paths: Iterable[Path]) -> Mapping[Path, File]:
     """What became of each of `paths`, most of them below `root`; one that is missing has a fault, too."""
-    paths = list(dict.fromkeys(paths))
+    stamps = {path: _stamp(path) for path in paths}
+    SEEN.update(stamps)
+    keys = {path: f"{bytes(path).hex()} {stamp}" for path, stamp in stamps.items()}  # a path need not be UTF-8
     kept = runs.artefact(settings, "files", _decoded, root=bytes(root).hex()).folder / "files.json"
     try:
         known = json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # none yet, or one that cannot be read: it is made anew
         known = {}
-    stamps = {p: _stamp(p) for p in paths}
-    names = {p: " ".join(map(str, (bytes(p).hex(), *stamps[p]))) for p in paths}  # a path need not be UTF-8
-    todo = [p for p in paths if names[p] not in known]
-    files: dict[Path, File] = {p: File(**known[names[p]]) for p in paths if names[p] in known}
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # decoding and hashing release the lock
-        decoded = tqdm(pool.map(_decoded, todo), total=len(todo), desc="files: decode", unit="file",
-                       disable=len(todo) < 50)
-        for number, (path, file) in enumerate(zip(todo, decoded, strict=True), 1):
-            files[path] = file
-            if file.sha256:
-                known[names[path]] = vars(file)
-            if number % KEPT_EVERY == 0 or number == len(todo):
-                runs.write_json(kept, known)
-    SEEN.update(stamps)
-    INVERTED.difference_update(paths)
-    INVERTED.update(p for p in paths if files[p].inverted)
-    return {p: files[p] for p in paths}
+    files = {path: File(**known[key]) for path, key in keys.items() if key in known}
+    todo = [path for path in keys if path not in files]
+    for start in range(0, len(todo), KEPT_EVERY):
+        part = todo[start:start + KEPT_EVERY]
+        files |= zip(part, thread_map(_decoded, part, max_workers=4, desc="files: decode", unit="file",
+                                      disable=len(part) < 50), strict=True)
+        known |= {keys[path]: vars(files[path]) for path in part if not files[path].fault}
+        runs.write_json(kept, known)
+    return {path: files[path] for path in keys}
 
 
 def _decoded(path: Path) -> File:
     """One file, decoded to its end."""
-    seconds, sha256, fault, inverted = 0.0, "", None, False
     try:
         sound = audio.load(path)
-        seconds, inverted = sound.seconds, sound.inverted
     except audio.Unreadable as error:
-        fault = error.why
-    try:
-        if path.is_file():  # a pipe or a device would be read without end
-            with open(path, "rb") as file:
-                if fault and file.read(len(POINTER)) == POINTER:
-                    fault += "; it is a pointer of Git LFS: fetch the sound itself with git lfs pull"
-                file.seek(0)
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:  # it may not be read
-        fault = fault or f"cannot be read ({error.strerror})"
-    return File(seconds, sha256, fault, inverted)
+        return File(0.0, "", error.why)
+    if sound.inverted:
+        warnings.warn(f"{path}: its channels cancel each other, as one is inverted; the loudest alone is heard",
+                      stacklevel=2)
+    with open(path, "rb") as file:
+        return File(sound.seconds, hashlib.file_digest(file, "sha256").hexdigest(), None)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

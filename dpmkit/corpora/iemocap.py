@@ -1,18 +1,16 @@
 """IEMOCAP (Busso et al. 2008): five sessions, each with a woman and a man, 151 improvised and scripted dialogues.
 
-Layout: `SessionN/dialog/EmoEvaluation/<dialogue>.txt` has times and label of every turn, and
-`SessionN/sentences/wav/<dialogue>/<turn>.wav` its audio; nothing else of the release is read. Every turn is heard,
-also one outside the label set. Each fold tests a session; a share of the others' dialogues validates, so that
-validation knows its speakers and test does not.
+`SessionN/dialog/EmoEvaluation/<dialogue>.txt` has times and label of every turn, and
+`SessionN/sentences/wav/<dialogue>/<turn>.wav` its audio. Every turn is heard, also one outside the label set. Each
+fold tests a session; a share of the others' dialogues validates: it knows its speakers, the test does not.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from sklearn.model_selection import train_test_split
@@ -29,11 +27,8 @@ PUBLISHED = {  # utterances a session and label
     "Ses04": {"ang": 327, "hap": 65, "exc": 238, "neu": 258, "sad": 143, "fru": 481},
     "Ses05": {"ang": 170, "hap": 143, "exc": 299, "neu": 384, "sad": 245, "fru": 381},
 }
-TURNS = 10_039  # of the release, whatever their label
 # source.classes -> the emotions, and the labels that are merged into others
 CLASSES = {4: (dynamics.EMOTIONS, {"exc": "hap"}), 6: (("ang", "exc", "fru", "hap", "neu", "sad"), {})}
-SLACK = 0.04  # seconds that a wav may be longer or shorter than its turn's times: a frame at 25 Hz
-
 PLACE = re.compile(r"(?P<release>(.*/)?)session[1-5]/(dialog/emoevaluation/(?P<text>[^/]+)|"
                    r"sentences/wav/(.*/)?[^/]+\.wav)", re.IGNORECASE)
 DIALOGUE = re.compile(r"(Ses0[1-5])[FM]_(impro|script)\w+")
@@ -41,24 +36,15 @@ DIALOGUE = re.compile(r"(Ses0[1-5])[FM]_(impro|script)\w+")
 LINE = (r"\[\s*(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?)\s*\]\s+(DIALOGUE_([FM])[A-Za-z0-9]*)\s+(\S+)\s+"
         r"\[[^\]]*\]")
 
-
-@dataclass(frozen=True)
-class Turn:
-    """A line of an EmoEvaluation file; `speaker` is session and gender of the turn (Ses01_F), times in seconds."""
-
-    id: str
-    speaker: str
-    start: float
-    end: float
-    label: str
+# Of a line: the turn's speaker, session and gender (Ses01_F), start and end in seconds, label.
+Turn = tuple[str, float, float, str]
 
 
 def load(settings: Settings) -> Corpus:
     """The release at or below `settings.root`; what is not used is listed as skipped.
 
-    A wav that is longer or shorter than its turn's times is heard whole, and a note counts such turns. Raises
-    UserError for a root of another shape, for counts that are not the published ones (unless
-    `source.allow_partial`), and for a tree too small for its folds.
+    Each wav is heard whole. Raises UserError for a root of another shape, for counts that are not the published
+    ones (unless `source.allow_partial`), and for a tree too small for its folds.
     """
     root = settings.root_path
     texts, sounds = _places(root)
@@ -69,15 +55,16 @@ def load(settings: Settings) -> Corpus:
     surveyed = files.survey(settings, root, [wavs[i] for i in turns if i in wavs])
     faults = {i: surveyed[wavs[i]].fault if i in wavs else "is missing" for i in turns}
     skipped = [Skipped(i, f"its wav {fault}") for i, fault in faults.items() if fault] + skipped
-    heard = [t for t in turns.values() if not faults[t.id]]
 
     emotions, merged = CLASSES[settings.source.classes]
-    placed: dict[str, list[Utterance]] = {}
-    for t in sorted(heard, key=lambda t: (t.start, t.end, t.id)):
-        emotion = merged.get(t.label, t.label)
-        placed.setdefault(t.id.rpartition("_")[0], []).append(Utterance(
-            t.id, t.speaker, t.start, t.end, emotion if emotion in emotions else None, Clip(wavs[t.id])))
-    conversations = tuple(Conversation(d, d[:5], tuple(placed[d])) for d in sorted(placed))
+    placed: dict[str, list[Utterance]] = defaultdict(list)
+    for i, (speaker, start, end, label) in turns.items():
+        if not faults[i]:
+            emotion = merged.get(label, label)
+            placed[i.rpartition("_")[0]].append(
+                Utterance(i, speaker, start, end, emotion if emotion in emotions else None, Clip(wavs[i])))
+    conversations = tuple(Conversation(d, d[:5], tuple(sorted(own, key=lambda u: (u.start, u.end, u.id))))
+                          for d, own in sorted(placed.items()))
 
     found = Counter((c.session, u.emotion) for c in conversations for u in c.utterances)
     counts = tuple(Count(session, e, sum(n for label, n in row.items() if merged.get(label, label) == e),
@@ -85,17 +72,8 @@ def load(settings: Settings) -> Corpus:
     notes = checked(settings, root, "IEMOCAP", counts, skipped)
     share, seed = settings.source.validation, settings.conversation.seed % 2**32  # scikit-learn takes no more
     folds = _folds(root, conversations, share, seed)
-    if len(folds) < len(PUBLISHED):
-        notes += (f"Folds 1 to {len(folds)} test {', '.join(f.test[0][:5] for f in folds)}.",)
-    if len(heard) != TURNS:
-        notes += (f"{len(heard):,} turns are heard where the release has {TURNS:,}.",)
-    off = sum(abs(surveyed[wavs[t.id]].seconds - (t.end - t.start)) > SLACK for t in heard)
-    if off:
-        notes += (f"{off:,} turns' wavs differ from their annotated times by more than {SLACK} s; each wav is "
-                  "heard whole.",)
-    content = sorted([t.id, t.speaker, t.start, t.end, t.label, surveyed[wavs[t.id]].sha256] for t in heard)
-    key = runs.key("iemocap", settings.source.classes, share, seed, content,
-                   [[s.item, s.reason] for s in skipped], runs.code_version(load))
+    content = [[i, *turns[i], surveyed[wavs[i]].sha256] for i in sorted(turns) if not faults[i]]
+    key = runs.key("iemocap", settings.source.classes, share, seed, content, skipped, runs.code_version(load))
     return Corpus("iemocap", conversations, emotions, folds, tuple(skipped), key, notes, counts)
 
 
@@ -141,13 +119,10 @@ def _turns(dialogue: str, data: bytes) -> tuple[dict[str, Turn], list[Skipped]]:
     turns, skipped = {}, []
     form = re.compile(LINE.replace("DIALOGUE", dialogue), re.ASCII)
     for number, line in enumerate(data.decode("ascii", "replace").splitlines(), 1):
-        if not line.lstrip().startswith("["):
-            continue
         parts = form.fullmatch(line.strip())
         if parts and parts[3] not in turns and float(parts[1]) < float(parts[2]) < math.inf:
-            turns[parts[3]] = Turn(parts[3], f"{dialogue[:5]}_{parts[4]}", float(parts[1]), float(parts[2]),
-                                   parts[5].lower())
-        else:
+            turns[parts[3]] = f"{dialogue[:5]}_{parts[4]}", float(parts[1]), float(parts[2]), parts[5].lower()
+        elif line.lstrip().startswith("["):
             skipped.append(Skipped(f"{dialogue}.txt, line {number}",
                                    f"is not [start - end], a turn like {dialogue}_F000, label, [valence, "
                                    "activation, dominance], ends before it starts, or is a turn's second line"))
@@ -156,24 +131,20 @@ def _turns(dialogue: str, data: bytes) -> tuple[dict[str, Turn], list[Skipped]]:
 
 def _folds(root: Path, conversations: Sequence[Conversation], share: float, seed: int) -> tuple[Fold, ...]:
     """A fold a session; of the others' dialogues this share, rounded up, validates, drawn from each session and
-    kind (improvised, scripted) alike; from each session, or from all, where a tree is too small for that."""
-    sessions = sorted({c.session for c in conversations})
+    kind (improvised, scripted) alike, where a tree is not too small for that."""
+    sessions = Counter(c.session for c in conversations)
+    if len(conversations) - max(sessions.values(), default=0) < 2:
+        raise UserError(f"{root} has {len(conversations)} dialogue(s) of {len(sessions)} session(s) that can be "
+                        "heard; a fold tests one session and needs two dialogues of others: fetch more sessions")
     folds = []
-    for test in sessions:
+    for test in sorted(sessions):
         rest = [c for c in conversations if c.session != test]
-        if len(rest) < 2:
-            break
         held = min(math.ceil(share * len(rest)), len(rest) - 1)
         kinds = [f"{c.session} {DIALOGUE.fullmatch(c.id)[2]}" for c in rest]
-        for strata in (kinds, [c.session for c in rest], ["any"] * len(rest)):
-            sizes = Counter(strata)
-            if min(sizes.values()) > 1 and len(sizes) <= min(held, len(rest) - held):
-                break
+        sizes = Counter(kinds)
+        alike = min(sizes.values()) > 1 and len(sizes) <= min(held, len(rest) - held)
         train, validation = train_test_split([c.id for c in rest], test_size=held, random_state=seed,
-                                             stratify=strata)
+                                             stratify=kinds if alike else None)
         folds.append(Fold(tuple(sorted(train)), tuple(sorted(validation)),
                           tuple(c.id for c in conversations if c.session == test)))
-    if len(folds) < max(2, len(sessions)):
-        raise UserError(f"{root} has {len(conversations)} dialogue(s) of {len(sessions)} session(s) that can "
-                        "be heard; a fold tests one session and needs two dialogues of others: fetch more sessions")
     return tuple(folds)

@@ -8,58 +8,68 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from ..settings import UserError
 from .files import plain
 
 SHOWN = 20  # faults in a message
-SPOILED = re.compile("[\0\udc80-\udcff\ufffd]")  # NUL, bytes that are not UTF-8, characters lost before
-
+Row = TypeVar("Row", bound=BaseModel)
 Faults = list[tuple[int, str]]  # a row, from 1 as a spreadsheet counts, and what is wrong there
+SingleBlanks = BeforeValidator(lambda cell: " ".join(cell.split()))
+Words = Annotated[str, SingleBlanks]
+Name = Annotated[str, Field(min_length=1), SingleBlanks]
 
 
-def read(path: Path, needed: Sequence[str]) -> tuple[dict[int, dict[str, str]], Faults]:
-    """Row -> its cells by column, as text without blanks around it; and rows that have not the header's number.
+def read(path: Path, row: type[Row]) -> tuple[dict[int, Row], Faults]:
+    """Row number -> its cells by column, as the fields of `row` have them; and what is wrong with the others.
 
-    Columns stand in any order and case. Empty rows and empty cells beyond the header are left out. Raises UserError
-    for a file that cannot be read or is no table, and where a needed column is missing or stands there twice.
+    Columns stand in any order and case; those of no field, empty rows and empty cells beyond the header are left
+    out. Raises UserError for a file that cannot be read or is no table, and for a column that is missing or twice.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+        text = path.read_bytes().decode("utf-8-sig", "replace")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; make it readable, or put it there") from None
-    if spoiled := SPOILED.search(text):
+    if spoiled := re.search("[\0\ufffd]", text):
         raise UserError(f"{path}, row {1 + text.count(chr(10), 0, spoiled.start())}, is not text in UTF-8: save it "
                         "as UTF-8 (Excel: 'CSV UTF-8')")
     delimiter = max(",;\t", key=text.lstrip().partition("\n")[0].count)
     lines = csv.reader(io.StringIO(plain(text), newline=None), delimiter=delimiter, strict=True,
                        skipinitialspace=True)
-    spelt, header, number, rows, faults = {c.casefold(): c for c in needed}, [], 0, {}, []
     try:
-        for number, line in enumerate(lines, 1):
-            cells = [cell.strip() for cell in line]
-            if not any(cells):
-                continue
-            if not header:
-                header = [spelt.get(cell.casefold(), cell.casefold()) for cell in cells]
-            elif len(cells) < len(header) or any(cells[len(header):]):
-                faults.append((number, f"{len(cells)} cells, where the header has {len(header)}"))
-            else:
-                rows[number] = dict(zip(header, cells, strict=False))
+        filled = {number: cells for number, line in enumerate(lines, 1) if any(cells := [c.strip() for c in line])}
     except csv.Error as error:
-        raise UserError(f"{path}, row {number + 1}, is no row of a table ({error}): a quotation mark must be "
+        raise UserError(f"{path}, row {lines.line_num}, is no row of a table ({error}): a quotation mark must be "
                         "closed, or doubled within a cell") from None
-    if lacking := [column for column in needed if header.count(column) != 1]:
+    spelt = {name.casefold(): name for name in row.model_fields}
+    header = [spelt.get(cell.casefold(), cell) for cell in filled.pop(min(filled, default=0), [])]
+    if lacking := [name for name, field in row.model_fields.items()
+                   if header.count(name) not in ((1,) if field.is_required() else (0, 1))]:
         raise UserError(f"{path} has no column {', '.join(lacking)}, or several; its columns are "
                         f"{', '.join(header)[:200] or 'none'}")
-    if not rows and not faults:
+    if not filled:
         raise UserError(f"{path} has no row below its header: write one for each turn, or fetch it again")
+    rows: dict[int, Row] = {}
+    faults: Faults = []
+    for number, cells in filled.items():
+        if len(cells) < len(header) or any(cells[len(header):]):
+            faults.append((number, f"{len(cells)} cells, where the header has {len(header)}"))
+            continue
+        try:
+            rows[number] = row.model_validate(dict(zip(header, cells, strict=False)))
+        except ValidationError as error:
+            faults += [(number, f"{fault['loc'][0]}: {str(fault['input'])[:40]!r}: {fault['msg'].lower()}")
+                       for fault in error.errors()]
     return rows, faults
 
 
-def refusal(head: str, faults: Faults) -> UserError:
-    """The error that names all faults of a table: `head`, then the first ones by row."""
-    shown = [f"  row {row}, {words}" for row, words in sorted(faults, key=lambda f: f[0])[:SHOWN]]
-    return UserError("\n".join([head, *shown, *[f"  … and {len(faults) - SHOWN} more"] * (len(faults) > SHOWN)]))
+def refuse(path: Path, faults: Faults, cure: str) -> None:
+    """UserError that names the first of a table's faults by row, if it has any."""
+    if faults:
+        shown = [f"  row {row}, {words}" for row, words in sorted(faults, key=lambda f: f[0])[:SHOWN]]
+        shown += [f"  … and {len(faults) - SHOWN} more"] * (len(faults) > SHOWN)
+        raise UserError("\n".join([f"{path} has {len(faults)} fault(s); {cure}:", *shown]))
