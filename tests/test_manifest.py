@@ -237,7 +237,7 @@ def test_every_fault_is_told_by_row_and_column(sounds):
     (b"c,1,s,neu,a.wav\n", "has no column conversation, .*; its columns are c, 1, s, neu, a.wav"),
     (b"\nconversation,utterance,sp\x00eaker,emotion,path\n", "row 2, is not text"),
     (b"conversation,utterance,sp\xe9aker,emotion,path\n", "row 1, is not text in UTF-8"),
-    (b'"conversation,utterance,speaker,emotion,path\nc,1,s,neu,a.wav\n', "row 2, is no row of a table .unexpected"),
+    (b'"conversation,utterance,speaker,emotion,path\nc,1,s,neu,a.wav\n', "row 1, is no row of a table .unexpected"),
     (b"x" * 1_000_000, "row 1, is no row of a table .field larger"),
     (b"PK\x03\x04\x14\x00\x08\x00", "row 1, is not text"),
     (b"conversation,utterance,speaker,emotion,path\nc,1,s,neu," + b"x" * 1_000_000, "row 2, is no row of a table"),

@@ -71,7 +71,7 @@ def load(settings: Settings) -> Corpus:
             skipped.append(Skipped(f"{row.utterance}: {place.name}", file.fault))
             continue
         start, end = row.start or 0.0, file.seconds if row.end is None else min(row.end, file.seconds)
-        if start > end - SHORTEST or (row.end or 0.0) > file.seconds + SLACK:
+        if end - start < min(SHORTEST, file.seconds) or (row.end or 0.0) > file.seconds + SLACK:
             faults.append((line, f"start, end: {start} to {row.end} is no part of {row.path!r}, which lasts "
                            f"{file.seconds:.3f} s; give seconds, or neither"))
         clip = Clip(place, start, None if row.end is None else end)

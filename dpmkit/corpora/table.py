@@ -40,11 +40,14 @@ def read(path: Path, row: type[Row]) -> tuple[dict[int, Row], Faults]:
     delimiter = max(",;\t", key=text.lstrip().partition("\n")[0].count)
     lines = csv.reader(io.StringIO(plain(text), newline=None), delimiter=delimiter, strict=True,
                        skipinitialspace=True)
+    number, filled = 0, {}
     try:
-        filled = {number: cells for number, line in enumerate(lines, 1) if any(cells := [c.strip() for c in line])}
+        for number, line in enumerate(lines, 1):
+            filled[number] = [cell.strip() for cell in line]
     except csv.Error as error:
-        raise UserError(f"{path}, row {lines.line_num}, is no row of a table ({error}): a quotation mark must be "
+        raise UserError(f"{path}, row {number + 1}, is no row of a table ({error}): a quotation mark must be "
                         "closed, or doubled within a cell") from None
+    filled = {number: cells for number, cells in filled.items() if any(cells)}
     spelt = {name.casefold(): name for name in row.model_fields}
     header = [spelt.get(cell.casefold(), cell) for cell in filled.pop(min(filled, default=0), [])]
     if lacking := [name for name, field in row.model_fields.items()
