@@ -175,10 +175,8 @@ class MemorySettings(Group):
     def _contradictions(self) -> dict[str, bool]:
         longer, reuse, emotion = self.stepping != "sentence", self.prefix_states == "reuse", self.rule != "semantic"
         return {
-            "prefix_states = reuse goes with memory.stepping = sentence: a longer step has no states to keep":
-                reuse and longer,
-            "prefix_states = reuse goes with memory.history_emotions = none: an emotion token has no states":
-                reuse and self.history_emotions == "predicted",
+            "prefix_states = reuse goes with memory.stepping = sentence and memory.history_emotions = none alone":
+                reuse and (longer or self.history_emotions == "predicted"),
             "rule = emotion or both goes with memory.stepping = sentence: a longer step ends at no <audio_end>":
                 emotion and longer,
             "sinks needs memory.prefix_states = reuse: there is no cache to keep in": self.sinks > 0 and not reuse,
