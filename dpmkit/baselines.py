@@ -67,7 +67,7 @@ def network(settings: Settings, corpus: Corpus, codes: CorpusCodes, name: str, s
         model = Recurrent(hear(train[0]).shape[1], len(emotions), tune, bidirectional=name == "blstm")
         threads = machine.one_thread()
     tune = settings.finetune.but(lr=tune.lr, epochs=tune.epochs, batch=tune.batch)
-    made = runs.artefact(settings, "network", network, name=name, codes=codes.key, fold=settings.fold,
+    made = runs.Artefact(settings, "network", network, name=name, codes=codes.key, fold=settings.fold,
                          seed=settings.seed, finetune=finetune.keyed(tune), **inputs)
     weights, where, answers = made.folder / "model.safetensors", machine.device(settings), []
     with threads, made.making(weights, together=True) as absent:

@@ -48,7 +48,7 @@ def make(settings: Settings, corpus: Corpus) -> CorpusCodes:
     tokenizer = tokenizers.create(settings)
     train = corpus.folds[settings.fold - 1].train if tokenizer.learns else ()
     asked = settings.codes.but(source="", codebook_size=tokenizer.codebook_size, frame_rate=tokenizer.frame_rate)
-    made = runs.artefact(settings, "codes", make, type(tokenizer), codes=asked, corpus=corpus.key, train=train,
+    made = runs.Artefact(settings, "codes", make, type(tokenizer), codes=asked, corpus=corpus.key, train=train,
                          weights=sorted(tokenizer.files.values()))
     utterances = [u for c in corpus.conversations for u in c.utterances]
     clips = {u.audio: u for u in utterances}  # one of the utterances of each

@@ -54,7 +54,7 @@ def train(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> Finetuned:
     if runs.world() > 1:
         PartialState(cpu=device(settings).type == "cpu")
     origin = backbones.origin(settings.backbone.source)
-    made = runs.artefact(
+    made = runs.Artefact(
         settings, "sllm", _trained, codes=codes.key, fold=settings.fold, seed=settings.seed,
         backbone=settings.backbone.but(source=origin["sha256"] or origin["source"]),
         finetune=keyed(settings.finetune), history_emotions=settings.memory.history_emotions)

@@ -122,7 +122,7 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     known, and for a GPU that cannot hold the streams.
     """
     listener, conversations, given = _asked(settings, corpus, codes, tuned, method, split, limit)
-    made = runs.artefact(settings, "predictions", predict, sllm=tuned.key, split=split,
+    made = runs.Artefact(settings, "predictions", predict, sllm=tuned.key, split=split,
                          conversations=[c.id for c in conversations], **listener.hears(method))
     # Longest first, so that no stream is left alone with a long one, whatever the caller's order. In groups, as one
     # that is heard again after a kill has the same company, and so the same bits.

@@ -166,7 +166,7 @@ def measured(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fine
         speaker, _ = speakers.fitted(settings, corpus, codes, tuned)
     for disturbance in settings.ablation.disturbances:
         kind, level = parsed(disturbance)
-        made = runs.artefact(
+        made = runs.Artefact(
             settings, "robustness", _answers, speakers.fitted, codes=codes.key, sllm=tuned.key, fold=fold,
             conversations=[c.id for c in conversations], disturbance=disturbance, memory=settings.memory,
             seed=settings.seed, speaker=settings.speaker, silero=[settings.segments, version("silero-vad")])

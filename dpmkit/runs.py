@@ -97,14 +97,13 @@ def folder(settings: Settings, stage: str, stage_key: str) -> Path:
     return path
 
 
-@dataclasses.dataclass(frozen=True)
 class Artefact:
-    """A stage's folder, its key, and by name what the key is a hash of."""
+    """What these functions and classes make of these inputs: a stage, its key, and its folder, made if absent."""
 
-    stage: str
-    key: str
-    folder: Path
-    inputs: dict[str, Any]
+    def __init__(self, settings: Settings, stage: str, *makers: Callable, **inputs: Any) -> None:
+        self.stage, self.inputs = stage, {**inputs, "code": code_version(*makers)}
+        self.key = key(stage, self.inputs)
+        self.folder = folder(settings, stage, self.key)
 
     @contextmanager
     def making(self, *files: Path, together: bool = False) -> Iterator[bool]:
@@ -140,13 +139,6 @@ class Artefact:
             except Timeout:
                 print(f"waiting for another process that makes {self.folder}", file=sys.stderr, flush=True)
                 lock.acquire()
-
-
-def artefact(settings: Settings, stage: str, *makers: Callable, **inputs: Any) -> Artefact:
-    """The artefact of a stage that these functions and classes make from these inputs."""
-    inputs["code"] = code_version(*makers)
-    stage_key = key(stage, inputs)
-    return Artefact(stage, stage_key, folder(settings, stage, stage_key), inputs)
 
 
 def made(settings: Settings, stage_key: str) -> dict[str, Any]:

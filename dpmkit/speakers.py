@@ -244,7 +244,7 @@ def fitted(settings: Settings, corpus: Corpus, codes: CorpusCodes,
         return pd.DataFrame([{"power": power, "nll": metrics.nll(given, corpus.emotions),
                               "WA": metrics.wa(given, corpus.emotions)} for power, given in tables.items()])
 
-    made = runs.artefact(settings, "speakers", fitted, sllm=tuned.key, precision=settings.memory.precision,
+    made = runs.Artefact(settings, "speakers", fitted, sllm=tuned.key, precision=settings.memory.precision,
                          fold=settings.fold, speaker=own)
     powers = protocols.kept(made, "powers", tried)
     best = float(powers["power"][powers["nll"].idxmin()])
@@ -300,7 +300,7 @@ def _split(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetu
     true emotions' indices, (utterances,), -1 outside the label set."""
     table = protocols.rows(corpus.select(getattr(corpus.folds[settings.fold - 1], split)))
     names, precision = list(table["utterance"]), settings.memory.precision
-    made = runs.artefact(settings, "states", _states, sllm=tuned.key, precision=precision,
+    made = runs.Artefact(settings, "states", _states, sllm=tuned.key, precision=precision,
                          utterances=runs.key(names))
     states = protocols.kept(made, "states", lambda: _states(tuned.sllm.in_precision(precision), codes.codes, names))
     return table, np.ascontiguousarray(states), pd.Categorical(table["emotion"], corpus.emotions).codes

@@ -62,7 +62,7 @@ def test_a_change_of_a_module_moves_the_keys_of_the_stages_that_run_through_it_a
 
 def test_every_stage_of_the_package_stands_in_the_table():
     texts = [p.read_text(encoding="utf-8") for p in FOLDER.rglob("*.py")]
-    asked = sum(t.count("runs.artefact(") + t.count("runs.code_version(load)") for t in texts)
+    asked = sum(t.count("runs.Artefact(") + t.count("runs.code_version(load)") for t in texts)
     assert asked == len(STAGES) - 1  # codes stand there twice
 
 
@@ -191,7 +191,7 @@ def test_a_dead_holder_leaves_no_lock(tmp_path):
 
 
 def test_what_is_made_needs_no_lock_and_no_right_to_write(settings, tmp_path):
-    made = runs.artefact(settings, "toy", runs.key, what=1)
+    made = runs.Artefact(settings, "toy", runs.key, what=1)
     (made.folder / "there").write_text("x")
     with made.making(made.folder / "there") as absent:
         assert not absent

@@ -164,7 +164,7 @@ def synthesise(folder: Path, plans: Sequence[Plan]) -> None:
 
 def load(settings: Settings) -> Corpus:
     """The corpus, synthesised first where `runs/corpus/<key>/` lacks it; folds leave one session out."""
-    plans, made = plan(settings.conversation), runs.artefact(
+    plans, made = plan(settings.conversation), runs.Artefact(
         settings, "corpus", load, conversation=settings.conversation, espeak=machine.version("espeakng-loader"))
     with made.making(*(made.folder / f"{p.id}{suffix}" for p in plans for suffix in (".wav", ".json"))) as absent:
         if absent:

@@ -87,7 +87,7 @@ def survey(settings: Settings, root: Path, paths: Iterable[Path]) -> Mapping[Pat
     stamps = {path: _stamp(path) for path in paths}
     SEEN.update(stamps)
     keys = {path: f"{bytes(path).hex()} {stamp}" for path, stamp in stamps.items()}  # a path need not be UTF-8
-    kept = runs.artefact(settings, "files", _decoded, root=bytes(root).hex()).folder / "files.json"
+    kept = runs.Artefact(settings, "files", _decoded, root=bytes(root).hex()).folder / "files.json"
     try:
         known = json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # none yet, or one that cannot be read: it is made anew
