@@ -118,7 +118,6 @@ class CheaperMemory(DynamicParameterMemory):
             written, answers = self.write(passed, streams)
             if not before and self.learns and (self.reuse or shared & set(streams)):
                 answers = self.read(passed, streams)  # under the memory after the write
-            self._keep(passed, streams)
             for i, loss, answer in zip(streams, written.tolist(), answers, strict=True):
                 losses[i].append(loss)
                 logits |= {i: answer} if i in shared else {}
@@ -132,9 +131,7 @@ class CheaperMemory(DynamicParameterMemory):
         heard = {i: self._pieces(self.histories[i].own, s.tokens, Sentence(s.tokens)) if self.reuse
                  else [self._context(i, s)] for i, s in sentences.items()}
         for streams, parts in side_by_side(heard):
-            passed = self._prepared(parts, streams)
-            logits |= dict(zip(streams, self.read(passed, streams), strict=True))
-            self._keep(passed, streams)
+            logits |= zip(streams, self.read(parts, streams), strict=True)
         return logits
 
     def _writes_itself(self, sentence: Sentence) -> bool:
@@ -145,8 +142,7 @@ class CheaperMemory(DynamicParameterMemory):
         history, parts = self.histories[stream], []
         if not history.turns or self.settings.stepping == "sentence":
             return super()._due(stream, sentence)
-        written = sentence.tokens if sentence.donor is None else sentence.donor
-        history.waiting = torch.cat([history.waiting, written])
+        history.waiting = torch.cat([history.waiting, sentence.written])
         due, size = self.stride or history.turns % self.every == 0, self.stride or self.sllm.window - self.n_r
         while due and len(history.waiting) >= max(1, self.stride):
             parts.append(Part(history.before, history.waiting[:size], sentence))
@@ -166,13 +162,21 @@ class CheaperMemory(DynamicParameterMemory):
 
     def write(self, parts: Sequence[Part], streams: Sequence[int]) -> tuple[Tensor, Tensor]:
         """As the exact memory's, by `memory.rule`."""
-        passed, self.targets = parts if isinstance(parts, Rows) else self._prepared(parts, streams), None
+        passed, self.targets = self._prepared(parts, streams), None
         written = super().write(passed, streams)
+        self._keep(passed, streams)
         if self.settings.target == "filtered" and self.targets is not None:
             for part, i, target in zip(passed, streams, self.targets.tolist(), strict=True):
                 if self._ends(part):  # a belief moves on once a sentence
                     self.histories[i].beliefs[part.sentence.speaker] = target
         return written
+
+    def read(self, parts: Sequence[Part], streams: Sequence[int]) -> Tensor:
+        """As the exact memory's."""
+        passed = self._prepared(parts, streams)
+        answers = super().read(passed, streams)
+        self._keep(passed, streams)
+        return answers
 
     def _lowered(self, parts: Sequence[Part], streams: Sequence[int], losses: Tensor, answers: Tensor) -> Tensor:
         """With rule emotion: the cross-entropy at `<audio_end>` of a target made of the answer before the steps."""
@@ -203,6 +207,8 @@ class CheaperMemory(DynamicParameterMemory):
     def _prepared(self, parts: Sequence[Part], streams: Sequence[int]) -> Rows:
         """With `reuse` or `detach`: parts that go on after the states of their prefixes. The last token of a prefix
         runs again, as it predicts what follows."""
+        if isinstance(parts, Rows):
+            return parts
         if self.nothing is None or not (self.reuse or any(len(p.prefix) for p in parts)):
             return Rows(parts)
         states = [self.histories[i].states.get(_donated(p), self.nothing).to(self.nothing.device)

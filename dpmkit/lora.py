@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 # Layers of a block that are given one and the same input: x A' of all of them is one product.
-SHARED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
+SHARED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gate and up", "up_proj": "gate and up"}
 
 
 class _Linear(torch.autograd.Function):
@@ -89,25 +90,21 @@ class TemporaryLoRA:
         names: dict[tuple, list[str]] = {}
         for name in modules:
             block, _, kind = name.rpartition(".")
-            names.setdefault((block, next((i for i, shared in enumerate(SHARED) if kind in shared), kind)), []
-                             ).append(name)
+            names.setdefault((block, SHARED.get(kind, kind)), []).append(name)
         self.groups = [_Group(of, [modules[name] for name in of]) for of in names.values()]
-        self.shapes, parts = [], []
+        parts = []
         for group in self.groups:
-            parts += [start[name].flatten() for name in group.names]
-            parts += [torch.zeros(layer.out_features * rank) for layer in group.layers]
-            self.shapes += [(rank * len(group.names), group.layers[0].in_features),
-                            *((layer.out_features, rank) for layer in group.layers)]
-        first = next(iter(modules.values())).weight
-        self.fresh = torch.cat(parts).to(first.device)
+            parts += [torch.cat([start[name] for name in group.names]),
+                      *(torch.zeros(layer.out_features, rank) for layer in group.layers)]
+        self.shapes = [part.shape for part in parts]
+        self.fresh = torch.cat([part.flatten() for part in parts]).to(self.groups[0].layers[0].weight.device)
         self.flat = nn.Parameter(self.fresh.repeat(streams, 1))
         self.memories = [nn.Parameter(row) for row in self.flat.data]
 
     def _parts(self, flat: Tensor) -> Iterator[tuple[_Group, Tensor, list[Tensor]]]:
         """Each group with its A and B's, with their rows first."""
-        sizes = [rows * columns for rows, columns in self.shapes]
-        parts = iter([part.unflatten(1, shape) for part, shape in
-                      zip(flat.split(sizes, dim=1), self.shapes, strict=True)])
+        sizes = [shape.numel() for shape in self.shapes]
+        parts = map(Tensor.unflatten, flat.split(sizes, dim=1), repeat(1), self.shapes)
         for group in self.groups:
             yield group, next(parts), [next(parts) for _ in group.layers]
 

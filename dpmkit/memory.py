@@ -6,14 +6,12 @@ and the numbers of `algorithm1`. What is cheaper, and other rules of what to wri
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
-from pickle import UnpicklingError
+from itertools import chain, compress, repeat, starmap
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -21,13 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import runs
 from .lora import Graphs, TemporaryLoRA, bucket, fused, replaceable
 from .settings import MemorySettings, UserError
 from .sllm import Batch, EmotionSLLM
 
 EXACT = ("all", "sentence", "semantic", "after", "recompute")  # Algorithm 1's layers, stepping, rule, …: `is_exact`
-FORMAT = 5  # of a saved memory
 TOGETHER = 8  # rows of a forward on a processor, of about one length: wider, more of it would be padding
 EMPTY = torch.empty(0, dtype=torch.long)
 
@@ -39,6 +35,11 @@ class Sentence(NamedTuple):
     donor: Tensor | None = None  # what is written in its place, in a control; EMPTY once the donor has ended
     speaker: str = ""  # of what is written
     label: int | None = None  # index of the true emotion, of a bound
+
+    @property
+    def written(self) -> Tensor:
+        """What is written with it."""
+        return self.tokens if self.donor is None else self.donor
 
 
 class Part(NamedTuple):
@@ -72,10 +73,8 @@ class History:
 
 
 class DynamicParameterMemory:
-    """B conversations, each with its own temporary LoRA.
+    """B conversations, each with its own temporary LoRA. `listen`: one, turn by turn; `batch`: many, B at a time.
 
-    listen(sentences): one conversation, turn by turn. batch(conversations): many, B at a time. turn(sentences): the
-    next sentence of several streams. write, read, reset: the steps of it.
     The backbone's weights are the same bits before and after. In float32 a stream's numbers do not depend on who
     shares the batch (to 8e-7 in 96 sentences, on a CPU and an H100); in bfloat16 products of other shapes round
     elsewhere (by 0.009 on the H100).
@@ -144,8 +143,8 @@ class DynamicParameterMemory:
         `donors`: the memory of conversation i is written from donors[i] instead (a control). `speakers`: who says
         each sentence that i is written from. `labels`: i's true emotions (index, or None), for a bound: see `turn`.
         """
-        none = itertools.repeat(())
-        waiting = enumerate(zip(conversations, donors or itertools.repeat(None), speakers or none, labels or none,
+        none = repeat(())
+        waiting = enumerate(zip(conversations, donors or repeat(None), speakers or none, labels or none,
                                 strict=False))
 
         def queue(stream: int) -> Iterator[tuple[int, Sentence]]:
@@ -164,7 +163,7 @@ class DynamicParameterMemory:
 
     def _sentences(self, own: Iterable[np.ndarray], donor: Iterable[np.ndarray] | None, speakers: Iterable[str],
                    labels: Iterable[int | None]) -> Iterator[Sentence]:
-        tokens, then, repeat = self.sllm.sentence, itertools.chain, itertools.repeat
+        tokens, then = self.sllm.sentence, chain
         written = repeat(None) if donor is None else then(map(tokens, donor), repeat(EMPTY))
         return map(Sentence, map(tokens, own), written, then(speakers, repeat("")), then(labels, repeat(None)))
 
@@ -204,15 +203,13 @@ class DynamicParameterMemory:
                 if not self.learns and len(due[i]) == 1 and self._writes_itself(sentences[i]):
                     logits[i] = answer  # nothing has moved since
         if left := {i: s for i, s in sentences.items() if i not in logits}:
-            parts = [self._context(i, s) for i, s in left.items()]
-            logits |= zip(left, self.read(parts, list(left)), strict=True)
+            logits |= zip(left, self.read(list(starmap(self._context, left.items())), list(left)), strict=True)
         return losses, torch.stack([logits[i] for i in sentences])
 
     def _due(self, stream: int, sentence: Sentence) -> list[Part]:
         """What is written now: the sentence, or nothing where it is the conversation's first."""
         history = self.histories[stream]
-        written = sentence.tokens if sentence.donor is None else sentence.donor
-        return self._pieces(history.written, written, sentence) if history.turns else []
+        return self._pieces(history.written, sentence.written, sentence) if history.turns else []
 
     def _pieces(self, before: Tensor, tokens: Tensor, sentence: Sentence) -> list[Part]:
         """Tokens as one part, or, where the window cannot hold them, as several, each after the n_r before it."""
@@ -301,7 +298,7 @@ class DynamicParameterMemory:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.settings.decay:
-            for i in itertools.compress(streams, finite):
+            for i in compress(streams, finite):
                 self.lora.memories[i].data.lerp_(self.lora.fresh, self.settings.decay)
 
     def _own_losses(self, sentences: Mapping[int, Sentence]) -> dict[int, float]:
@@ -320,7 +317,7 @@ class DynamicParameterMemory:
     def _learn(self, sentences: Mapping[int, Sentence]) -> None:
         """The step of a bound, on the true emotions of these streams' sentences."""
         if sentences:
-            parts, streams = [self._context(i, s) for i, s in sentences.items()], list(sentences)
+            parts, streams = list(starmap(self._context, sentences.items())), list(sentences)
             labels = torch.tensor([s.label for s in sentences.values()], device=self.sllm.device)
             losses, _, gradient = self._pass(
                 self.sllm.batch(rows(parts)), parts, streams,
@@ -335,37 +332,25 @@ class DynamicParameterMemory:
         history.written = tail(torch.cat([history.written, written]), self.n_r)
         history.turns += 1
 
-    # -- on disk ---------------------------------------------------------------------------------------------
+    # -- to be kept ------------------------------------------------------------------------------------------
 
-    def save(self, path: Path) -> None:
-        """All that the conversations have left here, in one file of torch's, written atomically."""
-        saved = {"version": FORMAT, "backbone": self.sllm.fingerprint(), "settings": dict(self.settings),
-                 "streams": self.streams, "seed": self.seed, "optimizer": self.optimizer.state_dict(),
-                 "memories": [memory.data for memory in self.lora.memories],
-                 "histories": [asdict(history) for history in self.histories]}
-        with runs.atomic(Path(path)) as temporary, open(temporary, "wb") as file:
-            torch.save(saved, file)
+    def state_dict(self) -> dict[str, Any]:
+        """All that the conversations have left here, for `torch.save`."""
+        return {"backbone": self.sllm.fingerprint(), "settings": dict(self.settings),
+                "memories": [memory.data for memory in self.lora.memories],
+                "optimizer": self.optimizer.state_dict(), "histories": list(map(asdict, self.histories))}
 
-    @classmethod
-    def load(cls, path: Path, sllm: EmotionSLLM, **more: Any) -> DynamicParameterMemory:
-        """The memory that `save` wrote, over the backbone that it was written with; `listen(…, fresh=False)` goes
-        on with the numbers that it would have had. `more`: what else it was made with. UserError for another
-        backbone or a file of another kind."""
-        try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-            if saved["version"] != FORMAT:
-                raise ValueError(f"format {saved['version']}, not {FORMAT}")
-        except (OSError, EOFError, RuntimeError, UnpicklingError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is not a memory that this version of dpmkit saved ({error})") from error
-        memory = cls(sllm, MemorySettings(**saved["settings"]), saved["streams"], saved["seed"], **more)
-        if saved["backbone"] != memory.sllm.fingerprint():
-            raise UserError(f"the memory in {path} was written over the backbone {saved['backbone']}, not over "
-                            f"{memory.sllm.fingerprint()}: load the SLLM that it was saved with")
-        for own, values in zip(memory.lora.memories, saved["memories"], strict=True):
-            own.data.copy_(values)
-        memory.optimizer.load_state_dict(saved["optimizer"])
-        memory.histories = [cls.past(**history) for history in saved["histories"]]
-        return memory
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what a memory like this one has left: `listen(…, fresh=False)` goes on with the numbers that it
+        would have had. UserError where that memory had other settings or another backbone."""
+        own = {"backbone": self.sllm.fingerprint(), "settings": dict(self.settings)}
+        if unlike := [name for name, value in own.items() if state[name] != value]:
+            raise UserError(f"this memory has another {' and other '.join(unlike)} than the one whose state is to be "
+                            "loaded: make it with the same SLLM and the same MemorySettings")
+        for memory, values in zip(self.lora.memories, state["memories"], strict=True):
+            memory.data.copy_(values)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.histories = [self.past(**history) for history in state["histories"]]
 
 
 def is_exact(settings: MemorySettings) -> bool:

@@ -74,8 +74,9 @@ def test_a_stream_is_the_same_alone_and_in_company_and_on_disk(rule, sharp, tmp_
     for number, conversation in enumerate(conversations):
         memory = cheaper.memory(sharp, settings, inertia=CHAIN)
         first = [t.probabilities for t in memory.listen(conversation[:2], speakers=list("ab"))]
-        memory.save(tmp_path / "m.safetensors")
-        memory = CheaperMemory.load(tmp_path / "m.safetensors", sharp, inertia=CHAIN)
+        torch.save(memory.state_dict(), tmp_path / "m.pt")
+        memory = cheaper.memory(sharp, settings, inertia=CHAIN)
+        memory.load_state_dict(torch.load(tmp_path / "m.pt"))
         rest = [t.probabilities for t in memory.listen(conversation[2:], fresh=False, speakers=list("abab"))]
         np.testing.assert_allclose(together[number], first + rest, atol=1e-4)
 
