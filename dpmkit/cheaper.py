@@ -142,7 +142,8 @@ class CheaperMemory(DynamicParameterMemory):
         history, parts = self.histories[stream], []
         if not history.turns or self.settings.stepping == "sentence":
             return super()._due(stream, sentence)
-        history.waiting = torch.cat([history.waiting, sentence.written])
+        written = sentence.tokens if sentence.donor is None else sentence.donor
+        history.waiting = torch.cat([history.waiting, written])
         due, size = self.stride or history.turns % self.every == 0, self.stride or self.sllm.window - self.n_r
         while due and len(history.waiting) >= max(1, self.stride):
             parts.append(Part(history.before, history.waiting[:size], sentence))

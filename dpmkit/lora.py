@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from .settings import MemorySettings
+
 # Layers of a block that are given one and the same input: x A' of all of them is one product.
 SHARED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gate and up", "up_proj": "gate and up"}
 
@@ -75,15 +77,16 @@ class _Group:
 
 
 class TemporaryLoRA:
-    """Low-rank factors of B conversations for some linear layers of a frozen SLLM.
+    """Low-rank factors of B conversations for some linear layers of a frozen SLLM, and their optimiser.
 
     `flat`: (streams, parameters), float32; of each group of layers that share their input A, (layers * rank,
     inputs), then each one's B, (outputs, rank). `memories`: its rows, a parameter per stream. `fresh`: where all
     start, as PEFT does (A Kaiming uniform, B zero).
     """
 
-    def __init__(self, modules: Mapping[str, nn.Linear], streams: int, rank: int, alpha: float, seed: int):
-        self.modules, self.rank, self.scaling = modules, rank, alpha / rank
+    def __init__(self, modules: Mapping[str, nn.Linear], streams: int, settings: MemorySettings, seed: int):
+        rank = settings.rank
+        self.modules, self.rank, self.scaling, self.decay = modules, rank, settings.alpha / rank, settings.decay
         generator = torch.Generator().manual_seed(seed)
         start = {name: (torch.rand(rank, m.in_features, generator=generator) * 2 - 1) / math.sqrt(m.in_features)
                  for name, m in modules.items()}  # kaiming_uniform_(a=sqrt(5))
@@ -100,6 +103,22 @@ class TemporaryLoRA:
         self.fresh = torch.cat([part.flatten() for part in parts]).to(self.groups[0].layers[0].weight.device)
         self.flat = nn.Parameter(self.fresh.repeat(streams, 1))
         self.memories = [nn.Parameter(row) for row in self.flat.data]
+        kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings.optimizer]
+        self.optimizer = kind(self.memories, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+
+    def reset(self, stream: int) -> None:
+        """A fresh memory and optimiser's state, in place."""
+        self.memories[stream].data.copy_(self.fresh)
+        self.optimizer.state.pop(self.memories[stream], None)
+
+    def step(self, gradients: Mapping[int, Tensor]) -> None:
+        """One step of each of these streams by its gradient, (parameters,)."""
+        for stream, gradient in gradients.items():
+            self.memories[stream].grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad()  # a memory without a gradient takes no step
+        for stream in gradients if self.decay else ():
+            self.memories[stream].data.lerp_(self.fresh, self.decay)
 
     def _parts(self, flat: Tensor) -> Iterator[tuple[_Group, Tensor, list[Tensor]]]:
         """Each group with its A and B's, with their rows first."""

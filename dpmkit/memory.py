@@ -6,12 +6,11 @@ and the numbers of `algorithm1`. What is cheaper, and other rules of what to wri
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain, compress, repeat, starmap
+from itertools import chain, repeat, starmap
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -35,12 +34,6 @@ class Sentence(NamedTuple):
     donor: Tensor | None = None  # what is written in its place, in a control; EMPTY once the donor has ended
     speaker: str = ""  # of what is written
     label: int | None = None  # index of the true emotion, of a bound
-
-    @property
-    def written(self) -> Tensor:
-        """What is written with it."""
-        return self.tokens if self.donor is None else self.donor
-
 
 class Part(NamedTuple):
     """A row of tokens: what is written, or read, after the n_r tokens before it. Both fit the window."""
@@ -92,9 +85,9 @@ class DynamicParameterMemory:
             raise UserError(f"n_limit = {sllm.window} tokens must hold n_max + n_r, but memory.prefix is n_r = "
                             f"{self.n_r}: lower memory.prefix or raise backbone.window")
         self.sllm = sllm.merged().in_precision(settings.precision).requires_grad_(False).eval()
-        self.settings, self.streams, self.seed = settings, streams, seed
+        self.settings, self.streams = settings, streams
         self.decoder = self.sllm.causal_lm.get_decoder()
-        self.lora = TemporaryLoRA(self._layers(), streams, settings.rank, settings.alpha, seed)
+        self.lora = TemporaryLoRA(self._layers(), streams, settings, seed)
         self.learns = bool(settings.lr and settings.steps)  # else a write only measures L_t
         self.on_gpu = self.sllm.device.type == "cuda"
         able = is_exact(settings) and replaceable(self.decoder, sllm.window)
@@ -105,8 +98,6 @@ class DynamicParameterMemory:
         self.bucketed = able and (settings.shapes == "bucketed" or (settings.shapes == "auto" and self.on_gpu))
         self.gradient = torch.zeros_like(self.lora.flat.data) if self.bucketed and self.learns else None
         self.graphs = {True: Graphs(), False: Graphs()}  # of a pass that learns, and of one that does not
-        kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings.optimizer]
-        self.optimizer = kind(self.lora.memories, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
         self.histories = [self.past() for _ in range(streams)]
 
     def _layers(self) -> dict[str, nn.Module]:
@@ -116,19 +107,13 @@ class DynamicParameterMemory:
     def reset(self, streams: Sequence[int] | None = None) -> None:
         """A fresh memory, optimiser's state and history for these streams (default: all), in place."""
         for i in range(self.streams) if streams is None else streams:
-            self._forget(i)
+            self.lora.reset(i)
             self.histories[i] = self.past()
-
-    def _forget(self, stream: int) -> None:
-        self.lora.memories[stream].data.copy_(self.lora.fresh)
-        self.optimizer.state.pop(self.lora.memories[stream], None)
-
-    # -- whole conversations ---------------------------------------------------------------------------------
 
     def listen(self, sentences: Iterable[np.ndarray], fresh: bool = True,
                speakers: Iterable[str] = ()) -> Iterator[Turn]:
-        """A turn for each sentence of one conversation, as they come; sentences: codes, shape (frames,), one array
-        each; `speakers`: who says each, where that is known. With `fresh=False` it goes on, e.g. after `load`."""
+        """A turn for each sentence, codes of shape (frames,), of one conversation, as they come. `speakers`: who says
+        each, where that is known. With `fresh=False` it goes on, e.g. after `load_state_dict`."""
         if fresh:
             self.reset([0])
         for sentence in self._sentences(sentences, None, speakers, ()):
@@ -170,27 +155,24 @@ class DynamicParameterMemory:
     def turn(self, sentences: Mapping[int, Sentence]) -> dict[int, Turn]:
         """The next sentence of some streams: written, the first of a conversation excepted, then its emotion read.
 
-        Of a sentence with a label one more step lowers the cross-entropy of it at its `<audio_end>`, over the
-        emotion logits alone (as L_e, equations 5 and 6): that bears on later sentences only.
+        Of a sentence with a label one more step lowers L_e of it (equations 5 and 6): it bears on later ones only.
         """
         streams, every = list(sentences), self.settings.reset_every
         for i in streams:
             if every and self.histories[i].turns and self.histories[i].turns % every == 0:
-                self._forget(i)
+                self.lora.reset(i)
         own = self._own_losses({i: s for i, s in sentences.items() if self.histories[i].turns})
         losses, logits = self._written_and_read(sentences)
         probabilities, norms = logits.softmax(-1).cpu().numpy(), self.lora.norm(streams).tolist()
         self._learn({i: s for i, s in sentences.items() if s.label is not None})
         turns = {}
         for n, i in enumerate(streams):
-            loss = float(np.mean(losses[i])) if losses[i] else math.nan
+            loss = float(np.mean(losses[i])) if losses[i] else np.nan
             turns[i] = Turn(probabilities[n], loss, own.get(i, loss), norms[n], len(losses[i]),
                             self.histories[i].skipped)
             answer = self.sllm.answer(int(probabilities[n].argmax()))
             self._remember(i, sentences[i], answer if self.settings.history_emotions == "predicted" else EMPTY)
         return turns
-
-    # -- the steps -------------------------------------------------------------------------------------------
 
     def _written_and_read(self, sentences: Mapping[int, Sentence]) -> tuple[dict[int, list[float]], Tensor]:
         """L_t of each piece that a stream writes now, and the emotion logits after that, (streams, emotions)."""
@@ -209,7 +191,8 @@ class DynamicParameterMemory:
     def _due(self, stream: int, sentence: Sentence) -> list[Part]:
         """What is written now: the sentence, or nothing where it is the conversation's first."""
         history = self.histories[stream]
-        return self._pieces(history.written, sentence.written, sentence) if history.turns else []
+        written = sentence.tokens if sentence.donor is None else sentence.donor
+        return self._pieces(history.written, written, sentence) if history.turns else []
 
     def _pieces(self, before: Tensor, tokens: Tensor, sentence: Sentence) -> list[Part]:
         """Tokens as one part, or, where the window cannot hold them, as several, each after the n_r before it."""
@@ -292,14 +275,9 @@ class DynamicParameterMemory:
         """One optimiser step of each of these streams by its gradient, (len(streams), parameters)."""
         norms = torch.linalg.vector_norm(gradient, dim=1)
         finite = (losses.isfinite() & norms.isfinite()).tolist()
-        for i, row, fine in zip(streams, gradient, finite, strict=True):
-            self.lora.memories[i].grad = row if fine else None  # without one it takes no step
+        for i, fine in zip(streams, finite, strict=True):
             self.histories[i].skipped += not fine
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.settings.decay:
-            for i in compress(streams, finite):
-                self.lora.memories[i].data.lerp_(self.lora.fresh, self.settings.decay)
+        self.lora.step({i: row for i, row, fine in zip(streams, gradient, finite, strict=True) if fine})
 
     def _own_losses(self, sentences: Mapping[int, Sentence]) -> dict[int, float]:
         """L_t of the streams' own sentences under their memories as they are, where others are written."""
@@ -332,24 +310,20 @@ class DynamicParameterMemory:
         history.written = tail(torch.cat([history.written, written]), self.n_r)
         history.turns += 1
 
-    # -- to be kept ------------------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         """All that the conversations have left here, for `torch.save`."""
-        return {"backbone": self.sllm.fingerprint(), "settings": dict(self.settings),
-                "memories": [memory.data for memory in self.lora.memories],
-                "optimizer": self.optimizer.state_dict(), "histories": list(map(asdict, self.histories))}
+        return {"backbone": self.sllm.fingerprint(), "memories": [memory.data for memory in self.lora.memories],
+                "optimizer": self.lora.optimizer.state_dict(), "histories": list(map(asdict, self.histories))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what a memory like this one has left: `listen(…, fresh=False)` goes on with the numbers that it
-        would have had. UserError where that memory had other settings or another backbone."""
-        own = {"backbone": self.sllm.fingerprint(), "settings": dict(self.settings)}
-        if unlike := [name for name, value in own.items() if state[name] != value]:
-            raise UserError(f"this memory has another {' and other '.join(unlike)} than the one whose state is to be "
-                            "loaded: make it with the same SLLM and the same MemorySettings")
+        """Take over what a memory of the same settings has left: `listen(…, fresh=False)` goes on with the numbers
+        that it would have had. UserError where that memory had another backbone."""
+        if state["backbone"] != self.sllm.fingerprint():
+            raise UserError(f"this memory was written over the backbone {state['backbone']}, not over "
+                            f"{self.sllm.fingerprint()}: make one with the SLLM that it was written with")
         for memory, values in zip(self.lora.memories, state["memories"], strict=True):
             memory.data.copy_(values)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.lora.optimizer.load_state_dict(state["optimizer"])
         self.histories = [self.past(**history) for history in state["histories"]]
 
 

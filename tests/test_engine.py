@@ -231,13 +231,11 @@ def test_saved_in_the_middle_it_goes_on_with_the_same_numbers(sllm, change, tmp_
         assert got.loss == expected.loss or (np.isnan(got.loss) and np.isnan(expected.loss))
 
 
-def test_the_state_of_another_memory_is_refused(sllm):
+def test_the_state_of_a_memory_over_another_backbone_is_refused(sllm):
     state = cheaper.memory(sllm, BASE).state_dict()
-    with pytest.raises(UserError, match="another settings than"):
-        cheaper.memory(sllm, BASE.but(lr=1.0)).load_state_dict(state)
     with torch.no_grad():
         sllm.model.lm_head.weight += 1
-    with pytest.raises(UserError, match="another backbone than"):
+    with pytest.raises(UserError, match="written over the backbone"):
         cheaper.memory(sllm, BASE).load_state_dict(state)
 
 
@@ -247,7 +245,7 @@ def test_bfloat16_backbone_float32_memory(sllm):
     exact, rounded = (list(m.listen(codes(6, 0))) for m in (
         cheaper.memory(sllm, BASE.but(lr=1e-2)), memory))
     held = memory.lora.memories[0]
-    assert held.dtype == memory.optimizer.state[held]["exp_avg"].dtype == torch.float32
+    assert held.dtype == memory.lora.optimizer.state[held]["exp_avg"].dtype == torch.float32
     assert next(memory.sllm.parameters()).dtype == torch.bfloat16 and next(sllm.parameters()).dtype == torch.float32
     close([t.probabilities for t in rounded], [t.probabilities for t in exact], 0.02)
     assert sllm.fingerprint() == before

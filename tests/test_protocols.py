@@ -64,7 +64,7 @@ def donor_of(conversations):
 
 
 def updates(memory):
-    return int(memory.optimizer.state[memory.lora.memories[0]]["step"])
+    return int(memory.lora.optimizer.state[memory.lora.memories[0]]["step"])
 
 
 @BOTH
@@ -157,8 +157,8 @@ def test_the_step_of_a_label_by_hand(settings, toy, tuned):
             with memory.lora.active([0]) as leaf:
                 surprise = -sllm.emotion_logits([context]).log_softmax(-1)[:, EMOTIONS.index(u.emotion)]
             memory.lora.memories[0].grad = torch.autograd.grad(surprise.sum(), leaf)[0][0]
-            memory.optimizer.step()
-            memory.optimizer.zero_grad()
+            memory.lora.optimizer.step()
+            memory.lora.optimizer.zero_grad()
         past = torch.cat([past, now])
     labels = sum(u.emotion is not None for u in conversation.utterances)
     assert updates(memory) == 13 + labels and 0 < labels < 14
