@@ -112,8 +112,8 @@ class DynamicParameterMemory:
 
     def listen(self, sentences: Iterable[np.ndarray], fresh: bool = True,
                speakers: Iterable[str] = ()) -> Iterator[Turn]:
-        """A turn for each sentence, codes of shape (frames,), of one conversation, as they come. `speakers`: who says
-        each, where that is known. With `fresh=False` it goes on, e.g. after `load_state_dict`."""
+        """A turn for each sentence, codes of shape (frames,), of one conversation, as they come. `speakers`: who
+        says each, where that is known. With `fresh=False` it goes on, e.g. after `load_state_dict`."""
         if fresh:
             self.reset([0])
         for sentence in self._sentences(sentences, None, speakers, ()):
