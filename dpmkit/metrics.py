@@ -1,9 +1,8 @@
 """WA, UA, WF1, calibration, and what is tested: declared contrasts, by bootstrap, McNemar and Holm.
 
-A table of predictions has a row per utterance: `conversation`, `speaker`, `turn`, `emotion` (the true label; None
-outside the label set, which is never scored) and `p_<emotion>` for each emotion. Intervals are percentile intervals
-of a paired cluster bootstrap: a resample draws as many whole conversations (or speakers) as there are, with
-replacement, the same ones for every method (Davison and Hinkley 1997, section 3.8).
+A table of predictions has a row per utterance: `conversation`, `speaker`, `turn`, `emotion` (the true label, or None:
+not scored), `p_<emotion>`. Intervals are percentile intervals of a paired cluster bootstrap: a resample draws as many
+conversations (or speakers) as there are, the same for every method (Davison and Hinkley 1997, section 3.8).
 """
 
 from __future__ import annotations
@@ -223,33 +222,28 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
 def contrasts(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...],
               how: EvaluationSettings) -> list[dict[str, Any]]:
     """A row per contrast, declared or UNTESTED, whose methods were run: `WA`, `UA`, `WF1`, a less b in points, with
-    `…_interval` over conversations and `…_speakers` over speakers (None with fewer than ENOUGH of them).
+    intervals over conversations, and `WA_speakers`, over speakers (None with fewer than ENOUGH of them).
 
     `p`, two-sided, is of WA; `p_holm` is adjusted over the declared contrasts of this table. With one target per
     conversation (protocol `complete`) it is McNemar's, beside `a_only` and `b_only`; else twice the smaller share
     of resamples on either side of 0 (Efron and Tibshirani 1993, chapter 15), over conversations or over speakers,
     whichever is larger. That cannot be known below 2 / resamples: `floor` says that it is there.
     """
-    clusters = {"interval": "conversation", "speakers": "speaker"}
-    if next(iter(tables.values()))["speaker"].nunique() < ENOUGH:
-        del clusters["speakers"]
-    values = {kind: resampled(tables, emotions, how.bootstrap, by) for kind, by in clusters.items()}
-    single = not any(table["conversation"].duplicated().any() for table in tables.values())
-    rows: list[dict[str, Any]] = []
+    first, rows = next(iter(tables.values())), []
+    clusters = ("conversation", "speaker")[:2 if first["speaker"].nunique() >= ENOUGH else 1]
+    values = [resampled(tables, emotions, how.bootstrap, by) for by in clusters]
     for (a, b), asks in (DECLARED | UNTESTED).items():
         if not {a, b} <= {*tables}:
             continue
-        row = {"contrast": f"{a} - {b}", "asks": asks}
+        row, gains = {"contrast": f"{a} - {b}", "asks": asks}, [of[a]["WA"] - of[b]["WA"] for of in values]
         for m in MEASURES:
-            gains = {kind: of[a][m] - of[b][m] for kind, of in values.items()}
-            ends = {f"{m}_{kind}": interval(gain, how.confidence) for kind, gain in gains.items()}
-            row |= {m: float(gains["interval"][0]), f"{m}_speakers": None, **ends}
-        if (a, b) in DECLARED and single:
+            row |= _estimate(m, values[0][a][m] - values[0][b][m], how)
+        row["WA_speakers"] = interval(gains[1], how.confidence) if len(gains) == 2 else None
+        if (a, b) in DECLARED and not first["conversation"].duplicated().any():
             row |= mcnemar(tables[a], tables[b], emotions)
         elif (a, b) in DECLARED:
-            resamples = [(of[a]["WA"] - of[b]["WA"])[1:] for of in values.values()]
             # A difference of exactly 0 is on both sides: equal answers give 2, and so 1.
-            p = max(2 * min((gain <= 0).mean(), (gain >= 0).mean()) for gain in resamples)
+            p = max(2 * min((gain[1:] <= 0).mean(), (gain[1:] >= 0).mean()) for gain in gains)
             row |= {"p": float(np.clip(p, 2 / how.bootstrap, 1.0)), "floor": bool(p <= 2 / how.bootstrap)}
         rows.append(row)
     adjusted = holm({row["contrast"]: row["p"] for row in rows if "p" in row})

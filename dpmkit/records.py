@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic_core import to_jsonable_python
 
 from . import machine, runs
 from .settings import Settings, UserError
@@ -57,15 +58,10 @@ def _record(settings: Settings, kind: str, results: dict[str, Any], seconds: flo
 
 def _plain(value: Any) -> Any:
     """`value` as JSON knows it; NaN becomes null."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, pd.DataFrame):
-        return _plain(value.to_dict("records"))
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    def listed(other: pd.DataFrame | np.ndarray | np.generic) -> Any:
+        return other.to_dict("records") if isinstance(other, pd.DataFrame) else other.tolist()
+
+    return to_jsonable_python(value, inf_nan_mode="null", fallback=listed)
 
 
 def load(settings: Settings, kind: str) -> dict[str, Any]:
