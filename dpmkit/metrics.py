@@ -1,8 +1,8 @@
 """WA, UA, WF1, calibration, and what is tested: declared contrasts, by bootstrap, McNemar and Holm.
 
-A table of predictions has a row per utterance: `conversation`, `speaker`, `turn`, `emotion` (the true label, or None:
-not scored), `p_<emotion>`. Intervals are percentile intervals of a paired cluster bootstrap: a resample draws as many
-conversations (or speakers) as there are, the same for every method (Davison and Hinkley 1997, section 3.8).
+A table of predictions has a row per utterance: `conversation`, `speaker`, `turn`, `emotion` (the true label, or
+None: not scored), `p_<emotion>`. Intervals are percentile intervals of a paired cluster bootstrap: a resample draws
+as many conversations (or speakers) as there are, the same for every method (Davison and Hinkley 1997, section 3.8).
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from .settings import EvaluationSettings, Settings
 
 MEASURES = ("WA", "UA", "WF1")
-# The contrasts that are tested, (a, b): a less b, with what each asks. All else has intervals and no p.
-DECLARED = {
+DECLARED = {  # the contrasts that are tested, a less b, with what each asks; all else has intervals and no p
     ("dpm", "at-once"): "the paper's contrast: DPM against the SLLM that is given all at once",
     ("dpm", "window"): "the same SLLM with the same n_r tokens: the memory alone",
     ("dpm", "dpm-swapped"): "is it a memory of this conversation?",
@@ -37,15 +36,13 @@ ENOUGH = 5  # speakers: a 95 % interval over fewer would hold far less than that
 
 
 def targets(table: pd.DataFrame, protocol: str = "all-lengths") -> pd.DataFrame:
-    """The rows that a protocol scores: `all-lengths`, every labelled utterance with its own history; `complete`,
-    the last labelled utterance of each conversation (paper, Table 1)."""
+    """The rows that a protocol scores: every labelled utterance, or (`complete`) each conversation's last one."""
     labelled = table[table["emotion"].notna()]
     return {"all-lengths": labelled, "complete": labelled.groupby("conversation", sort=False).tail(1)}[protocol]
 
 
 def _labelled(table: pd.DataFrame, emotions: tuple[str, ...]) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """The labelled rows, the probabilities of their answers, (rows, emotions), and the true labels' indices;
-    ValueError where an answer is NaN."""
+    """The labelled rows, their probabilities, (rows, emotions), and true labels' indices; ValueError for NaN."""
     rows = targets(table)
     p = rows[[f"p_{e}" for e in emotions]].to_numpy()
     if lost := int(np.isnan(p).any(1).sum()):

@@ -57,8 +57,7 @@ def _points(axes: plt.Axes, x: Sequence[float], table: pd.DataFrame, key: str = 
 
 
 def _by_category(parts: Mapping[str, pd.DataFrame], ylabel: str, key: str = "WA", **look: Any) -> Figure:
-    """Values with intervals over the categories of column `label`, a panel per part and a line per method; methods
-    stand beside each other, as intervals in one place would hide each other."""
+    """Values with intervals over the categories of `label`, a panel per part, methods side by side, not to hide."""
     widths = [max(3, part["label"].nunique()) for part in parts.values()]
     figure, panels = plt.subplots(1, len(parts), figsize=(max(7, 1 + 0.5 * sum(widths)), 3), sharey=True,
                                   squeeze=False, width_ratios=widths)
@@ -184,8 +183,7 @@ def by_bin(rows: Rows) -> Figure:
 
 
 def reliability(rows_by_method: Mapping[str, Rows]) -> Figure:
-    """Accuracy against confidence, a line per method of `metrics.reliability`'s rows, on the diagonal where answers
-    are as sure as right."""
+    """Accuracy against confidence, a line per method: rows of `metrics.reliability`."""
     figure, axes = plt.subplots(figsize=(6.4, 3.6))
     axes.axline((0, 0), slope=1, color="0.6", lw=0.8)
     for method, rows in rows_by_method.items():
@@ -208,8 +206,7 @@ def recalls(by_method: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figur
 
 
 def pareto(rows: Rows) -> Figure:
-    """WA with its interval against milliseconds per sentence; the step line joins the methods that no other one
-    beats in both. `rows`: `method`, `WA` (%), `WA_interval`, `seconds_per_sentence`."""
+    """WA with its interval against milliseconds per sentence; the step joins methods that none beats in both."""
     table = pd.DataFrame(rows).sort_values(["seconds_per_sentence", "WA"], ascending=[True, False])
     table["ms"] = 1000 * table["seconds_per_sentence"]
     figure, axes = plt.subplots(figsize=(6.8, 3.6))
@@ -223,8 +220,7 @@ def pareto(rows: Rows) -> Figure:
 
 
 def cost(rows: Rows, window: int, rates: Sequence[float]) -> Figure:
-    """Seconds and peak memory to label the last utterance against seconds of audio, and where a context of `window`
-    tokens ends at each frame rate (codes per second)."""
+    """Seconds and memory to a label against seconds of audio; where `window` tokens end at each rate (codes/s)."""
     table = pd.DataFrame(rows).pivot(index="audio_seconds", columns="path", values=["seconds", "peak_bytes"])
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.3))
     for axes, part, label in ((panels[0], table["seconds"], "seconds to the label"),
@@ -244,8 +240,7 @@ TICKS = {"none": "none", "silero": "silero\nVAD", "chunks": "{:g} s\nchunk", "ov
 
 
 def robustness(rows: Rows) -> Figure:
-    """WA under disturbances, a panel per family that was run and a line per method: rows of `robustness.measured`.
-    Boundaries that a machine has set are on no line, as they are on no scale."""
+    """WA under disturbances, a panel per family, a line per method (none where there is no scale)."""
     table = pd.DataFrame(rows)
     table["label"] = [TICKS.get(kind, "{:g}").format(level) for kind, level in table[["kind", "level"]].to_numpy()]
     parts = {name: table[table["kind"].isin(("none", *kinds))] for name, kinds in FAMILIES.items()

@@ -107,8 +107,7 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def publish(own: Path, root: Path) -> list[str]:
-    """Copy own results into the reference at `root`, over what stands there. The `smoke` profile, a test, stays
-    out. Returns the records' names; UserError for none."""
+    """Copy own results, but those of `smoke`, over the reference at `root`; their names, UserError for none."""
     def copy(source: str, target: str) -> None:
         with runs.atomic(Path(target)) as temporary:
             shutil.copyfile(source, temporary)

@@ -76,8 +76,7 @@ def _by(rows: Sequence[Row], key: str) -> dict[Any, Row]:
 
 
 def methods(record: Record, protocol: str) -> pd.DataFrame:
-    """The methods of a `methods` record: WA, UA, WF1 with intervals over conversations (over speakers where these
-    share a memory), the gain in WA against `window` with both intervals, and what each row hears."""
+    """The methods of a `methods` record: WA, UA, WF1, the gain in WA against `window`, and what each row hears."""
     made, rows = _by(record["results"]["protocols"][protocol]["methods"], "method"), []
     for listed in record["results"]["listed"]:
         row = dict(made.get(listed["method"], dict.fromkeys(MEASURES, "not run")))
@@ -91,9 +90,7 @@ def methods(record: Record, protocol: str) -> pd.DataFrame:
 
 
 def contrasts(record: Record, protocol: str) -> pd.DataFrame:
-    """The contrasts of a `methods` record in points of WA, with both intervals, and p, adjusted by Holm over the
-    rows that have one (on single targets McNemar's, with the targets that one of the two alone answers rightly);
-    beside them WF1, and the differences of the paper's own figures."""
+    """The contrasts of a `methods` record, as `metrics.contrasts` made them, beside the paper's own differences."""
     corpus, measure = ("MELD", "WF1") if record["corpus"] == "meld" else ("IEMOCAP", "WA")
     paper, rows = PAPER_1[protocol][corpus], []
     for row in record["results"]["protocols"][protocol]["contrasts"]:
@@ -115,8 +112,7 @@ def losses(record: Record) -> pd.DataFrame:
 
 
 def spread(made: Sequence[Record], what: str) -> pd.DataFrame:
-    """`methods` records that differ in `what` alone, seeds or folds: mean WA and mean gain over them, from the
-    lowest to the highest: the spread of training or of test speakers."""
+    """Mean WA and gain over `methods` records that differ in `what` alone, seeds or folds, [lowest, highest]."""
     rows = [{"method": method, **{key: part[key].mean() for key in ("WA", "WA_gain")},
              **{f"{key}_range": (part[key].min(), part[key].max()) for key in ("WA", "WA_gain")}}
             for method, part in pd.concat(map(_rows, made)).groupby("method", sort=False) if len(part) == len(made)]
@@ -130,8 +126,7 @@ def _rows(record: Record) -> pd.DataFrame:
 
 
 def stepping(record: Record) -> pd.DataFrame:
-    """Table 3 of the paper from an `ablations` record: WF1 of each stepping and its speed against a step per
-    sentence, beside the paper's on MELD."""
+    """Table 3 of the paper from an `ablations` record: WF1 and speed of each stepping, beside its own."""
     made, rows = _by([r for r in record["results"]["rows"] if r["setting"] == "stepping"], "value"), []
     for name in dict.fromkeys([*made, *PAPER_3]):
         row = dict(zip(("paper", "times"), PAPER_3.get(name, ()), strict=False), stepping=name, WF1="not run")
@@ -154,8 +149,7 @@ def windows(record: Record) -> pd.DataFrame:
 def bench(results: dict[str, Any]) -> pd.DataFrame:
     """What a bench or a plan has measured, a column per key of its rows."""
     changes, rows = _by(results.get("changes", []), "rung"), []
-    for row in results.get("rows") or results["rates"]:
-        row = dict(row)
+    for row in map(dict, results.get("rows") or results["rates"]):
         if "rung" in row:
             peak = results["peak"][row["precision"]]
             row["share_of_the_matmul_peak"] = row["rate"] * row["flops_per_sentence"] / peak
