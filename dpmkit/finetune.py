@@ -173,13 +173,16 @@ def sequences(sllm: EmotionSLLM, codes: Sequence[np.ndarray], emotions: Sequence
 
 
 def forwards(items: Sequence[list[dict[str, Tensor]]], most: int = 0) -> list[dict[str, Tensor]]:
-    """The sequences of a step's dialogues, padded on the right, where no token sees it, in forwards of `most`
-    tokens at most, or of one sequence; 0: all at once."""
+    """The sequences of a step's dialogues in forwards of `most` tokens at most, or one sequence; 0: all at once."""
     rows = [sequence for item in items for sequence in item]
-    longest = max(len(row["input_ids"]) for row in rows)
-    at_once = max(1, most // longest) if most else len(rows)
-    return [{name: pad_sequence([row[name] for row in rows[i:i + at_once]], batch_first=True, padding_value=padding)
-             for name, padding in PADDING.items()} for i in range(0, len(rows), at_once)]
+    at_once = max(1, most // max(len(row["input_ids"]) for row in rows)) if most else len(rows)
+    return [padded(rows[i:i + at_once]) for i in range(0, len(rows), at_once)]
+
+
+def padded(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Sequences side by side, (rows, longest) each, padded on the right, where no token sees it."""
+    return {name: pad_sequence([row[name] for row in rows], batch_first=True, padding_value=padding)
+            for name, padding in PADDING.items()}
 
 
 # -- the Trainer -------------------------------------------------------------------------------------------

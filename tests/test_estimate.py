@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dpmkit import estimate, finetune, methods, report, tables
 from dpmkit.codes import CorpusCodes
-from dpmkit.finetune import Dialogues, forwards
+from dpmkit.finetune import Dialogues, padded
 from dpmkit.settings import UserError
 from dpmkit.sllm import EmotionSLLM
 
@@ -38,7 +38,7 @@ def real(settings, corpus, codes):
     """The model itself, and one epoch's only batch."""
     model = EmotionSLLM.create(settings.backbone, settings.finetune, 16, corpus.emotions).train()
     data = Dialogues(model, corpus, codes, settings, "train")
-    return model, forwards(list(data))[0]
+    return model, padded([row for dialogue in data for row in dialogue])
 
 
 @pytest.mark.parametrize("rank", [4, 0], ids=["lora", "whole"])

@@ -16,7 +16,7 @@ from test_backbones import made
 from transformers import Trainer
 
 from dpmkit import finetune, metrics, protocols, runs
-from dpmkit.finetune import Dialogues, forwards, train
+from dpmkit.finetune import Dialogues, padded, train
 from dpmkit.settings import Settings, UserError
 from dpmkit.sllm import EmotionSLLM
 
@@ -78,7 +78,7 @@ def test_the_best_epoch_is_kept(learning, toy, whole):
     assert best["epoch"] < len(tuned.history) < 12  # stopped early, some epochs after the best one
     data = Dialogues(tuned.sllm, corpus, codes, learning, "validation")
     with torch.no_grad():
-        out = tuned.sllm(**forwards(list(data))[0])
+        out = tuned.sllm(**padded([row for dialogue in data for row in dialogue]))
     assert float(out["l_e"]) == pytest.approx(best["eval_l_e"], abs=1e-5)
 
 

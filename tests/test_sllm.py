@@ -10,7 +10,7 @@ from conftest import next_code_loss
 from test_backbones import made
 from transformers import AutoModelForCausalLM
 
-from dpmkit.finetune import forwards, sequences
+from dpmkit.finetune import padded, sequences
 from dpmkit.settings import BackboneSettings, FinetuneSettings, UserError
 from dpmkit.sllm import CARD, EmotionSLLM
 
@@ -76,7 +76,7 @@ def test_equations_3_to_6(sharp, ids, ends, told, sizes, spans, starts, contexts
     l_a, l_e = by_hand(sharp, ids, ends, spans, starts)
     rows = sequences(sharp, DIALOGUE, LABELS, *sizes, emotions_in_history=told)
     with torch.no_grad():
-        out = sharp(**forwards([rows])[0])
+        out = sharp(**padded(rows))
         assert float(out["l_a"]) == pytest.approx(np.mean(l_a), abs=1e-5)
         assert float(out["l_e"]) == pytest.approx(np.mean(l_e), abs=1e-5)
         assert float(out["loss"]) == pytest.approx((np.mean(l_a) + np.mean(l_e)) / 2, abs=1e-5)
@@ -92,7 +92,7 @@ def test_equations_3_to_6(sharp, ids, ends, told, sizes, spans, starts, contexts
 
 
 def test_emotion_loss_hears_emotion_logits_alone(sharp):
-    batch = forwards([sequences(sharp, DIALOGUE, LABELS, 5, 4, 6)])[0]
+    batch = padded(sequences(sharp, DIALOGUE, LABELS, 5, 4, 6))
     head = sharp.model.lm_head.weight
 
     def losses():
@@ -113,7 +113,7 @@ def test_emotion_loss_hears_emotion_logits_alone(sharp):
 def test_sentences_without_a_label_or_without_codes(sharp):
     rows = sequences(sharp, [np.array([], dtype=int), np.array([4, 4])], [None, None], 4, 4, 8)
     with torch.no_grad():
-        out = sharp(**forwards([rows])[0])
+        out = sharp(**padded(rows))
     # the empty sentence's one token follows nothing; the other's three follow the first <audio_end>
     log_p = bare_logits(sharp, [16, 4, 4, 16]).log_softmax(-1)
     expected = -float(log_p[0, 4] + log_p[1, 4] + log_p[2, 16]) / 3
@@ -249,7 +249,7 @@ def adapted(folder, **change):
 
 
 def train_steps(sllm, steps=3):
-    batch = forwards([sequences(sllm, DIALOGUE, LABELS, 5, 4, 6)])[0]
+    batch = padded(sequences(sllm, DIALOGUE, LABELS, 5, 4, 6))
     optimizer = torch.optim.AdamW([p for p in sllm.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(steps):
