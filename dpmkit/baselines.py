@@ -1,7 +1,4 @@
-"""What DPM is read against, beside the frozen SLLM: networks without a language model, the majority, inertia.
-
-Tables have a row for every utterance, as `protocols.answered`; which of them have a label, no method knows.
-"""
+"""What DPM is read against, beside the frozen SLLM: networks without a language model, the majority, inertia."""
 
 from __future__ import annotations
 
@@ -47,11 +44,8 @@ class Items(list):
 
 
 def network(settings: Settings, corpus: Corpus, codes: CorpusCodes, name: str, split: str = "test") -> pd.DataFrame:
-    """Predictions of `classifier`, `lstm` or `blstm`, every utterance of a split in order.
-
-    It is trained, where it has to be, on the conversations of `settings.fold` that have a label, and goes on where
-    a kill stopped it. UserError for a full disk.
-    """
+    """Predictions of `classifier`, `lstm` or `blstm`, every utterance of a split in order. Trained where it has to
+    be, on the conversations of `settings.fold` that have a label; goes on where a kill stopped it."""
     fold, emotions = corpus.folds[settings.fold - 1], corpus.emotions
     torch.manual_seed(settings.seed)
     if name == "classifier":
@@ -72,10 +66,9 @@ def network(settings: Settings, corpus: Corpus, codes: CorpusCodes, name: str, s
     weights, where, answers = made.folder / "model.safetensors", machine.device(settings), []
     with threads, made.making(weights, together=True) as absent:
         if absent:
-            labelled = [[c for c in corpus.select(ids) if any(u.emotion for u in c.utterances)]
-                        for ids in (fold.train, fold.validation)]
-            data = [Items((hear(c), [UNSCORED if u.emotion is None else emotions.index(u.emotion)
-                                     for u in c.utterances]) for c in some) for some in labelled]
+            data = [Items((hear(c), [emotions.index(u.emotion) if u.emotion else UNSCORED for u in c.utterances])
+                          for c in corpus.select(ids) if any(u.emotion for u in c.utterances))
+                    for ids in (fold.train, fold.validation)]
             finetune.fit(model, *data, lambda items: [model.collate(items)], tune, made.folder, settings)
             with runs.atomic(weights) as temporary:
                 save_file(model.cpu().state_dict(), temporary)
@@ -186,11 +179,8 @@ def majority(settings: Settings, corpus: Corpus, split: str = "test") -> pd.Data
 
 def last_true(settings: Settings, corpus: Corpus, split: str = "test") -> pd.DataFrame:
     """A bound that hears nothing: each utterance's answer is its speaker's last TRUE emotion in the conversation,
-    which unlabelled utterances leave as it is; before there is one, the training fold's emotion frequencies.
-
-    It is as sure as training speakers stay in an emotion (add-one smoothed rate over all emotions; more than chance
-    at least, so that the answer is the repeated emotion); the rest is shared by the others alike.
-    """
+    which unlabelled utterances leave as it is; before there is one, the training fold's emotion frequencies. It is
+    as sure as training speakers stay in an emotion, and more than chance; the others share the rest alike."""
     fold, emotions, size = corpus.folds[settings.fold - 1], corpus.emotions, len(corpus.emotions)
     train, table = corpus.select(fold.train), rows(corpus.select(getattr(fold, split)))
     counts = transition_counts(train, emotions) + 1.0
@@ -202,11 +192,9 @@ def last_true(settings: Settings, corpus: Corpus, split: str = "test") -> pd.Dat
 
 
 def inertia(table: pd.DataFrame, validation: pd.DataFrame, settings: Settings, corpus: Corpus) -> pd.DataFrame:
-    """The emotion-inertia filter on a method's answers: an HMM forward filter per speaker and conversation.
-
+    """The emotion-inertia filter on a method's answers: an HMM forward filter per speaker and conversation, causal.
     Transitions and prior come from the training fold; one temperature for the method's answers, which are too sure
-    of themselves, from the same method on the validation fold. It knows who speaks, and is causal.
-    """
+    of themselves, from the same method on the validation fold."""
     chain = inertia_of(corpus, corpus.folds[settings.fold - 1])
     softened = _softened(table, corpus.emotions, fit_temperature(validation, corpus.emotions, chain))
     return answered(table, corpus.emotions, filtered(table, softened, *chain))
@@ -233,22 +221,17 @@ def _softened(table: pd.DataFrame, emotions: tuple[str, ...], temperature: float
 
 
 def filtered(table: pd.DataFrame, p: np.ndarray, transition: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """Answers p, (rows, emotions), to the utterances of a table, filtered conversation by conversation."""
-    out = np.empty_like(p)
-    for at in table.groupby("conversation", sort=False).indices.values():
-        out[at] = forward_filter(p[at], table["speaker"].iloc[at].tolist(), transition, prior)
-    return out
+    """Answers p, (rows, emotions), to the utterances of a table, filtered per speaker and conversation."""
+    who = list(zip(table["conversation"], table["speaker"], strict=True))
+    return forward_filter(p, who, transition, prior)
 
 
 def classifiers(corpus: Corpus, fold: Fold, features: Mapping[str, np.ndarray],
                 split: str = "validation") -> pd.DataFrame:
     """How well acoustics tell an emotion, and what history and voice add: logistic regression on pooled features,
-    alone and under the inertia filter. The oracles are no methods, as they take each speaker's offset away with the
-    help of true labels. No bounds: another classifier may lie above.
-
-    A row per method: `method`, `WA`, `UA` in [0, 1], `utterances` (labelled ones of the split). `features`:
-    utterance id -> (dimensions,). Everything but the oracles' offsets is fitted on `fold.train`.
-    """
+    utterance id -> (dimensions,), alone and under the inertia filter. The oracles take each speaker's offset away
+    with the help of true labels; all else is fitted on `fold.train`. No bounds: another classifier may lie above.
+    A row per method: `method`, `WA`, `UA` in [0, 1], `utterances` (labelled ones of the split)."""
     emotions, chain, out = corpus.emotions, inertia_of(corpus, fold), []
     train, asked = (rows(corpus.select(ids)) for ids in (fold.train, getattr(fold, split)))
     train = train[train["emotion"].notna()]

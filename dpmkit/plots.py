@@ -234,8 +234,8 @@ def cost(rows: Rows, window: int, rates: Sequence[float]) -> Figure:
 
 
 MACHINE = "boundaries set by a machine"
-FAMILIES = {"boundaries moved by up to ± s": ("jitter",), MACHINE: ("silero", "chunks"),
-            "babble: SNR, dB": ("babble",), "white noise: SNR, dB": ("white",), "overlap": ("overlap",)}
+FAMILIES = {MACHINE: ("silero", "chunks"), "babble: SNR, dB": ("babble",), "white noise: SNR, dB": ("white",),
+            "overlap": ("overlap",)}
 TICKS = {"none": "none", "silero": "silero\nVAD", "chunks": "{:g} s\nchunk", "overlap": "{:.0%}"}
 
 

@@ -8,9 +8,8 @@ GRID: dict[str, Any] = {  # what `demo` leaves out for the sake of time; its int
     "ablation.decay": (0.0, 0.01, 0.1), "ablation.rule_lr": (5e-5, 3e-4, 1e-3, 3e-3),
     "ablation.stepping": ("sentence", "stride-64", "stride-128", "stride-256", "every-2", "every-4"),
     "ablation.disturbances": (
-        "none", "jitter 0.1", "jitter 0.2", "jitter 0.5", "jitter 1", "silero", "chunks 2", "chunks 4",
-        "white 20", "white 10", "white 5", "white 0", "babble 20", "babble 10", "babble 5", "babble 0",
-        "overlap 0.1", "overlap 0.2", "overlap 0.3"),
+        "none", "silero", "chunks 2", "chunks 4", "white 20", "white 10", "white 5", "white 0",
+        "babble 20", "babble 10", "babble 5", "babble 0", "overlap 0.1", "overlap 0.2", "overlap 0.3"),
     "context.codes": (1_000, 4_000, 16_000, 64_000, 128_000), "context.conversations": 8,
 }
 PROFILES: dict[str, dict[str, Any]] = {
@@ -25,8 +24,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "ablation.prefix": (0, 32), "ablation.layers": ("all", "top-1"), "ablation.decay": (0.0, 0.1),
         "ablation.rule_lr": (1e-3,), "ablation.stepping": ("sentence", "stride-64", "every-2"),
         "ablation.disturbed": 2,
-        "ablation.disturbances": (
-            "none", "jitter 0.5", "silero", "chunks 2", "white 10", "babble 10", "overlap 0.2"),
+        "ablation.disturbances": ("none", "silero", "chunks 2", "white 10", "babble 10", "overlap 0.2"),
         "context.codes": (100, 200), "context.tokens": (64, 256), "context.conversations": 2,
     },
     "demo": {},

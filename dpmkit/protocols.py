@@ -118,8 +118,7 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     (L_t of the utterance itself under the memory before it is written, from each conversation's second on; of a
     swapped control another's memory, of `dpm-still` none), norm (of the memory's change), pieces (writes of this
     sentence) and skipped (updates left out so far, as they were not finite). Kept group by group, so that a killed
-    run goes on; `limit`: the first conversations of the split (0: all). UserError for a method or split that is not
-    known, and for a GPU that cannot hold the streams.
+    run goes on; `limit`: the first conversations of the split (0: all). UserError for an unknown method or split.
     """
     listener, conversations, given = _asked(settings, corpus, codes, tuned, method, split, limit)
     made = runs.Artefact(settings, "predictions", predict, sllm=tuned.key, split=split,
@@ -129,18 +128,15 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     queue = sorted(conversations, key=lambda c: (-len(c.utterances), c.id))
     size = GROUP * settings.evaluation.streams
     groups = [queue[start:start + size] for start in range(0, len(queue), size)]
-    return _in_order([kept(made, runs.key([c.id for c in group]), partial(_answers, listener, group, method, given))
-                      for group in groups], conversations)
 
+    def answers(group: Sequence[Conversation]) -> pd.DataFrame:
+        return pd.concat(tqdm(listen(listener, group, method, given), method, len(group), unit="conversation"))
 
-def _answers(listener: Listener, group: Sequence[Conversation], method: str,
-             given: Mapping[str, Conversation]) -> pd.DataFrame:
-    """The answers of `listen` as one table; UserError where a GPU's memory cannot hold the streams."""
-    tables = tqdm(listen(listener, group, method, given), method, len(group), unit="conversation")
     try:
-        return pd.concat(tables, ignore_index=True)
+        return _in_order([kept(made, runs.key([c.id for c in group]), partial(answers, group)) for group in groups],
+                         conversations)
     except torch.OutOfMemoryError as error:
-        raise UserError(f"the GPU's memory cannot hold {listener.settings.evaluation.streams} streams: lower "
+        raise UserError(f"the GPU's memory cannot hold {settings.evaluation.streams} streams: lower "
                         "evaluation.streams, memory.prefix or memory.rank, or set memory.layers=top-2, and run "
                         "again; finished conversations are kept") from error
 
@@ -163,14 +159,10 @@ def one_by_one(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fi
                protocol: str = "all-lengths", split: str = "test", limit: int = 0) -> pd.DataFrame:
     """As `predict`, but each target of the protocol (`all-lengths` or `complete`) is a recording of its own that
     ends with it, and all of its history is heard again: what the paper does, and what `predict` saves."""
-    listener, conversations, whole = _asked(settings, corpus, codes, tuned, method, split, limit)
+    listener, conversations, given = _asked(settings, corpus, codes, tuned, method, split, limit)
     targets = set(metrics.targets(rows(conversations), protocol)["utterance"])
-    recordings, given = [], {}
-    for c in conversations:
-        for turn, utterance in enumerate(c.utterances):
-            if utterance.id in targets:
-                recordings.append(replace(c, id=f"{c.id}#{turn}", utterances=c.utterances[:turn + 1]))
-                given[recordings[-1].id] = whole.get(c.id)
+    recordings = [replace(c, utterances=c.utterances[:turn + 1]) for c in conversations
+                  for turn, utterance in enumerate(c.utterances) if utterance.id in targets]
     return _in_order([table.tail(1) for table in listen(listener, recordings, method, given)], conversations)
 
 
@@ -183,9 +175,8 @@ def _asked(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetu
     fold, donor = corpus.folds[settings.fold - 1], METHODS[method].donor
     conversations, given = corpus.select(getattr(fold, split)[:limit or None]), {}
     if donor in ("stranger", "speaker"):
-        by_id = {c.id: c for c in conversations}
         chosen = donors(rows(conversations), "conversation", shared=donor == "speaker")
-        given = {name: by_id[other] for name, other in chosen.items()}
+        given = dict(zip(chosen, corpus.select(tuple(chosen.values())), strict=True))
     chain = inertia_of(corpus, fold) if settings.memory.target == "filtered" else None
     return Listener(settings, tuned.sllm, codes.codes, corpus.emotions, chain), conversations, given
 

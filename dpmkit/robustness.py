@@ -1,4 +1,4 @@
-"""Every method's WA as a microphone may give conversations: noise, overlap, boundaries that are off or a machine's.
+"""Every method's WA as a microphone may give conversations: noise, overlap, boundaries that a machine has set.
 
 A conversation is rendered to one waveform, which is disturbed, cut into segments, and encoded. Answers come back
 from segments to the true utterances, so that all disturbances are scored on the same targets. No true label is
@@ -29,23 +29,14 @@ from .speakers import NotFitted, OffsetModel
 from .tokenizers import Tokenizer
 
 METHODS = ("current", "window", "dpm")  # and speaker-memory
-SHORTEST = round(0.2 * audio.RATE)  # samples of a segment at least, where the kind has a say in it
+SHORTEST = round(0.2 * audio.RATE)  # samples of a recording's last chunk
 TALKERS = 6  # voices in the babble at any time
-LEVELS = {  # kind: least level and most
-    "none": (0, 0), "silero": (0, 0),  # the latter: boundaries by voice activity
-    "jitter": (0, 10), "chunks": (0.2, 3600),  # s that a boundary moves at most, by a uniform draw | of a chunk
-    "white": (-20, 60), "babble": (-20, 60),  # dB of speech over it, by their power within utterances
-    "overlap": (0, 0.9)}  # share of an utterance that the next one starts early
 
 
 def parsed(disturbance: str) -> tuple[str, float]:
-    """Kind and level of a disturbance such as `white 10`; UserError for another kind or a level out of range."""
+    """Kind and level of a disturbance (`settings.Disturbance`); 0 for a kind that has none."""
     kind, _, level = disturbance.partition(" ")
-    with suppress(KeyError, ValueError):
-        if LEVELS[kind][0] <= float(level or 0) <= LEVELS[kind][1]:
-            return kind, float(level or 0)
-    known = ", ".join(f"{name} {least:g} to {most:g}" if most else name for name, (least, most) in LEVELS.items())
-    raise UserError(f"disturbance {disturbance!r} is not known: setting ablation.disturbances takes {known}")
+    return kind, float(level or 0)
 
 
 def heard(settings: Settings, corpus: Corpus, conversation: Conversation, disturbance: str
@@ -61,9 +52,7 @@ def heard(settings: Settings, corpus: Corpus, conversation: Conversation, distur
         spoken = np.unique(np.concatenate([np.arange(*span) for span in true]))
         waveform += noise * (_rms(waveform[spoken]) / _rms(noise[spoken]) / 10 ** (level / 20))
     waveform, segments = waveform.clip(-1.0, 1.0), true
-    if kind == "jitter":
-        segments = _jittered(true, level, len(waveform), rng)
-    elif kind == "silero":
+    if kind == "silero":
         with TemporaryDirectory() as folder:  # voice activity reads a file
             audio.write(Path(folder) / "conversation.wav", waveform)
             found = audio.find_speech(Path(folder) / "conversation.wav", settings.segments)
@@ -91,15 +80,14 @@ def render(conversation: Conversation, overlap: float | None = None) -> tuple[np
 
 def _babble(settings: Settings, corpus: Corpus, conversation: Conversation, samples: int,
             rng: np.random.Generator) -> np.ndarray:
-    """Other conversations' utterances in the split, of other speakers where there are any, drawn at random, equally
-    loud, one after the other, TALKERS times around the samples; never its own clips (composed ones may share)."""
-    fold = corpus.folds[settings.fold - 1]
-    split = next((ids for ids in (fold.train, fold.validation, fold.test) if conversation.id in ids), ())
+    """Other test utterances, of other speakers where there are any, drawn at random, equally loud, one after the
+    other, TALKERS times around the samples; never its own clips (composed conversations may share)."""
     clips, voices = ({getattr(u, name) for u in conversation.utterances} for name in ("audio", "speaker"))
-    others = [u for c in corpus.select(split) for u in c.utterances if u.audio not in clips]
+    test = corpus.select(corpus.folds[settings.fold - 1].test)
+    others = [u for c in test for u in c.utterances if u.audio not in clips]
     others = [u for u in others if u.speaker not in voices] or others
     if not others:
-        raise UserError(f"babble for conversation {conversation.id} needs another conversation in its split")
+        raise UserError(f"babble for conversation {conversation.id} needs another one in the test split")
     noise, at = np.zeros(samples, np.float32), 0
     while at < TALKERS * samples:
         clip = others[rng.integers(len(others))].audio
@@ -112,17 +100,6 @@ def _babble(settings: Settings, corpus: Corpus, conversation: Conversation, samp
 def _rms(waveform: np.ndarray) -> float:
     """Root mean square; above 0, so that silence may stand below a fraction line."""
     return max(float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64)))), 1e-9)
-
-
-def _jittered(true: np.ndarray, level: float, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """The boundaries, moved by what the level allows and no more (but what an utterance below 0.2 s needs to last
-    as long): one that passes a later one takes it along. All levels take the same draws."""
-    moved = true.ravel() + np.round(level * rng.uniform(-1, 1, true.size) * audio.RATE).astype(int)
-    order = np.argsort(true, axis=None, kind="stable")
-    moved[order] = np.maximum.accumulate(moved[order].clip(0, samples))
-    first, last = moved.reshape(-1, 2).T
-    last = np.maximum(last, first + SHORTEST).clip(max=samples)
-    return np.column_stack([np.minimum(first, last - SHORTEST).clip(0), last])
 
 
 def disturbed(settings: Settings, corpus: Corpus, tokenizer: Tokenizer, conversations: Sequence[Conversation],
@@ -147,12 +124,11 @@ def disturbed(settings: Settings, corpus: Corpus, tokenizer: Tokenizer, conversa
     return made, codes, weights
 
 
-def returned(table: pd.DataFrame, weights: Mapping[str, Mapping[str, float]], emotions: tuple[str, ...],
+def returned(answers: Mapping[str, np.ndarray], weights: Mapping[str, Mapping[str, float]],
              prior: np.ndarray) -> np.ndarray:
-    """Answers for the segments (as of `protocols.listen`) as those for the true utterances, (utterances, emotions):
-    the mean over the segments that overlap one, by their weights; `prior`, (emotions,), where none does. An answer
-    waits for the end of the last of these, and hears nothing later."""
-    answers = dict(zip(table["utterance"], table[[f"p_{e}" for e in emotions]].to_numpy(), strict=True))
+    """Segment id -> answer, (emotions,), as answers to the true utterances, (utterances, emotions): the mean over
+    the segments that overlap one, by their weights; `prior`, (emotions,), where none does. An answer waits for the
+    end of the last of these, and hears nothing later."""
     return np.array([sum(weight * answers[name] for name, weight in of.items()) if of else prior
                      for of in weights.values()])
 
@@ -165,7 +141,6 @@ def measured(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fine
     with suppress(NotFitted):
         speaker, _ = speakers.fitted(settings, corpus, codes, tuned)
     for disturbance in settings.ablation.disturbances:
-        kind, level = parsed(disturbance)
         made = runs.Artefact(
             settings, "robustness", _answers, speakers.fitted, codes=codes.key, sllm=tuned.key, fold=fold,
             conversations=[c.id for c in conversations], disturbance=disturbance, memory=settings.memory,
@@ -174,25 +149,27 @@ def measured(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fine
                                                           conversations, disturbance))
         tables = {method: protocols.answered(protocols.rows(conversations), corpus.emotions, part[names].to_numpy())
                   for method, part in answers.groupby("method", sort=False)}
+        kind, level = parsed(disturbance)
         rows += [{"kind": kind, "level": level, **row}
                  for row in metrics.compare(tables, corpus.emotions, "window", settings.evaluation)]
     return rows
 
 
-def _answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned,
-             speaker: OffsetModel | None, conversations: Sequence[Conversation],
-             disturbance: str) -> pd.DataFrame:
+def _answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, speaker: OffsetModel | None,
+             conversations: Sequence[Conversation], disturbance: str) -> pd.DataFrame:
     """A row per method and true utterance: p_<emotion>."""
     tokenizer, emotions = tokenizers.create(settings), corpus.emotions
     tokenizer.load(runs.folder(settings, "codes", codes.key))
     made, spoken, weights = disturbed(settings, corpus, tokenizer, conversations, disturbance)
     prior = emotion_prior(corpus.select(corpus.folds[settings.fold - 1].train), emotions)
-    listener = protocols.Listener(settings, tuned.sllm, spoken, emotions)
-    nothing = pd.DataFrame(columns=["utterance", *(f"p_{e}" for e in emotions)])  # heard where there is no segment
-    tables = dict.fromkeys([*METHODS, *["speaker-memory"] * bool(speaker)], nothing)
-    for method in METHODS if made else ():
-        tables[method] = pd.concat(protocols.listen(listener, made, method))
-    if speaker and made:
-        tables["speaker-memory"] = speakers.remembered(settings, made, spoken, emotions, tuned, speaker)
-    return pd.concat(pd.DataFrame(returned(table, weights, emotions, prior), columns=[f"p_{e}" for e in emotions])
-                     .assign(method=method) for method, table in tables.items())
+    listener, names = protocols.Listener(settings, tuned.sllm, spoken, emotions), [f"p_{e}" for e in emotions]
+    tables = {method: protocols.listen(listener, made, method) for method in METHODS}
+    if speaker:
+        tables["speaker-memory"] = ([speakers.remembered(settings, made, spoken, emotions, tuned, speaker)] if made
+                                    else [])  # nobody was heard
+    out = []
+    for method, parts in tables.items():
+        answers = {segment: p for part in parts
+                   for segment, p in zip(part["utterance"], part[names].to_numpy(), strict=True)}
+        out.append(pd.DataFrame(returned(answers, weights, prior), columns=names).assign(method=method))
+    return pd.concat(out)

@@ -26,6 +26,8 @@ Several = Annotated[tuple[T, ...], Field(min_length=1, strict=False)]  # JSON ha
 Rule = Literal["semantic", "emotion", "both"]
 Target = Literal["soft", "sharpened", "filtered"]
 Layers = Annotated[str, Field(pattern=r"^(all|top-[1-9][0-9]*)$")]
+Disturbance = Annotated[str, Field(  # dB of speech over it | share of an utterance that the next one starts early
+    pattern=r"^(none|silero|chunks [1-9]\d*|(white|babble) -?[1-9]?\d|overlap 0\.\d+)$")]  # chunks: s each
 Stepping = Annotated[str, Field(pattern=r"^(sentence|(stride|every)-[1-9][0-9]*)$")]
 
 
@@ -217,9 +219,8 @@ class AblationSettings(Group):
     target: Several[Target] = ("sharpened", "filtered")  # of rule emotion
     stepping: Several[Stepping] = ("sentence", "stride-64", "stride-256", "every-2")
     disturbed: Count = 12  # test conversations under noise, overlap and other boundaries
-    disturbances: Several[str] = (  # kinds and levels of `robustness.LEVELS`
-        "none", "jitter 0.2", "jitter 1", "silero", "chunks 2", "white 20", "babble 20", "babble 10", "overlap 0.1",
-        "overlap 0.3")
+    disturbances: Several[Disturbance] = (
+        "none", "silero", "chunks 2", "white 20", "babble 20", "babble 10", "overlap 0.1", "overlap 0.3")
 
 
 class ContextSettings(Group):
