@@ -33,11 +33,8 @@ def answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
             rates: Mapping[str, float]) -> tuple[dict[str, pd.DataFrame], dict[str, Any], list[str]]:
     """Name -> predictions (as `protocols.predict`'s) for every utterance of the test conversations of
     `settings.fold`; the `power` of the speaker memory and the ones `tried`; and a note where rows could not be run.
-
     `rates`: the learning rates that validation chose: of `dpm`, for the rows `dpm-tuned…`, and of the bound
-    `dpm-told`, which takes another loss. `own-answers` needs an SLLM trained with emotion tokens in its history,
-    made here where `evaluation.own_answers` asks for it.
-    """
+    `dpm-told`, which takes another loss."""
     run = corpus, codes, tuned
     best, bound = (settings.replace("memory.lr", rates[name]) for name in ("dpm", "dpm-told"))
     plain = [n for n in FILTERED if n != "dpm-tuned" and (n != "own-answers" or settings.evaluation.own_answers)]

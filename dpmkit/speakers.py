@@ -72,13 +72,10 @@ class OffsetModel:
     @classmethod
     def fit(cls, states: np.ndarray, emotions: np.ndarray, speakers: Sequence[str], dimensions: int,
             transition: np.ndarray, prior: np.ndarray) -> OffsetModel:
-        """By moments: `states`, (n, features), of utterances with emotions (n,), indices, and speakers (n,); -1, no
-        emotion, is left out.
-
-        Means and offsets take turns until they agree; covariances are shrunk towards a sphere. An emotion that
-        nobody has lies at the mean of all; of one speaker alone, others may be as far off as utterances are.
-        NotFitted where no speaker has two labelled utterances that differ.
-        """
+        """By moments: `states`, (n, features), of utterances with emotions (n,), indices (-1: none, left out), and
+        speakers (n,). Means and offsets take turns until they agree; covariances are shrunk towards a sphere. An
+        emotion that nobody has lies at the mean of all; other speakers than a single one may be as far off as
+        utterances are. NotFitted where no speaker has two labelled utterances that differ."""
         states, emotions, who, size = *_labelled(states, emotions, speakers), len(prior)
         centre, scale = states.mean(0), states.std(0) + 1e-6
         standard = (states - centre) / scale
@@ -221,11 +218,9 @@ def remember(model: OffsetModel, paths: int, table: pd.DataFrame, z: np.ndarray,
 
 def fitted(settings: Settings, corpus: Corpus, codes: CorpusCodes,
            tuned: Finetuned) -> tuple[OffsetModel, pd.DataFrame]:
-    """The model of `settings.fold`, and a row per power that was tried: `power`, `nll`, `WA` (%); kept.
-
-    Means, offsets, transitions and prior come from training conversations, noise and power from validation
-    conversations, each speaker of which is heard with the noise of the others. NotFitted where labels are too few.
-    """
+    """The model of `settings.fold`, and a row per power that was tried: `power`, `nll`, `WA` (%); kept. Noise and
+    power come from validation conversations, each speaker of which is heard with the noise of the others; all else
+    from training conversations. NotFitted where labels are too few."""
     own, chain = settings.speaker, protocols.inertia_of(corpus, corpus.folds[settings.fold - 1])
     table, states, truth = _split(settings, corpus, codes, tuned, "train")
     model = OffsetModel.fit(states, truth, table["speaker"], own.dimensions, *chain)
@@ -238,11 +233,11 @@ def fitted(settings: Settings, corpus: Corpus, codes: CorpusCodes,
             others = np.where(its, -1, truth)
             noisy = model.with_noise_of(states, others if others.max() >= 0 else truth, table["speaker"])
             for power, answer in answers.items():
-                answer[its] = remember(replace(noisy, power=power), own.paths, table[its],
-                                       noisy.project(states[its]))[0]
+                z = noisy.project(states[its])
+                answer[its], _ = remember(replace(noisy, power=power), own.paths, table[its], z)
         tables = {power: protocols.answered(table, corpus.emotions, answer) for power, answer in answers.items()}
-        return pd.DataFrame([{"power": power, "nll": metrics.nll(given, corpus.emotions),
-                              "WA": metrics.wa(given, corpus.emotions)} for power, given in tables.items()])
+        return pd.DataFrame([{"power": power, "nll": metrics.nll(t, corpus.emotions),
+                              "WA": metrics.wa(t, corpus.emotions)} for power, t in tables.items()])
 
     made = runs.Artefact(settings, "speakers", fitted, sllm=tuned.key, precision=settings.memory.precision,
                          fold=settings.fold, speaker=own)

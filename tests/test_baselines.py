@@ -317,36 +317,12 @@ TRANSITION = np.array([[0.9, 0.1], [0.2, 0.8]])
 PRIOR = np.array([0.6, 0.4])
 
 
-def random_turns(seed, turns=12):
-    rng = np.random.default_rng(seed)
-    return rng.dirichlet(np.ones(2), size=turns), [str(s) for s in rng.choice(["a", "b"], size=turns)]
-
-
 def test_the_forward_filter_by_hand():
     posteriors = np.array([[0.6, 0.4], [0.3, 0.7]])
     # Turn 1: prior * posterior / prior = posterior. Turn 2: propagated (.6*.9+.4*.2, .6*.1+.4*.8) = (.62, .38);
     # times (.3/.6, .7/.4) = (.31, .665), over their sum .975.
     expected = [[0.6, 0.4], [0.31 / 0.975, 0.665 / 0.975]]
     np.testing.assert_allclose(forward_filter(posteriors, ["a", "a"], TRANSITION, PRIOR), expected)
-
-
-def test_a_chain_per_speaker():
-    posteriors, speakers = random_turns(0)
-    both = forward_filter(posteriors, speakers, TRANSITION, PRIOR)
-    for s in "ab":
-        mine = [i for i, who in enumerate(speakers) if who == s]
-        alone = forward_filter(posteriors[mine], [s] * len(mine), TRANSITION, PRIOR)
-        np.testing.assert_array_equal(both[mine], alone)
-
-
-def test_the_forward_filter_is_causal():
-    posteriors, speakers = random_turns(1)
-    whole = forward_filter(posteriors, speakers, TRANSITION, PRIOR)
-    for turn in range(len(speakers)):
-        changed = posteriors.copy()
-        changed[turn + 1:] = changed[turn + 1:, ::-1]
-        np.testing.assert_array_equal(forward_filter(changed, speakers, TRANSITION, PRIOR)[:turn + 1],
-                                      whole[:turn + 1])
 
 
 def test_certain_and_contradictory_posteriors_stay_finite():
@@ -404,14 +380,6 @@ def test_the_filter_sees_no_true_label(filtered):
     pd.testing.assert_frame_equal(run(table)["emotion"].to_frame(), table["emotion"].to_frame())
 
 
-def test_the_filter_does_not_depend_on_the_other_conversations_of_its_table(filtered):
-    run, table = filtered
-    out = run(table)
-    for name, rows in table.groupby("conversation"):
-        pd.testing.assert_frame_equal(run(rows)[P], out.loc[out["conversation"] == name, P])
-    assert run(table.iloc[0:0]).empty
-
-
 @pytest.fixture
 def alike(settings):
     """(corpus, validation, test): emotions persist, and a speaker's answers all lean the same way, so that what is
@@ -452,17 +420,6 @@ def test_the_temperature_is_the_best_of_the_filtered_answers(settings, alike, mo
     assert fitted["validation"] <= min(at(2.0 ** t, validation) for t in np.linspace(-3, 5, 33)) + 1e-4
     assert fitted["validation"] < at(before, validation) - 0.05
     assert fitted["test"] < at(before, test) - 0.05
-
-
-def test_the_filter_helps_where_emotions_last(settings):
-    # Chains of one emotion a speaker: every speaker says ten things in one emotion, answers are weak.
-    corpus, _ = make_toy(turns=(20,) * 12)
-    kept = {}
-    rng = np.random.default_rng(0)
-    corpus = changed(corpus, lambda turn, u: {
-        "emotion": kept.setdefault((u.id.split("u")[0], u.speaker), EMOTIONS[rng.integers(4)])})
-    validation, table = (guesses(rows_of(corpus, split), 5, skill=0.8) for split in ("validation", "test"))
-    assert metrics.wa(inertia(table, validation, settings, corpus), EMOTIONS) > metrics.wa(table, EMOTIONS) + 10
 
 
 # -- reference classifiers ----------------------------------------------------------------------------------

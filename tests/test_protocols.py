@@ -434,17 +434,6 @@ def test_a_full_disk_and_a_broken_file(settings, toy, tuned, tmp_path, small_dis
     assert predict(settings, *toy, tuned, "window").equals(table)
 
 
-def test_another_setting_is_another_prediction(settings, toy, tuned):
-    base = predict(settings, *toy, tuned, "dpm")
-    for name, value in (("memory.lr", 0.1), ("memory.steps", 2), ("memory.prefix", 8), ("memory.rank", 2),
-                        ("memory.layers", "top-1"), ("memory.optimizer", "sgd"), ("seed", 5),
-                        ("memory.history_emotions", "predicted")):
-        assert not predict(settings.replace(name, value), *toy, tuned, "dpm").equals(base), name
-    window = predict(settings, *toy, tuned, "window")
-    assert differ(predict(settings.replace("memory.prefix", 8), *toy, tuned, "window"), window)
-    close(predict(settings.replace("memory.lr", 0.1), *toy, tuned, "window"), window)  # it has no memory
-
-
 def test_unknown_method_split_and_a_limit(settings, toy, tuned):
     with pytest.raises(UserError, match=r"'guess' .*is not known.*window, current, at-once, .*dpm, dpm-swapped"):
         predict(settings, *toy, tuned, "guess")
@@ -468,13 +457,3 @@ def test_every_method_leaves_the_backbone_as_it_was_and_answers_every_turn(setti
         np.testing.assert_allclose(table[P].sum(axis=1), 1, atol=1e-5)
         assert len(metrics.targets(table, "complete")) == 4
     assert tuned.sllm.fingerprint() == before
-
-
-def test_a_batch_without_any_label(settings, toy, tuned):
-    corpus, codes = toy
-    silent = relabelled(corpus, lambda u: None if u.id.startswith("s1c2") else u.emotion)
-    table = predict(settings.replace("evaluation.streams", 1), silent, codes, tuned, "window")
-    assert table.loc[table["conversation"] == "s1c2", "emotion"].isna().all()
-    scored = metrics.targets(table, "all-lengths")
-    assert len(scored) == sum(u.emotion is not None for c in silent.select(silent.folds[0].test)
-                              for u in c.utterances)
