@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import changed, make_toy
 from sklearn.preprocessing import StandardScaler
-from transformers import Trainer
 
 from dpmkit import baselines, finetune, metrics
 from dpmkit.baselines import (
@@ -146,7 +145,7 @@ def test_a_conversation_without_a_label_is_left_out_of_training(network):
 def test_a_network_killed_and_started_again_ends_the_same(network, tmp_path):
     settings = short(network, 2 if network.name == "classifier" else 4)  # of 12 steps, or of 6
     whole = network.answer(settings.replace("home", str(tmp_path / "whole")), network.corpus, network.codes)
-    plain, steps = Trainer.training_step, []
+    plain, steps = finetune._Trainer.training_step, []
 
     def step(self, *args, **kwargs):
         steps.append(None)
@@ -155,7 +154,7 @@ def test_a_network_killed_and_started_again_ends_the_same(network, tmp_path):
         return plain(self, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "training_step", step)
+        patch.setattr(finetune._Trainer, "training_step", step)
         kill = 15
         with pytest.raises(KeyboardInterrupt):
             network.answer(settings, network.corpus, network.codes)
