@@ -194,8 +194,8 @@ def test_a_classifier_s_row_does_not_depend_on_its_neighbours(settings):
     row, longer = torch.randint(0, 16, (1, 5)), torch.randint(0, 16, (1, 40))
     padded = torch.cat([torch.cat([row, torch.full((1, 35), model.padding)], 1), longer])
     with torch.no_grad():
-        alone = model(heard=row, truth=torch.tensor([0]))["logits"]
-        beside = model(heard=padded, truth=torch.tensor([0, 1]))["logits"][:1]
+        alone = model(heard=row, emotion=torch.tensor([0]))["logits"]
+        beside = model(heard=padded, emotion=torch.tensor([0, 1]))["logits"][:1]
     torch.testing.assert_close(beside, alone, atol=1e-5, rtol=0)
 
 

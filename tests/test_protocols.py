@@ -405,9 +405,9 @@ def test_killed_in_the_second_batch_it_goes_on_there(method, settings, toy, tune
     pd.testing.assert_frame_equal(predict(settings, *toy, tuned, method, "train"), whole, check_exact=True)
 
 
-def test_a_gpu_that_cannot_hold_the_streams_is_one_clear_error_and_fewer_go_on(settings, toy, tuned, monkeypatch):
-    whole = predict(settings, *toy, tuned, "dpm")
-    settings = settings.replace("memory.clip", 1e9)  # another key, the same answers
+def test_a_gpu_that_cannot_hold_the_streams_is_one_clear_error_and_fewer_go_on(settings, toy, tuned, tmp_path,
+                                                                               monkeypatch):
+    whole = predict(settings.replace("home", str(tmp_path / "whole")), *toy, tuned, "dpm")
     plain = DynamicParameterMemory.write
 
     def write(self, parts, streams):
