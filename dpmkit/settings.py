@@ -85,16 +85,20 @@ class SegmentsSettings(Group):
     max_speech: Positive = 20.0  # a longer utterance is cut at its most silent place
     pad: Weight = 0.1  # kept on either side
 
+    def _contradictions(self) -> dict[str, bool]:
+        least = max(2 * self.min_speech, 2 * self.pad + 0.1)
+        return {f"max_speech must be {least:g} s or more, twice segments.min_speech and 0.1 s more than twice "
+                "segments.pad: else there is no place to cut": self.max_speech < least}
+
 
 class CodesSettings(Group):
     """The speech tokenizer. 0 for a size or a rate is the tokenizer's own (kmeans: 256 codes at 25 Hz)."""
     tokenizer: str = "kmeans"  # one of tokenizers.TOKENIZERS
     source: str = ""  # neural tokenizers: a local folder or a hub id; empty: the published weights
     codebook_size: Size = 0  # K of the k-means tokenizers
-    frame_rate: Weight = 0.0  # frames per second
+    frame_rate: Annotated[float, Field(ge=0, le=100)] = 0.0  # frames per second
     prosody_weight: Weight = 4.0  # kmeans: weight of energy and log F0 against the MFCCs in the distance
     layer: Count = 9  # hubert-kmeans, wavlm-kmeans: hidden states after this transformer layer
-    codebooks: Count = 1  # mimi: this many codebooks, interleaved
 
 
 class BackboneSettings(Group):

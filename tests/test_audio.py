@@ -155,7 +155,7 @@ def test_a_wav_from_a_pipe_is_whole(wav):
 def test_very_short_and_silent_files_are_read(tmp_path, samples):
     path = tmp_path / "short.wav"
     soundfile.write(path, np.zeros(samples), audio.RATE)
-    assert fault(path) is None and not audio.load(path).inverted
+    assert fault(path) is None
     assert audio.read(path).shape == (samples,) and not audio.read(path).any()
 
 
@@ -181,31 +181,14 @@ def test_a_title_in_another_alphabet_is_no_fault(tmp_path):
 # -- channels and rates ------------------------------------------------------------------------------------------
 
 
-VOICE, OTHER = np.random.default_rng(0).uniform(-0.4, 0.4, (2, 8_000))
-CHANNELS = {  # the channels of a file, and the one that is read (None: their mean)
-    "inverted": ((VOICE, -VOICE), 0), "inverted and softer": ((-0.8 * VOICE, VOICE), 1),
-    "inverted beside a constant": ((VOICE + 0.2, 0.2 - VOICE), 0),
-    "inverted, and noise of its own": ((VOICE, 0.1 * OTHER - VOICE), 1),
-    "one empty": ((0 * VOICE, VOICE), None), "a constant": ((0 * VOICE + 0.3, 0 * VOICE - 0.3), None),
-    "a microphone each": ((VOICE, OTHER), None), "alike": ((VOICE, VOICE), None),
-    "one of four": ((VOICE, 0 * VOICE, 0 * VOICE, 0 * VOICE), None), "mono": ((VOICE,), None),
-    "inverted and half as loud": ((VOICE, -0.5 * VOICE), None)}  # a voice is left
-
-
-@pytest.mark.parametrize(("name", "suffix"), [
-    (name, suffix) for name in CHANNELS for suffix in (".wav", ".flac", ".avi")
-    if (name, suffix) != ("one of four", ".avi")])  # which is mixed to stereo
-def test_an_inverted_channel_is_not_mixed_to_silence(tmp_path, name, suffix, monkeypatch):
-    channels, chosen = CHANNELS[name]
-    path = tmp_path / f"sound{suffix}"
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".avi"])
+def test_channels_are_averaged(tmp_path, suffix):
+    path, (left, right) = tmp_path / f"sound{suffix}", np.random.default_rng(0).uniform(-0.4, 0.4, (2, 8_000))
     if suffix == ".avi":
-        write_clip(path, np.stack(channels), layout="mono" if len(channels) == 1 else "stereo", **PCM)
+        write_clip(path, np.stack([left, right]), layout="stereo", **PCM)
     else:
-        soundfile.write(path, np.stack(channels, axis=1), audio.RATE)
-    monkeypatch.setattr(audio, "BLOCK", 3_000)  # it is the file's, not a block's
-    expected = np.mean(channels, axis=0) if chosen is None else channels[chosen]
-    np.testing.assert_allclose(audio.read(path), expected, atol=1e-4)
-    assert audio.load(path).inverted == (chosen is not None)
+        soundfile.write(path, np.stack([left, right], axis=1), audio.RATE)
+    np.testing.assert_allclose(audio.read(path), (left + right) / 2, atol=1e-4)
 
 
 def test_surround_is_mixed_so_that_speech_is_as_loud_as_in_stereo(tmp_path):
@@ -253,13 +236,13 @@ def test_parts_are_slices_of_the_whole_which_is_decoded_once(tmp_path, suffix, m
         write_clip(path, noise(3.0, 44_100), 44_100)
     else:
         soundfile.write(path, noise(3.0, 44_100), 44_100)
-    whole, decoded, decode = audio.read(path), [], audio._decoded
+    whole, decoded, decode = audio.read(path), [], audio._known
     audio._KEPT.clear()
-    monkeypatch.setattr(audio, "_decoded", lambda path: decoded.append(path) or decode(path))
-    for (start, end), part in zip(times, audio.cuts(path, times), strict=True):
+    monkeypatch.setattr(audio, "_known", lambda path: decoded.append(path) or decode(path))
+    for start, end in times:
         expected = whole[round(start * audio.RATE):None if end is None else round(end * audio.RATE)]
+        part = audio.read(path, start, end)
         np.testing.assert_array_equal(part, expected)
-        np.testing.assert_array_equal(audio.read(path, start, end), expected)
         part[:] = 0  # is the caller's own
     np.testing.assert_array_equal(audio.read(path), whole)
     assert len(decoded) == 1
@@ -302,9 +285,9 @@ def test_files_are_kept_for_many_threads(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("start", "end"), [(-0.1, None), (1.0, None), (0.5, 0.5), (0.6, 0.5), (0.0, 1.1),
                                             (float("nan"), None), (0.5, 0.50001)])
-def test_a_part_outside_the_file_is_refused_before_any_is_given(wav, start, end):
+def test_a_part_outside_the_file_is_refused(wav, start, end):
     with pytest.raises(UserError, match=r"tone\.wav.*mend the times"):
-        next(audio.cuts(wav, [(0.1, 0.2), (start, end)]))
+        audio.read(wav, start, end)
 
 
 def test_an_end_rounded_up_by_the_annotation_is_forgiven(wav):
@@ -395,7 +378,7 @@ TEXT, PLAYLIST = "no sound here\n" * 9, "#EXTM3U\n#EXTINF:3,\nhttp://localhost/a
 FAULTS = {
     "missing.wav": (lambda path: None, "does not exist"),
     "folder.mp4": (lambda path: path.mkdir(), "is a folder"),
-    "ring.wav": (lambda path: path.symlink_to(path), "does not exist"),
+    "ring.wav": (lambda path: path.symlink_to(path), "cannot be read (Too many"),
     f"{'x' * 300}.wav": (lambda path: None, "cannot be read (File name too long)"),
     "zero bytes.mp4": (lambda path: path.touch(), "is empty (0 bytes)"),
     "text.wav": (lambda path: path.write_text(TEXT), "is not audio"),
@@ -412,7 +395,7 @@ FAULTS = {
     "tail lost.mp4": (_head(0.98), "is not audio"), "index lost.mp4": (_replaced(b"moov", b"xxxx"), "is not audio"),
     "damaged.mp4": (_noise_inside, "is not audio"), "half.aac": (_head(0.5), "is not audio"),
     "unknown codec.mkv": (_replaced(b"A_AAC", b"A_XYZ"), "no sound of a known kind"),
-    "half.mov": (_head(0.5, **PCM), "is cut off after 0."), "half.avi": (_head(0.5, **PCM), "is cut off after 0."),
+    "half.mov": (_head(0.5, **PCM), "is cut off (0."),
     "two rates.aac": (_two_rates, "is not audio"), "pictures alone.mp4": (_pictures_alone, "it has no sound of a"),
     "nan.wav": (_floats(np.nan), "samples up to nan"), "nan.mov": (_floats(np.nan), "samples up to nan"),
     "infinity.wav": (_floats(-np.inf), "samples up to inf"), "infinity.mov": (_floats(-np.inf), "up to inf"),
@@ -472,13 +455,6 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(wav, small_disk):
         with small_disk(), pytest.raises(UserError, match=rf"{path.name}: File too large"):
             audio.write(path, tone())
     assert [p.name for p in wav.parent.iterdir()] == [wav.name] and wav.read_bytes() == before
-
-
-@pytest.mark.parametrize("waveform", [np.zeros((2, 5)), np.zeros(0), np.array([0.0, np.nan])])
-def test_no_waveform_is_not_written(tmp_path, waveform):
-    with pytest.raises(ValueError, match="waveform"):
-        audio.write(tmp_path / "out.wav", waveform)
-    assert not list(tmp_path.iterdir())
 
 
 # -- speech ------------------------------------------------------------------------------------------------------
@@ -583,7 +559,7 @@ def found(folder, probabilities, settings, tail=0):
     waveform = np.repeat(np.asarray(probabilities, np.float32), 512)
     audio.write(path, np.concatenate([waveform, np.full(tail, 0.9, np.float32)]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(audio, "_silero", lambda: (Loudness(), silero.get_speech_timestamps))
+        patch.setattr(silero, "load_silero_vad", Loudness)
         return audio.find_speech(path, settings).round(9).to_numpy().tolist()
 
 
@@ -637,7 +613,6 @@ def test_rows_keep_what_they_promise(folder, p, tail, threshold, least, silence,
 def test_threads_are_as_before_also_where_the_recording_cannot_be_read(tmp_path, synthetic, monkeypatch):
     for name in [n for n in sys.modules if n.startswith("silero_vad")]:
         monkeypatch.delitem(sys.modules, name)  # the library sets one thread as it is imported
-    audio._silero.cache_clear()
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -652,12 +627,11 @@ def test_threads_are_as_before_also_where_the_recording_cannot_be_read(tmp_path,
 
 def test_without_the_library_the_cure_is_named(synthetic, monkeypatch):
     monkeypatch.setitem(sys.modules, "silero_vad", None)
-    audio._silero.cache_clear()
     with pytest.raises(UserError, match=r'silero-vad.*pip install -e "\.\[vad\]"'):
         audio.find_speech(synthetic[0], PLAIN)
 
 
-@pytest.mark.parametrize("settings", [SegmentsSettings(max_speech=0.4), SegmentsSettings(max_speech=2.0, pad=1.0)])
-def test_settings_that_leave_no_place_to_cut_are_refused(synthetic, settings):
-    with pytest.raises(UserError, match=r"segments\.max_speech is .*twice segments\.min_speech .*segments\.pad"):
-        audio.find_speech(synthetic[0], settings)
+@pytest.mark.parametrize("given", [{"max_speech": 0.4}, {"max_speech": 2.0, "pad": 1.0}])
+def test_settings_that_leave_no_place_to_cut_are_refused(given):
+    with pytest.raises(UserError, match=r"max_speech must be .* segments\.min_speech .*segments\.pad"):
+        SegmentsSettings(**given)

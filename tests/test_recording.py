@@ -114,7 +114,6 @@ def test_the_users_mistakes_stop_the_work_and_are_no_fault_of_a_recording(tmp_pa
     assert command(path, "--out", tmp_path / "file") == 2
     assert "cannot write" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "silero_vad", None)
-    audio._silero.cache_clear()
     assert command(path, "--out", tmp_path / "out") == 2
     assert 'pip install -e ".[vad]"' in capsys.readouterr().err
 

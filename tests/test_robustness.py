@@ -284,7 +284,6 @@ def test_where_nothing_is_found_the_prior_answers(tones, monkeypatch):
 
 def test_without_silero_the_cure_is_named(tones, monkeypatch):
     monkeypatch.setitem(sys.modules, "silero_vad", None)
-    audio._silero.cache_clear()
     with pytest.raises(UserError, match=r'silero-vad.*pip install -e "\.\[vad\]"'):
         of(tones, tones[1].select(("c4",)), "silero")
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import unicodedata
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +83,7 @@ def listing(root: Path) -> str:
 
 def survey(settings: Settings, root: Path, paths: Iterable[Path]) -> Mapping[Path, File]:
     """What became of each of `paths`, most of them below `root`; one that is missing has a fault, too."""
-    stamps = {path: _stamp(path) for path in paths}
+    stamps = {path: stamp(path) for path in paths}
     SEEN.update(stamps)
     keys = {path: f"{bytes(path).hex()} {stamp}" for path, stamp in stamps.items()}  # a path need not be UTF-8
     kept = runs.Artefact(settings, "files", _decoded, root=bytes(root).hex()).folder / "files.json"
@@ -106,17 +105,14 @@ def survey(settings: Settings, root: Path, paths: Iterable[Path]) -> Mapping[Pat
 def _decoded(path: Path) -> File:
     """One file, decoded to its end."""
     try:
-        sound = audio.load(path)
+        seconds = audio.load(path).seconds
     except audio.Unreadable as error:
         return File(0.0, "", error.why)
-    if sound.inverted:
-        warnings.warn(f"{path}: its channels cancel each other, as one is inverted; the loudest alone is heard",
-                      stacklevel=2)
     with open(path, "rb") as file:
-        return File(sound.seconds, hashlib.file_digest(file, "sha256").hexdigest(), None)
+        return File(seconds, hashlib.file_digest(file, "sha256").hexdigest(), None)
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def stamp(path: Path) -> tuple[int, int]:
     """Size and time of change; -1: missing."""
     try:
         stat = path.stat()

@@ -21,22 +21,21 @@ TOKENIZERS = {"kmeans": "kmeans.KMeansTokenizer", "s3-v2-25hz": "neural.S3Tokeni
 
 
 class Tokenizer(Protocol):
-    """Made of `Settings`: UserError for what it cannot do and for weights that are missing. Waveforms are float32
-    in [-1, 1] at audio.RATE, shape (samples,). Those that learn their codebook have `frames`, `fit` and `save`."""
+    """Made of `Settings`. Waveforms are float32 in [-1, 1] at audio.RATE, (samples,); `acoustic` are a waveform's
+    `acoustics.frames` where they are known. Those that learn their codebook have `frames`, `fit` and `save`."""
 
     name: str
     codebook_size: int
     frame_rate: float  # codes per second
     learns: float  # seconds of training audio that its codebook is fitted on at most; 0: its codebook is published
     files: dict[str, str]  # name -> sha256 of what it reads beside its settings
-    facts: dict[str, Any]  # for records: source, version, weights_sha256 and its own settings
+    facts: dict[str, Any]  # for records: source and weights_sha256
 
     def load(self, folder: Path) -> None:
         """The codebook that `save` wrote into `folder`."""
 
     def encode(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
-        """Codes, int64 in [0, codebook_size), shape (codes,): round(seconds * frame_rate), at least 1. `acoustic`:
-        its `acoustics.frames` where they are known: k-means over them does not compute them again."""
+        """Codes, int64 in [0, codebook_size), shape (codes,): round(seconds * frame_rate), at least 1."""
 
     def frames(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
         """What is clustered, (codes, features)."""
@@ -49,10 +48,8 @@ class Tokenizer(Protocol):
 
 
 def create(settings: Settings) -> Tokenizer:
-    """The tokenizer that `codes.tokenizer` names, its weights found but not loaded.
-
-    Raises UserError for an unknown name, a setting that it cannot do, and weights that are not there.
-    """
+    """The tokenizer that `codes.tokenizer` names, its weights found but not loaded; UserError for an unknown name,
+    a setting that it cannot do, and weights that are not there."""
     if settings.codes.tokenizer not in TOKENIZERS:
         raise UserError(f"setting codes.tokenizer is {settings.codes.tokenizer!r}; known tokenizers: "
                         f"{', '.join(TOKENIZERS)}")

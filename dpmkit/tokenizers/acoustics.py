@@ -27,9 +27,6 @@ def frames(waveform: np.ndarray, frame_rate: float = RATE) -> np.ndarray:
 
     Unvoiced frames take F0 from the voiced ones around them, linearly; an utterance without any takes CENTRE.
     """
-    waveform = np.asarray(waveform, dtype=np.float32)
-    if waveform.ndim != 1 or not len(waveform) or not np.isfinite(waveform).all():
-        raise ValueError(f"a waveform is finite, of shape (samples,), not empty; got shape {waveform.shape}")
     hop = audio.RATE / frame_rate
     count = max(1, round(len(waveform) / hop))
     # Frame i looks at WINDOW samples around its middle, (i + 1/2) hop; zeros lie beyond both ends.

@@ -6,21 +6,17 @@ emotion needs prosody; `neural` has hidden states instead.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from contextlib import suppress
 from math import inf
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from scipy.cluster.vq import vq
 from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
-from .. import machine, runs
+from .. import runs
 from ..settings import Settings, UserError
 from . import acoustics
 
@@ -28,8 +24,7 @@ FITTED = "tokenizer.safetensors"
 
 
 # prosody_weight was chosen by what a logistic regression on an utterance's histogram of codes reaches on the demo
-# corpus' validation speakers (WA, fold 1): 2: 66.1, 3: 66.1, 4: 66.3, 5: 65.5, 6: 65.5, a plateau; with the
-# corpus' first, harder knobs 1: 55.1, 2: 58.5, 4: 60.0.
+# corpus' validation speakers (WA, fold 1): 2: 66.1, 3: 66.1, 4: 66.3, 5: 65.5, 6: 65.5, a plateau.
 class KMeansTokenizer:
     """Nearest of K centroids of standardised frames, fitted on the training fold: 256 at 25 Hz by default, prosody
     weighted by `prosody_weight`."""
@@ -40,15 +35,7 @@ class KMeansTokenizer:
     def __init__(self, settings: Settings):
         codes = settings.codes
         self.codebook_size, self.frame_rate = codes.codebook_size or 256, codes.frame_rate or acoustics.RATE
-        if not 1 <= self.frame_rate <= 100:
-            raise UserError(f"setting codes.frame_rate is {self.frame_rate:g}, but tokenizer kmeans has 1 to 100")
-        self.prosody_weight, self.files = codes.prosody_weight, {}
-        self.facts = {"source": "the training fold", "version": versions("dpmkit", "scikit-learn")}
-
-    @property
-    def described(self) -> dict[str, Any]:
-        """What a saved codebook must agree on."""
-        return {name: getattr(self, name) for name in ("name", "codebook_size", "frame_rate", "prosody_weight")}
+        self.prosody_weight, self.files, self.facts = codes.prosody_weight, {}, {"source": "the training fold"}
 
     def frames(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
         """MFCC 1 to 12, log energy, log F0, voicing; float32, shape (frames, 15)."""
@@ -85,22 +72,15 @@ class KMeansTokenizer:
         return codes.astype(np.int64)
 
     def save(self, folder: Path) -> None:
-        """`tokenizer.safetensors`, atomically: weights, and what they are in its metadata."""
-        with runs.atomic(Path(folder) / FITTED) as temporary:
-            save_file({"mean": self.mean, "scale": self.scale, "centroids": self.centroids}, temporary,
-                      metadata={"dpmkit": json.dumps(self.described)})
+        """`tokenizer.safetensors`, atomically."""
+        with runs.atomic(folder / FITTED) as temporary:
+            save_file({"mean": self.mean, "scale": self.scale, "centroids": self.centroids}, temporary)
 
     def load(self, folder: Path) -> None:
-        """What `save` wrote; UserError for a file that is missing, damaged, or of another tokenizer."""
-        path = Path(folder) / FITTED
-        described = None
-        with suppress(OSError, SafetensorError), safe_open(path, "np") as file:
-            described = (file.metadata() or {}).get("dpmkit")
-            self.mean, self.scale, self.centroids = map(file.get_tensor, ("mean", "scale", "centroids"))
-        if described != json.dumps(self.described):
-            raise UserError(f"{path} is not the tokenizer of these settings: delete its folder and run again")
-
-
-def versions(*packages: str) -> str:
-    """`transformers 5.1.0, …`: what made the codes."""
-    return ", ".join(f"{package} {machine.version(package)}" for package in packages)
+        """What `save` wrote; UserError for a file that is missing, damaged, or of another size."""
+        path = folder / FITTED
+        with runs.refused(f"{path} is not the tokenizer of these settings: delete its folder and run again"):
+            kept = load_file(path)
+            self.mean, self.scale, self.centroids = kept["mean"], kept["scale"], kept["centroids"]
+            if len(self.centroids) != self.codebook_size:
+                raise ValueError(f"it has {len(self.centroids)} centroids")
