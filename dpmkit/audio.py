@@ -37,7 +37,7 @@ LOUDEST = 16.0  # full scale is 1; a float file beyond this holds integers' valu
 CANCELS = 0.05  # of the energy that a channel has: below it the channels' mean is no more what was said
 ZEROS = 16  # zero crossings of the resampling filter on either side
 ROUNDING = 1e-3  # seconds that `end` may pass the end of the file: annotations are printed in milliseconds
-DAMAGED = ()
+DAMAGED = (61, 71, 161)  # libsndfile's codes for a damaged wav or flac, of which PyAV would make the best
 SHORT = 0.1  # seconds that decoding may give less than the header says: a codec's delay and its last block
 HELD = 1 << 28  # bytes of waveforms that are kept, an hour's; one file in any case
 
