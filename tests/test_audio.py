@@ -4,6 +4,7 @@ import re
 import struct
 import sys
 import tracemalloc
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -189,6 +190,16 @@ def test_channels_are_averaged(tmp_path, suffix):
     else:
         soundfile.write(path, np.stack([left, right], axis=1), audio.RATE)
     np.testing.assert_allclose(audio.read(path), (left + right) / 2, atol=1e-4)
+
+
+@pytest.mark.parametrize(("other", "said"), [(-1.0, True), (-0.8, True), (-0.5, False), (0.0, False), (1.0, False)])
+def test_channels_that_cancel_each_other_are_warned_of(tmp_path, other, said):
+    voice = np.random.default_rng(0).uniform(-0.4, 0.4, 8_000)
+    soundfile.write(tmp_path / "two.wav", np.stack([voice, other * voice], axis=1), audio.RATE)
+    with warnings.catch_warnings(record=True) as told:
+        audio.read(tmp_path / "two.wav")
+    assert [str(w.message).partition(": ")[2] for w in told] == \
+        ["its channels cancel each other, as one is inverted: give one alone"] * said
 
 
 def test_surround_is_mixed_so_that_speech_is_as_loud_as_in_stereo(tmp_path):
