@@ -60,39 +60,34 @@ def notes(conversations: Sequence[Conversation], recordings: int, session: Mappi
     """What a reader of results on composed conversations must know. `session`: of every speaker."""
     heard = sum(len(c.utterances) for c in conversations) / recordings
     sizes = Counter(session.values()).values()
-    out = [f"Conversations are composed of {recordings} recordings, each heard about {heard:.1f} times in the "
-           f"corpus: intervals over conversations are narrower than the truth. {len(session)} speakers were drawn "
-           f"into {len(sizes)} sessions of {min(sizes)} to {max(sizes)} (conversation.seed {seed}); folds leave "
-           "one session out."]
-    if min(sizes) < 4:
-        out.append("With fewer than four speakers a session, the swapped control's other conversation may be of "
-                   "the same speakers.")
-    return tuple(out)
+    composed = (f"Conversations are composed of {recordings} recordings, each heard about {heard:.1f} times in the "
+                f"corpus: intervals over conversations are narrower than the truth. {len(session)} speakers were "
+                f"drawn into {len(sizes)} sessions of {min(sizes)} to {max(sizes)} (conversation.seed {seed}); folds "
+                "leave one session out.")
+    few = ("With fewer than four speakers a session, the swapped control's other conversation may be of the same "
+           "speakers.")
+    return (composed, few) if min(sizes) < 4 else (composed,)
 
 
 def _turns(rng: np.random.Generator, pair: tuple[str, str], utterances: Sequence[Utterance], most: int,
            emotions: Sequence[str], matrix: np.ndarray) -> list[Utterance]:
     """At most `most` utterances of a pair of speakers, none twice."""
-    left = {s: [[u for u in utterances if (u.speaker, u.emotion) == (s, e)] for e in emotions]
-            for s in pair}
-    state: dict[str, int | None] = dict.fromkeys(pair)
+    left = [[[u for u in utterances if (u.speaker, u.emotion) == (s, e)] for e in emotions] for s in pair]
+    last: list[int | None] = [None, None]  # emotion of each
     now, turns = 0, []
     while len(turns) < most:
         if turns and rng.random() >= KEEP_TURN:
             now = 1 - now
-        speaker, partner = pair[now], pair[1 - now]
-        own = state[speaker]
-        if own is not None and not left[speaker][own]:
+        if last[now] is not None and not left[now][last[now]]:
             break
-        chances = dynamics.next_distribution(own, state[partner], dynamics.CONTAGION, matrix)
+        chances = dynamics.next_distribution(last[now], last[1 - now], dynamics.CONTAGION, matrix)
         # Only an emotion that the speaker was never recorded in can be missing here.
-        chances = chances * [bool(recordings) for recordings in left[speaker]]
+        chances = chances * [bool(recordings) for recordings in left[now]]
         if not chances.sum():
             break
-        emotion = int(rng.choice(len(chances), p=chances / chances.sum()))
-        recordings = left[speaker][emotion]
+        last[now] = int(rng.choice(len(chances), p=chances / chances.sum()))
+        recordings = left[now][last[now]]
         turns.append(recordings.pop(int(rng.integers(len(recordings)))))
-        state[speaker] = emotion
     return turns
 
 

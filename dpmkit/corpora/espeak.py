@@ -9,8 +9,6 @@ from __future__ import annotations
 import _ctypes
 import ctypes
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 
@@ -39,21 +37,6 @@ def speak(text: str, voice: str, pitch: int, pitch_range: int, rate: int) -> tup
         return 0
 
     callback = _Callback(collect)  # named, as C holds no reference to it
-    with _library() as (library, hertz):
-        library.espeak_SetSynthCallback(callback)
-        if library.espeak_SetVoiceByName(voice.encode()):
-            raise UserError(f"espeak-ng has no voice {voice!r}; {CURE}")
-        for parameter, value in ((RATE, rate), (PITCH, pitch), (RANGE, pitch_range)):
-            library.espeak_SetParameter(parameter, int(value), 0)
-        data = text.encode() + b"\0"
-        library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 1, 0, UTF8, None, None)
-    samples = np.concatenate(pieces) if pieces else np.zeros(0, np.int16)
-    return samples.astype(np.float32) / 32768, hertz
-
-
-@contextmanager
-def _library() -> Iterator[tuple[ctypes.CDLL, int]]:
-    """The library in its first state, and its sampling rate in Hz."""
     try:
         import espeakng_loader
         library = ctypes.CDLL(espeakng_loader.get_library_path())
@@ -61,11 +44,17 @@ def _library() -> Iterator[tuple[ctypes.CDLL, int]]:
         raise UserError(f"espeak-ng cannot be loaded ({error}); {CURE}") from error
     try:
         hertz = library.espeak_Initialize(SYNCHRONOUS, 0, os.fsencode(espeakng_loader.get_data_path()), DONT_EXIT)
-        if hertz <= 0:
-            raise UserError(f"espeak-ng does not start (code {hertz}); {CURE}")
         library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         ctypes.CDLL(None).srand(1)  # two of its voices draw from the C library instead
-        yield library, hertz
+        library.espeak_SetSynthCallback(callback)
+        if hertz <= 0 or library.espeak_SetVoiceByName(voice.encode()):
+            raise UserError(f"espeak-ng does not start (code {hertz}) or has no voice {voice!r}; {CURE}")
+        for parameter, value in ((RATE, rate), (PITCH, pitch), (RANGE, pitch_range)):
+            library.espeak_SetParameter(parameter, int(value), 0)
+        data = text.encode() + b"\0"
+        library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 1, 0, UTF8, None, None)
         library.espeak_Terminate()
     finally:
         _ctypes.dlclose(library._handle)
+    samples = np.concatenate(pieces) if pieces else np.zeros(0, np.int16)
+    return samples.astype(np.float32) / 32768, hertz
