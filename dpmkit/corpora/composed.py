@@ -62,8 +62,8 @@ def notes(conversations: Sequence[Conversation], recordings: int, session: Mappi
     sizes = Counter(session.values()).values()
     composed = (f"Conversations are composed of {recordings} recordings, each heard about {heard:.1f} times in the "
                 f"corpus: intervals over conversations are narrower than the truth. {len(session)} speakers were "
-                f"drawn into {len(sizes)} sessions of {min(sizes)} to {max(sizes)} (conversation.seed {seed}); folds "
-                "leave one session out.")
+                f"drawn into {len(sizes)} sessions of {min(sizes)} to {max(sizes)} (conversation.seed {seed}); "
+                "folds leave one session out.")
     few = ("With fewer than four speakers a session, the swapped control's other conversation may be of the same "
            "speakers.")
     return (composed, few) if min(sizes) < 4 else (composed,)

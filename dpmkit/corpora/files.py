@@ -65,6 +65,14 @@ def name(root: Path, path: Path) -> str:
     return plain(os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "replace"))
 
 
+def read(path: Path) -> bytes:
+    """What stands in a file that a corpus needs; UserError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; make it readable, or put it there") from None
+
+
 def sounds(paths: Iterable[Path]) -> list[Path]:
     """Those that are named as sound is: wav first, then flac and the others of `audio.SUFFIXES`."""
     order = {suffix: i for i, suffix in enumerate(audio.SUFFIXES)}

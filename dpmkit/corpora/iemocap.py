@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sklearn.model_selection import train_test_split
@@ -29,9 +29,8 @@ PUBLISHED = {  # utterances a session and label
 }
 # source.classes -> the emotions, and the labels that are merged into others
 CLASSES = {4: (dynamics.EMOTIONS, {"exc": "hap"}), 6: (("ang", "exc", "fru", "hap", "neu", "sad"), {})}
-PLACE = re.compile(r"(?P<release>(.*/)?)session[1-5]/(dialog/emoevaluation/(?P<text>[^/]+)|"
-                   r"sentences/wav/(.*/)?[^/]+\.wav)", re.IGNORECASE)
-DIALOGUE = re.compile(r"(Ses0[1-5])[FM]_(impro|script)\w+")
+PLACE = re.compile(r"(?P<release>(.*/)?)session[1-5]/(dialog/emoevaluation/(?P<dialogue>ses0[1-5][fm]_"
+                   r"(impro|script)\w+)\.txt|sentences/wav/(.*/)?[^/]+\.wav)", re.IGNORECASE)
 # A turn's line in the file of its dialogue: start, end, turn, its speaker's gender, label.
 LINE = (r"\[\s*(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?)\s*\]\s+(DIALOGUE_([FM])[A-Za-z0-9]*)\s+(\S+)\s+"
         r"\[[^\]]*\]")
@@ -48,7 +47,11 @@ def load(settings: Settings) -> Corpus:
     """
     root = settings.root_path
     texts, sounds = _places(root)
-    turns, skipped = _annotated(texts)
+    turns, skipped = {}, []
+    for dialogue, path in texts.items():
+        own, unread = _turns(dialogue, files.read(path))
+        turns |= own
+        skipped += unread
     wavs = {path.stem: path for path in sounds if path.parent.name == path.stem.rpartition("_")[0]}
     skipped += [Skipped(name, "belongs to no annotated turn of its folder's dialogue")
                 for path, name in sounds.items() if path.stem not in turns or wavs.get(path.stem) != path]
@@ -77,9 +80,9 @@ def load(settings: Settings) -> Corpus:
     return Corpus("iemocap", conversations, emotions, folds, tuple(skipped), key, notes, counts)
 
 
-def _places(root: Path) -> tuple[dict[Path, str], dict[Path, str]]:
-    """Annotations and sentence wavs, with their names below the release, which is the root or a folder below it
-    (archives nest); any case that an unpacker left."""
+def _places(root: Path) -> tuple[dict[str, Path], dict[Path, str]]:
+    """The annotation of each dialogue, and sentence wavs with their names below the release, which is the root or a
+    folder below it (archives nest); any case that an unpacker left."""
     found = [(path, name, place) for path, name in files.walk(root) if (place := PLACE.fullmatch(name))]
     releases = sorted({place["release"] for _, _, place in found})
     if len(releases) != 1:
@@ -89,25 +92,11 @@ def _places(root: Path) -> tuple[dict[Path, str], dict[Path, str]]:
                         "folders")
     texts, sounds = {}, {}
     for path, name, place in found:
-        (texts if place["text"] else sounds)[path] = name.removeprefix(releases[0])
+        if place["dialogue"]:
+            texts.setdefault(place["dialogue"], path)
+        else:
+            sounds[path] = name.removeprefix(releases[0])
     return texts, sounds
-
-
-def _annotated(texts: Mapping[Path, str]) -> tuple[dict[str, Turn], list[Skipped]]:
-    """Turns by id, as annotated, and the files and lines that cannot be used."""
-    turns, skipped, read = {}, [], set()
-    for path, name in texts.items():
-        if path.suffix.lower() != ".txt" or not DIALOGUE.fullmatch(path.stem) or path.stem in read:
-            skipped.append(Skipped(name, "is not named like Ses01F_impro01.txt, or is a dialogue's second file"))
-            continue
-        read.add(path.stem)
-        try:
-            own, bad = _turns(path.stem, path.read_bytes())
-        except OSError as error:
-            own, bad = {}, [Skipped(name, f"cannot be read ({error.strerror})")]
-        turns |= own
-        skipped += bad
-    return turns, skipped
 
 
 def _turns(dialogue: str, data: bytes) -> tuple[dict[str, Turn], list[Skipped]]:
@@ -140,7 +129,7 @@ def _folds(root: Path, conversations: Sequence[Conversation], share: float, seed
     for test in sorted(sessions):
         rest = [c for c in conversations if c.session != test]
         held = min(math.ceil(share * len(rest)), len(rest) - 1)
-        kinds = [f"{c.session} {DIALOGUE.fullmatch(c.id)[2]}" for c in rest]
+        kinds = [f"{c.session} {'impro' if 'impro' in c.id else 'script'}" for c in rest]
         sizes = Counter(kinds)
         alike = min(sizes.values()) > 1 and len(sizes) <= min(held, len(rest) - held)
         train, validation = train_test_split([c.id for c in rest], test_size=held, random_state=seed,

@@ -14,7 +14,7 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from ..settings import UserError
-from .files import plain
+from . import files
 
 SHOWN = 20  # faults in a message
 Row = TypeVar("Row", bound=BaseModel)
@@ -30,15 +30,12 @@ def read(path: Path, row: type[Row]) -> tuple[dict[int, Row], Faults]:
     Columns stand in any order and case; those of no field, empty rows and empty cells beyond the header are left
     out. Raises UserError for a file that cannot be read or is no table, and for a column that is missing or twice.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig", "replace")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; make it readable, or put it there") from None
+    text = files.read(path).decode("utf-8-sig", "replace")
     if spoiled := re.search("[\0\ufffd]", text):
         raise UserError(f"{path}, row {1 + text.count(chr(10), 0, spoiled.start())}, is not text in UTF-8: save it "
                         "as UTF-8 (Excel: 'CSV UTF-8')")
     delimiter = max(",;\t", key=text.lstrip().partition("\n")[0].count)
-    lines = csv.reader(io.StringIO(plain(text), newline=None), delimiter=delimiter, strict=True,
+    lines = csv.reader(io.StringIO(files.plain(text), newline=None), delimiter=delimiter, strict=True,
                        skipinitialspace=True)
     number, filled = 0, {}
     try:
