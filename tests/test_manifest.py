@@ -96,8 +96,7 @@ def test_rows_become_turns_and_sessions_are_who_speaks_with_whom(pristine):
             assert u.audio.path == root / row["path"]
             assert len(audio.read(u.audio.path, u.audio.start, u.audio.end)) == round(u.seconds * audio.RATE)
     assert sum(u.emotion is None for u in turns(corpus)) == 12
-    counts = corpus.counts_table()
-    assert set(counts["group"]) == {f"s{i}c0" for i in range(6)} and counts["found"].sum() == 60
+    assert corpus.counts_table()["found"].sum() == 60
 
 
 def test_five_folds_test_every_session_once_and_share_no_speaker(pristine):
@@ -324,7 +323,6 @@ def test_a_given_split_is_the_one_fold(tree):
     assert corpus.folds == (Fold(("s0c0", "s0c1", "s1c0", "s1c1"), tuple(
         f"s{i}c{j}" for i in (2, 3, 4) for j in (0, 1)), ("s5c0", "s5c1")),)
     assert corpus.speaker_independent and len(corpus.notes) == 1
-    assert set(corpus.counts_table()["group"]) == {"train", "validation", "test"}
     for row in rows:  # a speaker of the training speaks in the test
         row["speaker"] = row["speaker"].replace("speaker11", "speaker0")
     tree_manifest.write(root, rows, (*COLUMNS, "split"))

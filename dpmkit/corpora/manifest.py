@@ -83,12 +83,11 @@ def load(settings: Settings) -> Corpus:
     split = {row.conversation: row.split.replace("dev", "validation") for row in rows.values()}
     folds = _folds(path, conversations, {c.id: split[c.id] for c in conversations}, skipped)
     emotions = dynamics.label_set(u.emotion for c in conversations for u in c.utterances if u.emotion)
-    content = [[c.id, [[u.id, u.speaker, u.start, u.end, u.emotion, surveyed[u.audio.path].sha256, u.audio.start,
-                        u.audio.end] for u in c.utterances]] for c in conversations]
+    content = [[c.id, u.id, u.speaker, u.start, u.end, u.emotion, surveyed[u.audio.path].sha256, u.audio.start,
+                u.audio.end] for c in conversations for u in c.utterances]
     key = runs.key("manifest", content, folds, skipped, runs.code_version(load))
-    group = {c.id: split[c.id] or c.session for c in conversations}
-    found = Counter((group[c.id], u.emotion) for c in conversations for u in c.utterances)
-    counts = tuple(Count(g, e, None, found[g, e]) for g in sorted(set(group.values())) for e in emotions)
+    found = Counter(u.emotion for c in conversations for u in c.utterances)
+    counts = tuple(Count("all", emotion, None, found[emotion]) for emotion in emotions)
     notes = _notes(conversations, folds)
     return Corpus("manifest", conversations, emotions, folds, tuple(skipped), key, notes, counts, not notes)
 
