@@ -77,10 +77,9 @@ def load(source: str, dtype: str, layers: int = 0, weights: bool = True) -> nn.M
 def widen(model: nn.Module, size: int) -> None:
     """Give the embedding and the head `size` rows each, untied where the backbone ties them. The new rows of the
     embedding are drawn with the mean and deviation of its own; those of the head are all the mean of its own."""
-    # Why so, in SmolLM2-135M: of codes that all start near the embeddings' mean, block 2 makes attention sinks, one
-    # and all (residual norm 864, not 111; cosine of any two last hidden states 1.000 after 8 blocks, .97 after 30).
-    # No LoRA then sees which code stands where, and L_a stays at ln K. Codes as far apart as real tokens make none;
-    # as rows of a tied head, they would start L_a at 25 nats.
+    # Why so, in SmolLM2-135M: block 2 makes attention sinks of all codes that start near the embeddings' mean, all
+    # last hidden states become alike, no LoRA sees which code stands where, and L_a stays at ln K. As rows of a
+    # tied head, codes as far apart as real tokens would start L_a at 25 nats.
     base = model.get_input_embeddings().num_embeddings
     model.resize_token_embeddings(size, mean_resizing=False)
     head = model.get_output_embeddings()

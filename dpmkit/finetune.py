@@ -142,13 +142,12 @@ def sequences(sllm: EmotionSLLM, codes: Sequence[np.ndarray], emotions: Sequence
               n_q: int, emotions_in_history: bool = False) -> list[dict[str, Tensor]]:
     """Training sequences of one dialogue for L_a and L_e (paper, equations 3 to 6).
 
-    For the sentence whose `<audio_end>` is the dialogue's n-th token: L_a is the mean over the last n_o
-    tokens up to it, given the n_p before those; L_e is read at it, given the last n_q tokens. n < n_o: n_p =
-    0 and n_o = n; n_o <= n < n_o + n_p: n_p = n - n_o; n < n_q: n_q = n. The first token of a context
-    follows nothing: where it stands among the n_o, it is not predicted and the mean is over the others.
+    For the sentence whose `<audio_end>` is the dialogue's n-th token: L_a is the mean over the last n_o tokens up
+    to it, given the n_p before those; L_e is read at it, given the last n_q tokens; of as many as there are. The
+    first token of a context follows nothing: among the n_o, it is not predicted and the mean is over the others.
 
-    Terms whose context starts at the same token share one sequence (and so one forward). Each holds `input_ids`,
-    `code_weight` and `emotion`, shape (tokens,), as `EmotionSLLM.forward` takes them.
+    Terms whose context starts at the same token share one sequence. Each holds `input_ids`, `code_weight` and
+    `emotion`, shape (tokens,), as `EmotionSLLM.forward` takes them.
     """
     in_history = emotions if emotions_in_history else [None] * len(codes)
     sentences = [sllm.sentence(c, e) for c, e in zip(codes, in_history, strict=True)]
@@ -228,7 +227,7 @@ def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate
 
 
 def _one_gpu(arguments: TrainingArguments, where: torch.device) -> None:
-    """Each process trains on one GPU, the one asked for, where the Trainer would take all (nn.DataParallel)."""
+    """Each process trains on the one GPU that is asked for, where the Trainer would take all (nn.DataParallel)."""
     if where.type == "cuda" and arguments.world_size == 1:
         where = torch.device("cuda", where.index or 0)
         torch.cuda.set_device(where)

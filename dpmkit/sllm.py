@@ -1,8 +1,7 @@
 """EmotionSLLM: a causal language model over speech codes that answers with emotion tokens (paper, 'Emotion SLLM').
 
-The vocabulary is the backbone's own tokens (none for one trained from scratch), then `<audio_0> … <audio_{K-1}>`,
-`<audio_end>`, and one token per emotion. A sentence is its codes followed by `<audio_end>`; its emotion token may
-follow. No other module touches token ids: they ask `sentence()` for tokens, then concatenate and cut those.
+A sentence is its codes followed by `<audio_end>`; its emotion token may follow. No other module touches token ids:
+they ask `sentence()` for tokens, then concatenate and cut those.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ CARD = "dpmkit.json"  # what a transformers folder does not say: vocabulary, win
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Token ids: `base` of the backbone's own, then K codes, `<audio_end>`, the emotions."""
+    """Token ids: `base` of the backbone's own (from scratch: 0), then K codes, `<audio_end>`, the emotions."""
 
     codebook_size: int
     emotions: Sequence[str]
@@ -225,7 +224,7 @@ class EmotionSLLM(nn.Module):
         softmax is over `codes` (and `<audio_end>`, where it asks what sound comes next) or over `all` tokens."""
         rows = torch.arange(len(hidden), device=hidden.device)[:, None]
         states = hidden[rows, batch.place - 1]  # (rows, most, hidden)
-        losses = self._next_losses(states.flatten(0, 1), batch.label.flatten(), vocabulary)
+        losses = self._next_losses(states.flatten(0, 1), batch.label.flatten(), vocabulary)  # (rows * most,)
         return (losses.view_as(batch.weight) * batch.weight).sum(1)
 
     def _next_losses(self, states: Tensor, label: Tensor, vocabulary: str) -> Tensor:

@@ -286,18 +286,6 @@ def test_long_dialogues_are_cut_into_pieces_that_fit(settings, history, monkeypa
     assert spy.of(moving, 0) == spy.of(moving, 0)  # an epoch's cuts are its own
 
 
-def test_an_epoch_s_cuts_are_drawn_after_a_resume_too(learning, toy):
-    corpus, codes = toy
-    seen = []
-    with pytest.MonkeyPatch.context() as patch:
-        plain = Dialogues.__getitem__
-        patch.setattr(Dialogues, "__getitem__",
-                      lambda self, i: (seen.append((self.moving, self.epoch)), plain(self, i))[1])
-        train(learning, corpus, codes)
-    epochs = [e for moving, e in seen if moving]
-    assert epochs == sorted(epochs) and set(epochs) == set(range(max(epochs) + 1))
-
-
 # -- on a pretrained backbone ------------------------------------------------------------------------------
 
 
