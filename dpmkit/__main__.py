@@ -61,9 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
     plan.add_argument("--tflops", type=float, default=0.0,
                       help="rate of a large product on the GPU planned for (default: of this machine, measured)")
-    bench = command(_bench, values, corpus)
-    bench.add_argument("what", choices=("memory", "context", "reproduce"))
-    bench.add_argument("--repeats", type=int, default=3, help="memory: rounds of all arms (default 3)")
+    command(_bench, values, corpus).add_argument("what", choices=("memory", "context", "reproduce"))
     return parser
 
 
@@ -202,8 +200,7 @@ def _bench(options: argparse.Namespace) -> None:
     """measure: rungs of the memory beside a PEFT loop, long recordings, the notebooks quiet and beside a loop"""
     from . import bench, records, tables
 
-    more = [options.repeats] if options.what == "memory" else []
-    path = getattr(bench, options.what)(_asked(options)[0], *more)
+    path = getattr(bench, options.what)(_asked(options)[0])
     print(tables.bench(records.read(path)["results"]).to_string(index=False))
     print(f"wrote {path}", file=sys.stderr)
 
