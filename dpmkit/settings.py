@@ -86,9 +86,8 @@ class SegmentsSettings(Group):
     pad: Weight = 0.1  # kept on either side
 
     def _contradictions(self) -> dict[str, bool]:
-        least = max(2 * self.min_speech, 2 * self.pad + 0.1)
-        return {f"max_speech must be {least:g} s or more, twice segments.min_speech and 0.1 s more than twice "
-                "segments.pad: else there is no place to cut": self.max_speech < least}
+        return {"max_speech must be at least twice segments.min_speech, and 0.1 s more than twice segments.pad":
+                self.max_speech < max(2 * self.min_speech, 2 * self.pad + 0.1)}
 
 
 class CodesSettings(Group):
