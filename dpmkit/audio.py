@@ -63,11 +63,8 @@ _LOCK = Lock()  # a corpus is surveyed in threads
 
 
 def load(path: Path | str) -> Sound:
-    """The whole file; Unreadable where it is none, UserError where it takes PyAV, which is not installed.
-
-    What is cut off is refused where a wav, flac, mp3 or mp4 says how long it should be; other files are read as far
-    as they go.
-    """
+    """The whole file; Unreadable where it is none, UserError where it takes PyAV, which is not installed. What is
+    cut off is refused where a wav, flac, mp3 or mp4 says how long it was; others are read as far as they go."""
     path = Path(path)
     try:
         stat = path.stat()
@@ -150,8 +147,8 @@ def _by_libsndfile(path: Path) -> Iterator[tuple[np.ndarray, int]]:
     frames = 0
     with soundfile.SoundFile(path) as file:
         file.seekable = lambda: False  # else it seeks after every block, and in ogg and mp3 misses by some frames
-        # libsndfile reads what is left of a wav whose data were cut off, and tells only its log. A size from
-        # 2**31 - 64 KiB up is no claim: programs that write to a pipe put the largest number there.
+        # That a wav was cut off stands in libsndfile's log alone. A size from 2**31 - 64 KiB up is no claim:
+        # programs that write to a pipe put the largest number there.
         cut = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
         if file.frames and cut and int(cut[2]) < int(cut[1]) < 2**31 - 2**16:
             raise Unreadable(path, f"is cut off ({cut[2]} of {cut[1]} bytes of sound)")
@@ -201,11 +198,8 @@ def _undecodable(path: Path, why: object) -> Unreadable:
 
 
 def resample(waveform: np.ndarray, source: int, target: int = RATE) -> np.ndarray:
-    """A waveform, shape (samples,), from `source` to `target` Hz; float32, ceil(samples * target / source).
-
-    scipy rather than PyAV or torchaudio: a part comes out as it does in the whole, bit by bit, and no odd rate in a
-    header (44,101 Hz) takes gigabytes, as the filter costs up + down in memory, not up * down.
-    """
+    """A waveform, (samples,), from `source` to `target` Hz; float32, (ceil(samples * target / source),). By scipy:
+    no odd rate (44,101 Hz) takes gigabytes, as the filter costs up + down in memory, not up * down."""
     waveform = np.asarray(waveform, dtype=np.float32)
     if source == target:
         return waveform

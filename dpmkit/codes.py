@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from . import audio, runs, tokenizers
 from .corpora import Clip, Corpus, Utterance, files
 from .settings import Settings, UserError
-from .tokenizers import FITTED, Tokenizer, acoustics
+from .tokenizers import Tokenizer, acoustics
+from .tokenizers.kmeans import FITTED
 
 CHUNK = 100  # clips per part: what a kill loses at most
 COLUMNS = ["id", "codes", "features", "seconds"]  # of a part

@@ -12,7 +12,8 @@ import tiny_models
 from dpmkit import audio, codes, runs, tokenizers
 from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance, files
 from dpmkit.settings import Settings, UserError
-from dpmkit.tokenizers import KMeansTokenizer, acoustics, neural
+from dpmkit.tokenizers import acoustics, neural
+from dpmkit.tokenizers.kmeans import KMeansTokenizer
 
 
 def kmeans(size=8, **overrides):

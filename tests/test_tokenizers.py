@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from importlib import metadata
 
 import numpy as np
@@ -15,6 +16,7 @@ from dpmkit import audio, machine, runs, tokenizers
 from dpmkit.corpora import demo
 from dpmkit.settings import Settings, UserError
 from dpmkit.tokenizers import neural
+from dpmkit.tokenizers.kmeans import FITTED
 
 NEURAL = {  # settings of each, and what the tiny models make of them: codes, codes a second
     "s3-v2-25hz": ({}, 6561, 25.0),
@@ -49,7 +51,7 @@ def asked(home, name, source=None, **overrides):
 def loaded(settings, folder):
     """A tokenizer that is ready to encode, its codebook fitted on noise where it has none."""
     made = tokenizers.create(settings)
-    if made.learns and not (folder / tokenizers.FITTED).is_file():
+    if made.learns and not (folder / FITTED).is_file():
         made.fit(made.frames(noise(2, seed)) for seed in range(3))
         made.save(folder)
         made = tokenizers.create(settings)
@@ -324,9 +326,9 @@ def test_a_hub_id_is_taken_from_the_hubs_cache(models, ready, offline, weights, 
 
 
 def test_s3_without_its_package(models, monkeypatch):
-    monkeypatch.setattr(neural, "find_spec", lambda package: None)
+    monkeypatch.setitem(sys.modules, "s3tokenizer.model_v2", None)
     with pytest.raises(UserError, match=r"pip install 'dpmkit\[s3\]'"):
-        tokenizers.create(asked(models[0], "s3-v2-25hz"))
+        tokenizers.create(asked(models[0], "s3-v2-25hz")).encode(noise(1))
 
 
 # -- settings -----------------------------------------------------------------------------------------------

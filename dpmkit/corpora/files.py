@@ -6,7 +6,6 @@ time of change differ, so that a second load of 10,000 files takes a second, and
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import unicodedata
@@ -116,8 +115,7 @@ def _decoded(path: Path) -> File:
         seconds = audio.load(path).seconds
     except audio.Unreadable as error:
         return File(0.0, "", error.why)
-    with open(path, "rb") as file:
-        return File(seconds, hashlib.file_digest(file, "sha256").hexdigest(), None)
+    return File(seconds, runs.sha256(path), None)
 
 
 def stamp(path: Path) -> tuple[int, int]:

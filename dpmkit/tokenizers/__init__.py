@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,9 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..settings import Settings, UserError
-from .kmeans import FITTED, KMeansTokenizer
-
-__all__ = ["FITTED", "TOKENIZERS", "KMeansTokenizer", "Tokenizer", "create"]
 
 # By the names of module and class: so codes are not made anew for a change of another tokenizer (see `runs`).
 TOKENIZERS = {"kmeans": "kmeans.KMeansTokenizer", "s3-v2-25hz": "neural.S3Tokenizer",
@@ -21,8 +17,7 @@ TOKENIZERS = {"kmeans": "kmeans.KMeansTokenizer", "s3-v2-25hz": "neural.S3Tokeni
 
 
 class Tokenizer(Protocol):
-    """Made of `Settings`. Waveforms are float32 in [-1, 1] at audio.RATE, (samples,); `acoustic` are a waveform's
-    `acoustics.frames` where they are known. Those that learn their codebook have `frames`, `fit` and `save`."""
+    """Made of `Settings`. Those that learn a codebook also have `frames`, `fit` and `save`, as KMeansTokenizer."""
 
     name: str
     codebook_size: int
@@ -35,16 +30,8 @@ class Tokenizer(Protocol):
         """The codebook that `save` wrote into `folder`."""
 
     def encode(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
-        """Codes, int64 in [0, codebook_size), shape (codes,): round(seconds * frame_rate), at least 1."""
-
-    def frames(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
-        """What is clustered, (codes, features)."""
-
-    def fit(self, frames: Iterable[np.ndarray]) -> None:
-        """The codebook from `frames` of utterances, which must be the training fold's alone."""
-
-    def save(self, folder: Path) -> None:
-        """The codebook into `folder`."""
+        """Codes, int64 in [0, codebook_size), (codes,): round(seconds * frame_rate), at least 1; of a waveform,
+        float32 in [-1, 1] at audio.RATE, (samples,), and its `acoustics.frames` where they are known."""
 
 
 def create(settings: Settings) -> Tokenizer:

@@ -53,7 +53,8 @@ class KMeansTokenizer:
         return x.mean(axis=0, dtype=np.float64).astype(np.float32), scale.astype(np.float32)
 
     def fit(self, frames: Iterable[np.ndarray]) -> None:
-        """Mean, scale and centroids from the `frames` of training utterances; UserError where they are too few."""
+        """Mean, scale and centroids from the `frames` of utterances, which must be the training fold's alone;
+        UserError where they are too few."""
         x = np.concatenate(list(frames))
         if len(x) < self.codebook_size:
             raise UserError(f"setting codes.codebook_size is {self.codebook_size}, but the training fold has "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -136,16 +135,11 @@ class S3Tokenizer(Neural):
     name, default, asked = "s3-v2-25hz", "FunAudioLLM/CosyVoice2-0.5B", (("speech_tokenizer_v2.onnx",),)
     size = 6561
 
-    def __init__(self, settings: Settings):
-        if not find_spec("s3tokenizer"):
-            raise UserError(f"tokenizer {self.name} needs the package s3tokenizer: pip install 'dpmkit[s3]'")
-        super().__init__(settings)
-
     def loaded(self) -> torch.nn.Module:
         """The model of package s3tokenizer with the weights of the onnx file."""
-        from s3tokenizer.model_v2 import ModelConfig, S3TokenizerV2
-        from s3tokenizer.utils import onnx2torch
-
+        with refused(f"tokenizer {self.name} needs the package s3tokenizer: pip install 'dpmkit[s3]'"):
+            from s3tokenizer.model_v2 import ModelConfig, S3TokenizerV2
+            from s3tokenizer.utils import onnx2torch
         model = S3TokenizerV2("speech_tokenizer_v2_25hz", ModelConfig(**S3_SHAPE))
         model.load_state_dict(onnx2torch(str(self.weights)), strict=True)
         return model
