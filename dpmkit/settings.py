@@ -86,7 +86,7 @@ class SegmentsSettings(Group):
     pad: Weight = 0.1  # kept on either side
 
     def _contradictions(self) -> dict[str, bool]:
-        return {"max_speech must be at least twice segments.min_speech, and 0.1 s more than twice segments.pad":
+        return {"max_speech must be at least twice segments.min_speech and 0.1 s more than twice segments.pad":
                 self.max_speech < max(2 * self.min_speech, 2 * self.pad + 0.1)}
 
 
