@@ -30,6 +30,14 @@ BENCHES = {  # kind -> what is to be known of it
             "of lengths that come again, recorded and replayed as CUDA graphs (auto). The script lies beside the "
             "record.",
 }
+DETAILS = {  # what stands folded below a run: title -> kind of record, its table
+    "Every method, filter, control and bound, and what each of them hears": (
+        "methods", partial(tables.methods, protocol="all-lengths")),
+    "Complete dialogues: the last labelled utterance of each": (
+        "methods", partial(tables.methods, protocol="complete")),
+    "Stepping (the paper's Table 3), validation conversations": ("ablations", tables.stepping),
+    "The SLLM at once, by its history (the paper's Table 4)": ("context", tables.windows),
+}
 
 
 def write(root: Path) -> Path:
@@ -87,16 +95,6 @@ def page(made: Sequence[Record], root: Path) -> str:
                        " ".join([BENCHES[kind], *results.get("notes", [])]),
                        markdown(tables.bench(results)), f"{_ran_on({kind: record})} [Record](bench/{name})"]
     return "\n\n".join(filter(None, blocks)) + "\n"
-
-
-DETAILS = {  # what stands folded below a run: title -> kind of record, its table
-    "Every method, filter, control and bound, and what each of them hears": (
-        "methods", partial(tables.methods, protocol="all-lengths")),
-    "Complete dialogues: the last labelled utterance of each": (
-        "methods", partial(tables.methods, protocol="complete")),
-    "Stepping (the paper's Table 3), validation conversations": ("ablations", tables.stepping),
-    "The SLLM at once, by its history (the paper's Table 4)": ("context", tables.windows),
-}
 
 
 def _walk(made: Sequence[Record]) -> list[list[Kinds]]:
