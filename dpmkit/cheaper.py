@@ -255,7 +255,7 @@ class CheaperMemory(DynamicParameterMemory):
             size, (count, longest) = int(before.max()), batch.ids.shape
             cache = DynamicCache(torch.stack([F.pad(states, (0, 0, size - _tokens(states), 0))
                                               for states in passed.states], 2))  # (blocks, 2, rows, heads, size, …)
-            known = torch.cat([torch.arange(size) >= size - before, torch.ones(count, longest) > 0], 1)
+            known = torch.arange(size + longest).expand(count, -1) >= size - before  # all but padding on the left
             hidden = self.decoder(
                 inputs_embeds=self.sllm.embedded(batch.ids), past_key_values=cache, use_cache=True,
                 attention_mask=known.to(self.sllm.device),

@@ -44,33 +44,6 @@ def hear(memory, conversations, prefix=8):
     return out
 
 
-@pytest.mark.parametrize("change", [
-    {}, {"rank": 1}, {"rank": 16, "alpha": 4.0}, {"prefix": 20}, {"weight_decay": 0.1, "lr": 1e-2},
-])
-def test_batched_streams_equal_a_plain_peft_loop(sllm, change):
-    settings = MemorySettings(**{"rank": 4, "alpha": 4.0, "lr": 3e-3, "prefix": 8, **change})
-    said = [spoken(turns, seed) for seed, turns in enumerate((5, 1, 8))]
-    conversations = [[sllm.sentence(codes) for codes in conversation] for conversation in said]
-    got = hear(DynamicParameterMemory(sllm, settings, streams=3), conversations, settings.prefix)
-    for (losses, probabilities), conversation in zip(got, said, strict=True):
-        expected = loop(sllm, conversation, settings)
-        np.testing.assert_allclose(losses, expected[0], atol=1e-4)
-        np.testing.assert_allclose(probabilities, expected[1], atol=1e-4)
-    # the memory did something, or the equality above would be empty
-    frozen = hear(DynamicParameterMemory(sllm, MemorySettings(rank=4, lr=0.0, prefix=8), streams=3), conversations)
-    assert np.abs(np.array(got[2][1]) - np.array(frozen[2][1])).max() > 1e-3
-
-
-def test_a_stream_is_the_same_alone_and_in_company(sllm):
-    settings = MemorySettings(rank=4, lr=1e-2, prefix=8)
-    conversations = [talk(sllm, 6, seed) for seed in range(5)]
-    together = hear(DynamicParameterMemory(sllm, settings, streams=5), conversations)
-    for conversation, (losses, probabilities) in zip(conversations, together, strict=True):
-        (alone, read), = hear(DynamicParameterMemory(sllm, settings, streams=1), [conversation])
-        np.testing.assert_allclose(losses, alone, atol=1e-5)
-        np.testing.assert_allclose(probabilities, read, atol=1e-5)
-
-
 def test_backbone_is_bit_identical_after_a_conversation(sllm):
     before = sllm.fingerprint()
     memory = DynamicParameterMemory(sllm, MemorySettings(rank=4, lr=1e-2, prefix=8), streams=1)

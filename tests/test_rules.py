@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import answered, make_toy, written
+from conftest import make_toy
 
 from dpmkit import cheaper
 from dpmkit.cheaper import CheaperMemory
@@ -51,18 +51,6 @@ def test_the_filtered_target_is_the_inertia_filters_belief(sharp, monkeypatch):
     np.testing.assert_allclose(taught, expected, atol=1e-6)
 
 
-def test_both_is_the_sum_of_the_two_losses(sharp):
-    conversation = codes(2, 3)
-    sgd = {"optimizer": "sgd", "lr": 0.1, "target": "sharpened"}
-
-    def moved(rule):
-        memory = cheaper.memory(sharp, BASE.but(rule=rule, **sgd))
-        list(memory.listen(conversation))
-        return memory.lora.memories[0].detach() - memory.lora.fresh
-
-    torch.testing.assert_close(moved("both"), moved("semantic") + moved("emotion"), atol=1e-6, rtol=1e-4)
-
-
 @pytest.mark.parametrize("rule", ["emotion", "both"])
 def test_a_stream_is_the_same_alone_and_in_company_and_on_disk(rule, sharp, tmp_path):
     settings = BASE.but(rule=rule, target="filtered")
@@ -92,19 +80,6 @@ def test_every_so_many_sentences_writes_each_token_once(sllm, monkeypatch):
     told = [sllm.sentence(c) for c in conversation]
     for part, sentences in zip(steps, (told[1:4], told[4:7]), strict=True):
         assert len(part.prefix) == 8 and torch.equal(part.piece, torch.cat(sentences))
-
-
-def test_a_reset_memory_forgets_its_steps_and_keeps_its_prefix(sharp):
-    conversation = codes(7, 5)
-    reset = probabilities(sharp, conversation, reset_every=3)
-    plain, frozen = probabilities(sharp, conversation), probabilities(sharp, conversation, lr=0.0)
-    np.testing.assert_allclose(reset[:3], plain[:3], atol=1e-6)
-    memory = cheaper.memory(sharp, BASE)  # the fourth sentence, written into a fresh memory
-    told = [sharp.sentence(c) for c in conversation]
-    before = torch.cat(told[:3])[-8:]
-    written(memory, [before], [told[3]])
-    np.testing.assert_allclose(reset[3], answered(memory, [torch.cat([before, told[3]])])[0], atol=1e-5)
-    assert np.abs(reset[3] - frozen[3]).max() > 1e-4
 
 
 def test_the_carried_cache_is_the_backbone_itself_while_nothing_falls_out(sharp):
