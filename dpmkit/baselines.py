@@ -169,20 +169,20 @@ def _acoustics(conversation: Conversation, features: Mapping[str, np.ndarray], s
     return torch.from_numpy(np.column_stack([heard, again]).astype(np.float32))
 
 
-def majority(settings: Settings, corpus: Corpus, split: str = "test") -> pd.DataFrame:
-    """The training fold's emotion frequencies as every utterance's answer."""
+def majority(settings: Settings, corpus: Corpus) -> pd.DataFrame:
+    """The training fold's emotion frequencies as every test utterance's answer."""
     fold = corpus.folds[settings.fold - 1]
-    table = rows(corpus.select(getattr(fold, split)))
+    table = rows(corpus.select(fold.test))
     prior = emotion_prior(corpus.select(fold.train), corpus.emotions)
     return answered(table, corpus.emotions, np.tile(prior, (len(table), 1)))
 
 
-def last_true(settings: Settings, corpus: Corpus, split: str = "test") -> pd.DataFrame:
-    """A bound that hears nothing: each utterance's answer is its speaker's last TRUE emotion in the conversation,
-    which unlabelled utterances leave as it is; before there is one, the training fold's emotion frequencies. It is
-    as sure as training speakers stay in an emotion, and more than chance; the others share the rest alike."""
+def last_true(settings: Settings, corpus: Corpus) -> pd.DataFrame:
+    """A bound that hears nothing: of each test utterance its speaker's last TRUE emotion in the conversation, which
+    unlabelled utterances leave as it is; before there is one, the training fold's emotion frequencies. It is as
+    sure as training speakers stay in an emotion, and more than chance; the others share the rest alike."""
     fold, emotions, size = corpus.folds[settings.fold - 1], corpus.emotions, len(corpus.emotions)
-    train, table = corpus.select(fold.train), rows(corpus.select(getattr(fold, split)))
+    train, table = corpus.select(fold.train), rows(corpus.select(fold.test))
     counts = transition_counts(train, emotions) + 1.0
     stay = max(np.trace(counts) / counts.sum(), 1 / size + 1e-6)
     repeated = np.where(np.eye(size, dtype=bool), stay, (1 - stay) / max(1, size - 1))  # rows: the last emotion

@@ -156,10 +156,10 @@ def kept(made: runs.Artefact, name: str, make: Callable[[], pd.DataFrame]) -> pd
 
 
 def one_by_one(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, method: str,
-               protocol: str = "all-lengths", split: str = "test", limit: int = 0) -> pd.DataFrame:
-    """As `predict`, but each target of the protocol (`all-lengths` or `complete`) is a recording of its own that
-    ends with it, and all of its history is heard again: what the paper does, and what `predict` saves."""
-    listener, conversations, given = _asked(settings, corpus, codes, tuned, method, split, limit)
+               protocol: str = "all-lengths", limit: int = 0) -> pd.DataFrame:
+    """As `predict` on the test split, but each target of the protocol (`all-lengths` or `complete`) is a recording
+    that ends with it, and all of its history is heard again: what the paper does, and what `predict` saves."""
+    listener, conversations, given = _asked(settings, corpus, codes, tuned, method, "test", limit)
     targets = set(metrics.targets(rows(conversations), protocol)["utterance"])
     recordings = [replace(c, utterances=c.utterances[:turn + 1]) for c in conversations
                   for turn, utterance in enumerate(c.utterances) if utterance.id in targets]

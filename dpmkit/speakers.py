@@ -246,10 +246,10 @@ def fitted(settings: Settings, corpus: Corpus, codes: CorpusCodes,
     return replace(model.with_noise_of(states, truth, table["speaker"]), power=best), powers
 
 
-def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, model: OffsetModel,
-            split: str = "test") -> dict[str, pd.DataFrame]:
-    """A table (columns as of `protocols.answered`) for each method of HEARS."""
-    table, states, truth = _split(settings, corpus, codes, tuned, split)
+def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned,
+            model: OffsetModel) -> dict[str, pd.DataFrame]:
+    """A table of the test split (columns as of `protocols.answered`) for each method of HEARS."""
+    table, states, truth = _split(settings, corpus, codes, tuned, "test")
     z, paths, chain = model.project(states), settings.speaker.paths, (model.transition, model.prior)
     alone = model.posterior(z, model.within + model.between)
     oracle = model.posterior(z - true_offsets(z, truth, table["speaker"], model.means), model.within)
