@@ -160,7 +160,6 @@ class HubertKMeans(KMeansTokenizer, Neural):
     name, kind, default = "hubert-kmeans", "hubert", "facebook/hubert-base-ls960"
     asked = (("config.json",), ("preprocessor_config.json",), WEIGHTS)
     rates, beyond = (50.0, 25.0), 80  # a frame of the model begins every 320 samples and hears 400
-    prosody_weight = 1.0  # states are clustered as they are
 
     def __init__(self, settings: Settings):
         self.size = settings.codes.codebook_size or self.size
