@@ -105,6 +105,7 @@ class Classifier(Network):
         self.place = nn.Embedding(shape.window, shape.hidden)
         layer = nn.TransformerEncoderLayer(shape.hidden, shape.heads, shape.intermediate, shape.dropout,
                                            activation="gelu", batch_first=True, norm_first=True)
+        layer.self_attn.dropout = 0.0  # as the SLLM's: with one, torch has no fused attention
         self.encoder = nn.TransformerEncoder(layer, max(1, shape.layers // 2), enable_nested_tensor=False)
         self.head = nn.Sequential(nn.LayerNorm(shape.hidden), nn.Linear(shape.hidden, emotions))
 

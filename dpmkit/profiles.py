@@ -2,8 +2,9 @@
 
 from typing import Any
 
-GRID: dict[str, Any] = {  # what `demo` leaves out for the sake of time; its intervals are 1.22 times as wide
+GRID: dict[str, Any] = {  # what `demo` leaves out for the sake of time; its intervals are 1.41 times as wide
     "ablation.conversations": 24, "ablation.steps": (1, 2, 4), "ablation.rank": (1, 4, 16, 64),
+    "ablation.target": ("sharpened", "filtered"), "ablation.disturbed": 12,
     "ablation.prefix": (0, 32, 64, 128, 256), "ablation.layers": ("all", "top-2"),
     "ablation.decay": (0.0, 0.01, 0.1), "ablation.rule_lr": (5e-5, 3e-4, 1e-3, 3e-3),
     "ablation.stepping": ("sentence", "stride-64", "stride-128", "stride-256", "every-2", "every-4"),
@@ -22,7 +23,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         "evaluation.streams": 2, "evaluation.bootstrap": 200, "speaker.dimensions": 4, "speaker.paths": 8,
         "ablation.conversations": 2, "ablation.lr": (0.0, 1e-3), "ablation.steps": (1, 2), "ablation.rank": (4,),
         "ablation.prefix": (0, 32), "ablation.layers": ("all", "top-1"), "ablation.decay": (0.0, 0.1),
-        "ablation.rule_lr": (1e-3,), "ablation.stepping": ("sentence", "stride-64", "every-2"),
+        "ablation.rule_lr": (1e-3,), "ablation.target": ("sharpened", "filtered"),
+        "ablation.stepping": ("sentence", "stride-64", "every-2"),
         "ablation.disturbed": 2,
         "ablation.disturbances": ("none", "silero", "chunks 2", "white 10", "babble 10", "overlap 0.2"),
         "context.codes": (100, 200), "context.tokens": (64, 256), "context.conversations": 2,

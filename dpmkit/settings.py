@@ -210,7 +210,7 @@ class EvaluationSettings(Group):
 
 class AblationSettings(Group):
     """Notebook 04: one setting of the memory at a time, on validation conversations; one of one value stays."""
-    conversations: Count = 16
+    conversations: Count = 12
     lr: Several[Weight] = (0.0, 5e-5, 3e-4, 1e-3, 3e-3)
     steps: Several[Size] = (1,)
     rank: Several[Count] = (4, 16, 64)
@@ -219,9 +219,9 @@ class AblationSettings(Group):
     decay: Several[Share] = (0.0,)
     rule: Several[Rule] = ("semantic", "emotion", "both")
     rule_lr: Several[Positive] = (5e-5, 1e-3)  # rates of the rules that target the own answer
-    target: Several[Target] = ("sharpened", "filtered")  # of rule emotion
+    target: Several[Target] = ("sharpened",)  # of rule emotion
     stepping: Several[Stepping] = ("sentence", "stride-64", "stride-256", "every-2")
-    disturbed: Count = 12  # test conversations under noise, overlap and other boundaries
+    disturbed: Count = 8  # test conversations under noise, overlap and other boundaries
     disturbances: Several[Disturbance] = (
         "none", "silero", "chunks 2", "white 20", "babble 20", "babble 10", "overlap 0.1", "overlap 0.3")
 
