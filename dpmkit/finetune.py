@@ -32,7 +32,7 @@ from .codes import CorpusCodes
 from .corpora import Corpus
 from .machine import device
 from .settings import FinetuneSettings, Settings, UserError
-from .sllm import CARD, EmotionSLLM
+from .sllm import CARD, EmotionSLLM, even
 
 UNLABELLED = -100  # in place of a label
 PADDING = {"input_ids": 0, "code_weight": 0.0, "emotion": UNLABELLED}
@@ -172,10 +172,10 @@ def sequences(sllm: EmotionSLLM, codes: Sequence[np.ndarray], emotions: Sequence
 
 
 def forwards(items: Sequence[list[dict[str, Tensor]]], most: int = 0) -> list[dict[str, Tensor]]:
-    """The sequences of a step's dialogues in forwards of `most` tokens at most, or one sequence; 0: all at once."""
+    """The sequences of a step's dialogues, those of about one length in one forward, of `most` tokens at most, or
+    one sequence (0: any number)."""
     rows = [sequence for item in items for sequence in item]
-    at_once = max(1, most // max(len(row["input_ids"]) for row in rows)) if most else len(rows)
-    return [padded(rows[i:i + at_once]) for i in range(0, len(rows), at_once)]
+    return [padded([rows[i] for i in group]) for group in even([row["input_ids"] for row in rows], most)]
 
 
 def padded(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

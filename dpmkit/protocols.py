@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import cheaper, metrics, runs
@@ -28,7 +27,7 @@ from .corpora.dynamics import emotion_prior, transition_matrix
 from .finetune import Finetuned
 from .memory import EMPTY, DynamicParameterMemory, Turn, tail
 from .settings import MemorySettings, Settings, UserError
-from .sllm import EmotionSLLM
+from .sllm import EmotionSLLM, even
 
 
 @dataclass(frozen=True)
@@ -233,26 +232,13 @@ def _without_memory(sllm: EmotionSLLM, conversations: Sequence[Sequence[np.ndarr
             sentence = sllm.sentence(conversations[i][turn])
             contexts.append(torch.cat([tail(histories[i], prefix), sentence])[-sllm.window:])
             histories[i] = torch.cat([histories[i], sentence])
-        for batch in even(contexts):
+        for batch in even(contexts, TOKENS):
             p = sllm.emotion_logits([contexts[row] for row in batch]).softmax(-1).cpu().numpy()  # (rows, emotions)
             answers.update(zip([asked[row] for row in batch], p, strict=True))
         for i, turn in asked if own_answers else ():
             histories[i] = torch.cat([histories[i], sllm.answer(int(answers[i, turn].argmax()))])
     for i, turn in turns:
         yield i, Turn(answers[i, turn], np.nan, np.nan, 0.0, 0, 0)
-
-
-def even(rows: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Which rows of tokens share a forward: none below three quarters of the longest, and TOKENS at most or one."""
-    batch: list[int] = []
-    for row in sorted(range(len(rows)), key=lambda row: -len(rows[row])):
-        longest = len(rows[batch[0]]) if batch else 0
-        if batch and (longest * (len(batch) + 1) > TOKENS or 4 * len(rows[row]) < 3 * longest):
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
 
 
 def inertia_of(corpus: Corpus, fold: Fold) -> Chain:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -309,3 +309,17 @@ class EmotionSLLM(nn.Module):
 def _last(hidden: Tensor, batch: Batch) -> Tensor:
     """The states, (rows, hidden), at each row's last token, of (rows, longest, hidden)."""
     return hidden[torch.arange(len(hidden), device=hidden.device), batch.last]
+
+
+def even(rows: Sequence[Tensor], most: int = 0) -> Iterator[list[int]]:
+    """Which rows of tokens share a forward, the longest first: none below three quarters of its longest, as padding
+    costs more than one more forward, and `most` tokens at most, padding counted, or one row; 0: any number."""
+    group: list[int] = []
+    for row in sorted(range(len(rows)), key=lambda row: -len(rows[row])):
+        longest = len(rows[group[0]]) if group else 0
+        if group and (4 * len(rows[row]) < 3 * longest or 0 < most < longest * (len(group) + 1)):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group

@@ -25,7 +25,7 @@ from .codes import CorpusCodes
 from .corpora import Conversation, Corpus
 from .finetune import Finetuned
 from .settings import Settings, UserError
-from .sllm import EmotionSLLM
+from .sllm import EmotionSLLM, even
 
 _OF = "the target alone, as the state that the SLLM reads its emotion from"
 HEARS = {
@@ -305,6 +305,6 @@ def _states(model: EmotionSLLM, codes: Mapping[str, np.ndarray], utterances: Seq
     """A row of states, (hidden,), per utterance, each heard alone."""
     rows = [model.sentence(codes[u]) for u in utterances]
     states = np.empty((len(rows), model.answer_states(rows[:1]).shape[1]))
-    for batch in tqdm(list(protocols.even(rows)), desc="states", unit="batch"):
+    for batch in tqdm(list(even(rows, protocols.TOKENS)), desc="states", unit="batch"):
         states[batch] = model.answer_states([rows[row] for row in batch]).cpu().numpy()
     return pd.DataFrame(states).rename(columns=str)

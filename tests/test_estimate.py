@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dpmkit import estimate, finetune, methods, report, tables
 from dpmkit.codes import CorpusCodes
-from dpmkit.finetune import Dialogues, padded
+from dpmkit.finetune import Dialogues, forwards
 from dpmkit.settings import UserError
 from dpmkit.sllm import EmotionSLLM
 
@@ -35,24 +35,26 @@ def asked(request, settings, toy, tmp_path):
 
 
 def real(settings, corpus, codes):
-    """The model itself, and one epoch's only batch."""
+    """The model itself, and the forwards of one epoch's only step."""
     model = EmotionSLLM.create(settings.backbone, settings.finetune, 16, corpus.emotions).train()
     data = Dialogues(model, corpus, codes, settings, "train")
-    return model, padded([row for dialogue in data for row in dialogue])
+    return model, forwards(list(data))
 
 
 @pytest.mark.parametrize("rank", [4, 0], ids=["lora", "whole"])
 def test_parameters_and_flops_are_those_that_are_counted(asked, rank):
     settings, corpus, codes = asked
     settings = settings.replace("finetune.lora_rank", rank)
-    got, (model, batch) = finetune.estimated(settings, corpus, codes), real(settings, corpus, codes)
+    got, (model, step) = finetune.estimated(settings, corpus, codes), real(settings, corpus, codes)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert got.trained == trained
     whole = {id(p): p.numel() for n, p in model.named_parameters() if "lora_" not in n and "trainable" not in n}
     assert got.parameters == sum(whole.values())
-    assert got.tokens == got.largest == batch["input_ids"].numel()
+    tokens = [forward["input_ids"].numel() for forward in step]
+    assert (got.tokens, got.largest) == (sum(tokens), max(tokens)) and len(tokens) > 1
     with FlopCounterMode(display=False) as counter:
-        model(**batch)["loss"].backward()
+        for forward in step:
+            model(**forward)["loss"].backward()
     assert got.flops == pytest.approx(counter.get_total_flops(), rel=0.25)
 
 
@@ -63,7 +65,7 @@ def test_activations_are_about_what_autograd_keeps(asked, checkpointing, dtype, 
     for name, value in (("finetune.checkpointing", checkpointing), ("backbone.dtype", dtype),
                         ("finetune.lora_dropout", dropout)):
         settings = settings.replace(name, value)
-    got, (model, batch) = finetune.estimated(settings, corpus, codes), real(settings, corpus, codes)
+    got, (model, step) = finetune.estimated(settings, corpus, codes), real(settings, corpus, codes)
     kept = {}
 
     def keep(tensor):
@@ -72,7 +74,7 @@ def test_activations_are_about_what_autograd_keeps(asked, checkpointing, dtype, 
 
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = model(**batch)
+        out = model(**max(step, key=lambda forward: forward["input_ids"].numel()))
     size = sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in weights)
     told = got.memory["activations"] + got.memory["logits"]
     if checkpointing:  # hooks inside a checkpointed block are its own: its inputs alone are seen here

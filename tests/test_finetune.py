@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from test_backbones import made
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from dpmkit import finetune, metrics, protocols, runs
-from dpmkit.finetune import Dialogues, padded, train
+from dpmkit.finetune import Dialogues, forwards, padded, train
 from dpmkit.settings import Settings, UserError
-from dpmkit.sllm import EmotionSLLM
+from dpmkit.sllm import EmotionSLLM, even
 
 LEARNS = {"finetune.epochs": 12, "finetune.lr": 1e-2, "finetune.patience": 2}
 
@@ -284,6 +284,29 @@ def test_long_dialogues_are_cut_into_pieces_that_fit(settings, history, monkeypa
     assert len({tuple(c) for c in cuts[moving]}) > 3 and len({tuple(c) for c in cuts[still]}) == 1
     moving.epoch = 3
     assert spy.of(moving, 0) == spy.of(moving, 0)  # an epoch's cuts are its own
+
+
+def test_a_step_in_forwards_of_about_one_length_has_the_same_gradient_and_less_padding(settings, toy, tmp_path):
+    settings = settings.replace("backbone.dropout", 0.0)
+    model = EmotionSLLM.create(settings.backbone, settings.finetune, 16, toy[0].emotions)
+    items = list(Dialogues(model, *toy, settings, "train"))
+    rows = [row for item in items for row in item]
+    whole, step = padded(rows), forwards(items)
+    assert len(step) > 2 and sum(len(forward["input_ids"]) for forward in step) == len(rows)
+    tokens, real = sum(forward["input_ids"].numel() for forward in step), sum(len(row["input_ids"]) for row in rows)
+    assert tokens - real < (whole["input_ids"].numel() - real) / 3
+    found, arguments = [], TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    for taken in (step, [whole]):
+        model.zero_grad()
+        loss = finetune._Trainer(model=model, args=arguments).training_step(model, taken)
+        found.append([loss, *(p.grad.clone() for p in model.parameters())])
+    torch.testing.assert_close(*found, atol=1e-6, rtol=0)
+
+
+def test_rows_of_about_one_length_share_a_forward():
+    rows = [torch.zeros(n) for n in (3, 9, 10, 2, 30, 9, 4)]
+    assert list(even(rows, 20)) == [[4], [2, 1], [5], [6, 0], [3]]
+    assert list(even(rows)) == [[4], [2, 1, 5], [6, 0], [3]] and list(even([])) == []
 
 
 # -- on a pretrained backbone ------------------------------------------------------------------------------

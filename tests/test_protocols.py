@@ -222,13 +222,6 @@ def test_equal_inputs_are_predicted_once(settings, toy, tuned, monkeypatch):
             predict(settings.replace(f"memory.{name}", value), *toy, tuned, method)
 
 
-def test_rows_of_about_one_length_share_a_forward(monkeypatch):
-    monkeypatch.setattr(protocols, "TOKENS", 20)
-    rows = [torch.zeros(n) for n in (3, 9, 10, 2, 30, 9, 4)]
-    assert list(protocols.even(rows)) == [[4], [2, 1], [5], [6, 0], [3]]
-    assert list(protocols.even([])) == []
-
-
 @BOTH
 def test_streams_side_by_side_or_one_by_one(method, history, settings, toy, tuned):
     # AdamW divides by a gradient's own size, so that rounding of a tiny one comes out as lr times anything: at
