@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 import itertools
 import math
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -284,8 +284,8 @@ def flops(work: Callable[[], Any]) -> int:
 
 
 def measured(work: Callable[[], Any], device: torch.device) -> dict[str, float]:
-    """Wall `seconds` of one call, and the `peak_bytes` that it held beyond what was held before. (Only Linux can
-    forget an earlier peak: elsewhere it is the process' own so far.)"""
+    """Wall `seconds` of one call, and the `peak_bytes` that it held beyond what was held before. (Only Linux keeps
+    a peak and can forget it: elsewhere it is what is held afterwards.)"""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         held = torch.cuda.memory_allocated(device)
@@ -293,11 +293,13 @@ def measured(work: Callable[[], Any], device: torch.device) -> dict[str, float]:
         return {"seconds": spent, "peak_bytes": torch.cuda.max_memory_allocated(device) - held}
     with contextlib.suppress(OSError, AttributeError):  # what was freed but kept would hide a peak (glibc only)
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    held = psutil.Process().memory_info().rss
+    process = psutil.Process()
+    held = process.memory_info().rss
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak so far is forgotten
-    spent = seconds(work, device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    spent, peak = seconds(work, device), process.memory_info().rss
+    with contextlib.suppress(OSError):
+        peak = 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text(encoding="ascii"))[1])
     return {"seconds": spent, "peak_bytes": max(0, peak - held)}
 
 
