@@ -35,6 +35,7 @@ class Sentence(NamedTuple):
     speaker: str = ""  # of what is written
     label: int | None = None  # index of the true emotion, of a bound
 
+
 class Part(NamedTuple):
     """A row of tokens: what is written, or read, after the n_r tokens before it. Both fit the window."""
 
@@ -148,9 +149,9 @@ class DynamicParameterMemory:
 
     def _sentences(self, own: Iterable[np.ndarray], donor: Iterable[np.ndarray] | None, speakers: Iterable[str],
                    labels: Iterable[int | None]) -> Iterator[Sentence]:
-        tokens, then = self.sllm.sentence, chain
-        written = repeat(None) if donor is None else then(map(tokens, donor), repeat(EMPTY))
-        return map(Sentence, map(tokens, own), written, then(speakers, repeat("")), then(labels, repeat(None)))
+        tokens = self.sllm.sentence
+        written = repeat(None) if donor is None else chain(map(tokens, donor), repeat(EMPTY))
+        return map(Sentence, map(tokens, own), written, chain(speakers, repeat("")), chain(labels, repeat(None)))
 
     def turn(self, sentences: Mapping[int, Sentence]) -> dict[int, Turn]:
         """The next sentence of some streams: written, the first of a conversation excepted, then its emotion read.
