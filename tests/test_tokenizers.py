@@ -252,6 +252,12 @@ def test_a_wrong_folder_is_named(models, name, wrong, tmp_path):
     assert "\n" not in str(error.value) and FOLDERS[name] in str(error.value)
 
 
+def test_a_model_of_other_frames_is_refused(tmp_path):
+    tiny_models.hubert(tmp_path / "hubert", conv_stride=(5, 2, 2, 2, 2, 2, 4))
+    with pytest.raises(UserError, match=r"hubert is damaged .*not 320 samples apart"):
+        loaded(asked(tmp_path, "hubert-kmeans"), tmp_path).encode(noise(1))
+
+
 @pytest.mark.parametrize(("text", "words"), [
     (None, r"has no preprocessor_config\.json"), ("{", r"hubert is damaged .*preprocessor_config\.json")])
 def test_a_wrong_preprocessor_is_named(models, text, words, tmp_path):

@@ -174,6 +174,8 @@ class HubertKMeans(KMeansTokenizer, Neural):
     def heard(self, piece: torch.Tensor) -> torch.Tensor:
         """Hidden states, averaged over `pooled` frames; (codes, hidden size)."""
         states = self.model(piece[None], output_hidden_states=True).hidden_states[self.layer][0]
+        if len(states) != (len(piece) - 80) // 320:
+            raise UserError(f"{self.damaged} (its frames are not 320 samples apart)")
         return states[:len(states) // self.pooled * self.pooled].unflatten(0, (-1, self.pooled)).mean(dim=1)
 
     def frames(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
