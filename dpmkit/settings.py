@@ -138,7 +138,7 @@ class FinetuneSettings(Group):
 class ClassifierSettings(Group):
     """The baseline on codes; what is not here is as in `finetune`."""
     lr: Weight = 1e-3
-    epochs: Count = 3
+    epochs: Count = 2
     batch: Count = 1  # dialogues per step, each of them all of its labelled utterances
 
 
@@ -214,7 +214,7 @@ class AblationSettings(Group):
     lr: Several[Weight] = (0.0, 5e-5, 3e-4, 1e-3, 3e-3)
     steps: Several[Size] = (1,)
     rank: Several[Count] = (4, 16, 64)
-    prefix: Several[Size] = (0, 64, 256)
+    prefix: Several[Size] = (0, 64, 128)
     layers: Several[Layers] = ("all",)
     decay: Several[Share] = (0.0,)
     rule: Several[Rule] = ("semantic", "emotion", "both")
@@ -230,7 +230,7 @@ class ContextSettings(Group):
     """Notebook 05."""
     codes: Several[Count] = (1_000, 4_000, 16_000)  # histories, of `bench context`
     tokens: Several[Count] = (64, 128, 256, 512)  # contexts of the SLLM at once; none above its window
-    conversations: Count = 4  # of the test fold, whose methods' cost is measured
+    conversations: Count = 2  # of the test fold, whose methods' cost is measured
 
 
 class GridSettings(Group):
