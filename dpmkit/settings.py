@@ -138,7 +138,7 @@ class FinetuneSettings(Group):
 class ClassifierSettings(Group):
     """The baseline on codes; what is not here is as in `finetune`."""
     lr: Weight = 1e-3
-    epochs: Count = 2
+    epochs: Count = 3
     batch: Count = 1  # dialogues per step, each of them all of its labelled utterances
 
 
@@ -221,7 +221,7 @@ class AblationSettings(Group):
     rule_lr: Several[Positive] = (5e-5, 1e-3)  # rates of the rules that target the own answer
     target: Several[Target] = ("sharpened",)  # of rule emotion
     stepping: Several[Stepping] = ("sentence", "stride-64", "stride-256", "every-2")
-    disturbed: Count = 8  # test conversations under noise, overlap and other boundaries
+    disturbed: Count = 6  # test conversations under noise, overlap and other boundaries
     disturbances: Several[Disturbance] = (
         "none", "silero", "chunks 2", "white 20", "babble 20", "babble 10", "overlap 0.1", "overlap 0.3")
 
@@ -230,7 +230,7 @@ class ContextSettings(Group):
     """Notebook 05."""
     codes: Several[Count] = (1_000, 4_000, 16_000)  # histories, of `bench context`
     tokens: Several[Count] = (64, 128, 256, 512)  # contexts of the SLLM at once; none above its window
-    conversations: Count = 2  # of the test fold, whose methods' cost is measured
+    conversations: Count = 1  # of the test fold, whose methods' cost is measured
 
 
 class GridSettings(Group):
