@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from .settings import PROFILES, Settings, UserError
@@ -16,6 +17,9 @@ from .settings import PROFILES, Settings, UserError
 def main(arguments: list[str] | None = None) -> int:
     """Parse and run; returns the exit code: 2 for the user's mistakes, 1 for other failures, 130 for a stop."""
     options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that knows no × or ü must not end a run
+        with suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return options.run(options) or 0
     except KeyboardInterrupt:

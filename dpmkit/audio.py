@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -52,7 +51,7 @@ class Unreadable(UserError):
 
 
 class Sound(NamedTuple):
-    """A whole file, its channels averaged."""
+    """A whole file, its channels averaged; where they cancel each other, as one is inverted, the loudest alone."""
 
     waveform: np.ndarray  # (samples,)
     seconds: float  # by the file's own rate
@@ -79,7 +78,7 @@ def load(path: Path | str) -> Sound:
     file = path, stat.st_size, stat.st_mtime_ns
     with _LOCK:
         sound = _KEPT.pop(file, None)
-    sound = sound or _decoded(path)
+    sound = sound or _whole(path)
     with _LOCK:
         _KEPT[file] = sound
         while len(_KEPT) > 1 and sum(kept.waveform.nbytes for kept in _KEPT.values()) > HELD:
@@ -108,24 +107,38 @@ def write(path: Path | str, waveform: np.ndarray, rate: int = RATE) -> None:
         wavfile.write(temporary, rate, pcm)
 
 
-def _decoded(path: Path) -> Sound:
-    mono, rate, mixed, apart = bytearray(), 0, 0.0, 0.0
+def _whole(path: Path) -> Sound:
+    mono, rate, loudest = _decoded(path)
+    if loudest is not None:
+        warnings.warn(f"{path}: its channels cancel each other, as one is inverted: the loudest is heard alone",
+                      stacklevel=2)
+        mono, rate, _ = _decoded(path, loudest)
+    # mp3, resampling and float files overshoot
+    return Sound(resample(mono, rate).clip(-1.0, 1.0), len(mono) / rate)
+
+
+def _decoded(path: Path, channel: int = -1) -> tuple[np.ndarray, int, int | None]:
+    """The channels averaged, or the one of this number, (frames,); the rate; and the number of the loudest channel
+    where they cancel each other."""
+    mono, rate = bytearray(), 0
+    sums = squares = np.zeros(1)  # of each channel and, behind them, of their mean
     for block, rate in _by_libsndfile(path) if _known(path) else _by_pyav(path):
         if not RATES[0] <= rate <= RATES[1]:
             raise Unreadable(path, f"claims {rate} samples per second")
         peak = np.abs(block).max()
         if not peak <= LOUDEST:
             raise Unreadable(path, f"holds samples up to {peak:.0f} where full scale is 1")
-        mean = block.mean(axis=1, dtype=np.float32)
-        mono += mean.tobytes()
-        mixed, apart = mixed + np.square(mean).sum(), apart + np.square(block).mean(axis=1).sum()
+        channels = np.column_stack([block, block.mean(axis=1, dtype=np.float32)])
+        sums = sums + channels.sum(axis=0, dtype=float)
+        squares = squares + np.square(channels, dtype=float).sum(axis=0)
+        mono += channels[:, channel].tobytes()
     if not mono:
         raise Unreadable(path, "holds no samples")
-    if mixed < CANCELS * apart:
-        warnings.warn(f"{path}: its channels cancel each other, as one is inverted: give one alone", stacklevel=2)
     waveform = np.frombuffer(mono, np.float32)
-    # mp3, resampling and float files overshoot
-    return Sound(resample(waveform, rate).clip(-1.0, 1.0), len(waveform) / rate)
+    *each, mean = squares / len(waveform) - (sums / len(waveform)) ** 2  # a constant is no sound
+    cancel = len(each) ** 2 * mean < CANCELS * sum(each) - 1e-12  # -120 dB, where nothing is left but rounding
+    loudest = next(i for i, energy in enumerate(each) if energy > 0.99 * max(each)) if cancel else None
+    return waveform, rate, loudest
 
 
 def _known(path: Path) -> bool:
@@ -179,10 +192,14 @@ def _by_pyav(path: Path) -> Iterator[tuple[np.ndarray, int]]:
                 raise _undecodable(path, "it has no sound of a known kind and rate")
             surround = stream.layout.nb_channels > 2 and "channels" not in stream.layout.name
             floats = av.AudioResampler("fltp", "stereo" if surround else None, frame_size=BLOCK)
-            for frame in chain(container.decode(stream), [None]):  # the last gives what the resampler holds
-                for block in floats.resample(frame):
-                    seconds += block.samples / block.sample_rate
-                    yield block.to_ndarray().T, block.sample_rate
+            for packet in container.demux(stream):
+                frames = packet.decode()
+                seconds += sum(frame.samples / frame.sample_rate for frame in frames)
+                if packet.is_corrupt:
+                    raise Unreadable(path, f"is cut off after {seconds:.3f} s")
+                for frame in [*frames, *[None] * (not packet.size)]:  # the last packet is empty
+                    for block in floats.resample(frame):
+                        yield block.to_ndarray().T, block.sample_rate
             promised = float((stream.duration or 0) * stream.time_base)
             if container.format.name.startswith("mov,") and seconds < promised - SHORT:  # others may only estimate
                 raise Unreadable(path, f"is cut off ({seconds:.3f} of {promised:.3f} s are there)")

@@ -313,7 +313,8 @@ class _Trainer(Trainer):
         super()._save(output_dir, {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad})
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        """None: the keys that a checkpoint lacks are the frozen ones."""
+        if load_result.unexpected_keys:  # the keys that a checkpoint lacks are the frozen ones
+            raise RuntimeError(f"the checkpoint is of another model: {load_result.unexpected_keys}")
 
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
         try:

@@ -168,8 +168,14 @@ def _ray(address: str, at: GridSettings) -> ModuleType:
         if address != LOCAL:  # Ray itself would try for minutes
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), timeout=5).close()
-        if not ray.is_initialized():
-            ray.init(address, log_to_driver=False, logging_level="error", **started)
+        for last in (address != LOCAL, True):  # a busy machine may take longer than the half minute that Ray waits
+            try:
+                if not ray.is_initialized():
+                    ray.init(address, log_to_driver=False, logging_level="error", **started)
+            except Exception:
+                ray.shutdown()
+                if last:
+                    raise
     except Exception as error:  # Ray raises bare ones, e.g. of a node that took too long to start
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise UserError(f"no Ray at {address!r} ({reason}): an address is host:port of a cluster (see `ray start`)"

@@ -2,7 +2,6 @@
 
 A profile (`profiles`) is a set of values, never another path through the code.
 """
-
 import hashlib
 import json
 import os
@@ -26,8 +25,8 @@ Several = Annotated[tuple[T, ...], Field(min_length=1, strict=False)]  # JSON ha
 Rule = Literal["semantic", "emotion", "both"]
 Target = Literal["soft", "sharpened", "filtered"]
 Layers = Annotated[str, Field(pattern=r"^(all|top-[1-9][0-9]*)$")]
-Disturbance = Annotated[str, Field(  # dB of speech over it | share of an utterance that the next one starts early
-    pattern=r"^(none|silero|chunks [1-9]\d*|(white|babble) -?[1-9]?\d|overlap 0\.\d+)$")]  # chunks: s each
+Disturbance = Annotated[str, Field(  # s each | dB of speech over it | share that the next utterance starts early
+    pattern=r"^(none|silero|chunks [1-9]\d{0,2}|(white|babble) (-20|-?1?\d|[2-5]\d|60)|overlap 0\.([0-8]\d*|9))$")]
 Stepping = Annotated[str, Field(pattern=r"^(sentence|(stride|every)-[1-9][0-9]*)$")]
 
 
@@ -276,8 +275,9 @@ class Settings(Group):
     def override(self, values: dict[str, Any]) -> Self:
         """A copy with these values changed at once, by dotted name; raises as `of`."""
         changes: dict[str, dict[str, Any]] = {"": {}}  # group -> its changes; "": this object's own
+        known = self.flat()
         for name, value in values.items():
-            if name not in (known := self.flat()):
+            if name not in known:
                 raise UserError(f"setting {name!r} is not known; known settings: {', '.join(sorted(known))}")
             group, _, leaf = name.rpartition(".")
             changes.setdefault(group, {})[leaf] = value

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -343,6 +344,13 @@ def test_a_device_that_is_not_known(settings):
         finetune.device(settings.replace("device", "abacus"))
     assert finetune.device(settings) == torch.device("cpu")
     assert finetune.device(Settings.of("smoke")).type in ("cpu", "cuda")
+
+
+def test_a_checkpoint_of_another_model_is_refused():
+    trainer = object.__new__(finetune._Trainer)
+    trainer._issue_warnings_after_load(SimpleNamespace(unexpected_keys=[], missing_keys=["model.frozen"]))
+    with pytest.raises(RuntimeError, match=r"of another model.*model\.other"):
+        trainer._issue_warnings_after_load(SimpleNamespace(unexpected_keys=["model.other"], missing_keys=[]))
 
 
 def test_a_half_written_checkpoint_is_skipped(tmp_path):

@@ -1,6 +1,7 @@
 """The command line: the user's mistakes end in one line and exit code 2; and the names that people import."""
 
 import ast
+import io
 import json
 import os
 import socket
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import dpmkit
-from dpmkit import reproduce
+from dpmkit import report, reproduce
 from dpmkit.__main__ import main
 
 PACKAGE = Path(dpmkit.__file__).parent
@@ -69,6 +70,16 @@ def test_values_on_the_command_line_and_sources_of_the_working_directory(tmp_pat
                 "evaluation.own_answers": False, "source.allow_partial": True, "memory.layers": "top-2"}
     assert {name: shown[name] for name in expected} == expected
     assert shown["backbone.source"] == str(tmp_path / "llama") and shown["codes.source"] == "kyutai/mimi"
+
+
+def test_a_terminal_that_lacks_a_letter_ends_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "run", lambda *_: None)
+    monkeypatch.setattr(report, "summary", lambda *_: "5 × ü")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["reproduce", "--profile", "smoke", "--home", str(tmp_path)]) == 0
+    terminal.flush()
+    assert b"5 \\xd7 \\xfc" in terminal.buffer.getvalue()
 
 
 def test_failed_cells_are_listed_and_the_exit_says_so(tmp_path, monkeypatch, capsys):

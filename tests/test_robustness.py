@@ -288,7 +288,8 @@ def test_without_silero_the_cure_is_named(tones, monkeypatch):
         of(tones, tones[1].select(("c4",)), "silero")
 
 
-@pytest.mark.parametrize("wrong", ["chunks 0", "chunks 1.5", "white 100", "overlap 1", "overlap nan", "none 1",
+@pytest.mark.parametrize("wrong", ["chunks 0", "chunks 1.5", "white 90", "babble -21", "overlap 1",
+                                   "overlap 0.91", "chunks 1000", "overlap nan", "none 1",
                                    "hum 1", "white loud", ""])
 def test_other_kinds_and_levels_are_refused(wrong):
     with pytest.raises(UserError, match=r"ablation\.disturbances must match pattern .*silero.*overlap"):

@@ -331,6 +331,19 @@ def test_a_hub_id_is_taken_from_the_hubs_cache(models, ready, offline, weights, 
     assert tokenizer.facts["source"] == "facebook/hubert-base-ls960"
 
 
+def test_of_s3_the_published_file_is_taken_and_no_other(models, offline, tmp_path, monkeypatch):
+    published = neural.S3Tokenizer.default
+    shutil.copytree(models[0] / "s3", folder := cached(tmp_path, published))
+    with pytest.raises(UserError, match=r"speech_tokenizer_v2\.onnx is not the file that FunAudioLLM.* published"):
+        tokenizers.create(asked(tmp_path, "s3-v2-25hz", ""))
+    monkeypatch.setattr(neural, "S3_SHA256", runs.sha256(folder / "speech_tokenizer_v2.onnx"))
+    assert tokenizers.create(asked(tmp_path, "s3-v2-25hz", "")).facts["source"] == published
+
+
+def test_the_published_hash_is_the_packages():
+    assert s3tokenizer._SHA256S["speech_tokenizer_v2_25hz"] == neural.S3_SHA256
+
+
 def test_s3_without_its_package(models, monkeypatch):
     monkeypatch.setitem(sys.modules, "s3tokenizer.model_v2", None)
     with pytest.raises(UserError, match=r"pip install 'dpmkit\[s3\]'"):

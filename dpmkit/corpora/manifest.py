@@ -53,7 +53,8 @@ class Row(BaseModel):
 def load(settings: Settings) -> Corpus:
     """The conversations of `<settings.root>/manifest.csv`; rows whose audio cannot be heard are skipped.
 
-    Raises one UserError that lists all faults of the rows, or where fewer than three conversations have a label.
+    Raises one UserError that lists all faults of the rows, or where most audio cannot be heard or fewer
+    than three conversations have a label.
     """
     root = settings.root_path
     path = root / "manifest.csv"
@@ -78,6 +79,9 @@ def load(settings: Settings) -> Corpus:
         turns[row.conversation].append(Utterance(
             row.utterance, row.speaker or UNKNOWN.format(row.conversation), start, end, row.emotion or None, clip))
     table.refuse(path, faults, "mend them and run again")
+    if 2 * len(skipped) > len(rows):
+        raise UserError(f"{path}: the audio of {len(skipped)} of {len(rows)} rows cannot be heard; mend the paths, "
+                        f"which start at the manifest's folder{example(skipped)}")
     session = _sessions(turns)
     conversations = tuple(Conversation(name, session[name], _timeline(turns[name])) for name in sorted(turns))
     split = {row.conversation: row.split.replace("dev", "validation") for row in rows.values()}

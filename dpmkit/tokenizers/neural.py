@@ -21,6 +21,7 @@ from .kmeans import KMeansTokenizer
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 LONGEST = 30  # seconds that are encoded at once: attention costs the square of it
 FRAMES = 100_000  # that a codebook is fitted on at most: 200 per centroid, 0.3 GB, 33 minutes at 50 Hz
+S3_SHA256 = "d43342aa12163a80bf07bffb94c9de2e120a8df2f9917cd2f642e7f4219c6f71"  # of the published onnx file
 S3_SHAPE = {"n_audio_state": 1280, "n_audio_head": 20, "n_audio_layer": 6}  # v3, of the same names, has 12 layers
 
 
@@ -134,6 +135,12 @@ class S3Tokenizer(Neural):
 
     name, default, asked = "s3-v2-25hz", "FunAudioLLM/CosyVoice2-0.5B", (("speech_tokenizer_v2.onnx",),)
     size = 6561
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        if self.facts["source"] == self.default and self.facts["weights_sha256"] != S3_SHA256:
+            raise UserError(f"codes.source: {self.weights} is not the file that {self.default} published: delete "
+                            "it, so that it is fetched again, or name a folder as codes.source")
 
     def loaded(self) -> torch.nn.Module:
         """The model of package s3tokenizer with the weights of the onnx file."""
