@@ -116,13 +116,18 @@ def _activations(config, size: int, tune: FinetuneSettings) -> int:
     return int(config.num_hidden_layers * kept + tune.checkpointing * block)
 
 
-def _free_memory(container: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this process may still take: of the machine, or of the container that it runs in."""
-    free = psutil.virtual_memory().available
-    with suppress(OSError, ValueError):  # no such file; no limit ("max")
-        limit = int((container / "memory.max").read_text())
-        free = min(free, limit - psutil.Process().memory_info().rss)
-    return free
+def _free_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes that this process may still take: of the machine, or of the control groups that it runs in (a container
+    or job), whichever is less."""
+    free = [psutil.virtual_memory().available]
+    lines = own.read_text().splitlines() if own.is_file() else []
+    within = root.joinpath(*(line.removeprefix("0::/") for line in lines if line.startswith("0::/")))
+    for group in (within, *within.parents):
+        with suppress(OSError, ValueError, KeyError):  # no such file; no limit ("max")
+            free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            free[-1] += int(stat["inactive_file"])  # cached: given back when it is needed
+    return max(0, min(free))
 
 
 def matmul_rate(where: torch.device, dtype: torch.dtype, size: int = 1024) -> float:

@@ -3,6 +3,7 @@ whose FLOPs are those of the real model and whose hours those of its cells."""
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -104,13 +105,21 @@ def test_what_cannot_fit_is_refused_before_it_starts(asked, monkeypatch, capsys)
         finetune.train(settings.replace("seed", 5), corpus, codes)
 
 
-def test_a_containers_limit_counts(tmp_path):
-    limit = tmp_path / "memory.max"
-    machine = estimate._free_memory(tmp_path)  # no such file
-    limit.write_text("max")
-    assert estimate._free_memory(tmp_path) == pytest.approx(machine, rel=0.2) and machine > 10**6
-    limit.write_text(str(psutil.Process().memory_info().rss + 5000 * 2**20))
-    assert estimate._free_memory(tmp_path) == pytest.approx(5000 * 2**20, rel=0.01)
+@pytest.mark.parametrize(("files", "own", "free"), [
+    ({"job/memory.max": "5000", "job/memory.current": "3000", "job/memory.stat": "file 700\ninactive_file 600\n"},
+     "4:cpu:/x\n0::/job\n", 2600),
+    ({"memory.max": "5000", "memory.current": "1000"}, "0::/of/the host\n", 4000),  # a container's own is the root
+    ({"a/b/memory.max": "max", "a/b/memory.current": "10", "a/memory.max": "900", "a/memory.current": "100"},
+     "0::/a/b\n", 800),  # the group above is what limits
+    ({"memory.max": "50", "memory.current": "90"}, "0::/\n", 0),
+])
+def test_a_containers_limit_counts(files, own, free, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "own").write_text(own)
+    assert estimate._free_memory(tmp_path, tmp_path / "own") == free
+    assert estimate._free_memory(Path("/nowhere"), tmp_path / "own") > 10**6  # no groups: the machine's
 
 
 # -- the plan of a grid -------------------------------------------------------------------------------------

@@ -222,6 +222,15 @@ def test_equal_inputs_are_predicted_once(settings, toy, tuned, monkeypatch):
             predict(settings.replace(f"memory.{name}", value), *toy, tuned, method)
 
 
+def test_a_memory_is_kept_until_more_streams_are_needed(settings, toy, tuned):
+    """On a GPU what it has recorded is kept with it."""
+    listener = protocols.Listener(settings.replace("evaluation.streams", 3), tuned.sllm, {}, EMOTIONS)
+    one = listener.memory(settings.memory, 1)
+    assert one.streams == 1 and listener.memory(settings.memory, 1) is one
+    three = listener.memory(settings.memory, 9)
+    assert three.streams == 3 and listener.memory(settings.memory, 2) is three
+
+
 @BOTH
 def test_streams_side_by_side_or_one_by_one(method, history, settings, toy, tuned):
     # AdamW divides by a gradient's own size, so that rounding of a tiny one comes out as lr times anything: at

@@ -265,6 +265,20 @@ def test_a_ray_that_does_not_answer_or_start_is_one_clear_line(ray, address, wor
     assert "\n" not in str(got.value)
 
 
+def test_a_ray_of_this_machine_that_takes_too_long_is_asked_once_more(ray, monkeypatch):
+    asked = []
+
+    def init(*_, **__):
+        asked.append(1)
+        if len(asked) == 1:
+            raise Exception("The current node timed out")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: len(asked) > 1)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
+    assert reproduce._ray("local", GridSettings(cpus=2)) is ray and len(asked) == 2
+
+
 def test_a_task_larger_than_every_machine_is_one_line(ray, monkeypatch):
     nodes = [{"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}, {"Alive": True, "Resources": {"CPU": 16.0}},
              {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
