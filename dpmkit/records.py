@@ -47,8 +47,16 @@ def _bench_path(root: Path, settings: Settings, name: str) -> Path:
     return root / "bench" / f"{name}-{settings.profile}{settings.variant}.json"
 
 
+def shown(settings: Settings, name: str, value: Any) -> Any:
+    """The value of a setting as records and pages show it: of a path of this machine its name alone."""
+    path = Path(str(value)).expanduser()
+    local = path.is_absolute() or (settings.home_path / path).exists()
+    named = name in ("root", "conversation.sequences") or (name.endswith(".source") and local)
+    return "" if name == "home" else path.name if named else value
+
+
 def _record(settings: Settings, kind: str, results: dict[str, Any], seconds: float) -> dict[str, Any]:
-    flat = {name: settings.shown(name, value) for name, value in settings.flat().items() if name != "home"}
+    flat = {name: shown(settings, name, value) for name, value in settings.flat().items() if name != "home"}
     return {"kind": kind, "profile": settings.profile, "corpus": settings.corpus, "fold": settings.fold,
             "seed": settings.seed, "run": settings.run_name,
             "changed": _plain({name: flat[name] for name in settings.changed}),

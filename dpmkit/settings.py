@@ -63,6 +63,7 @@ class ConversationSettings(Group):
     min_turns: Count = 20
     max_turns: Count = 60
     seed: Size = 2507  # of the corpus; independent of the training seed
+    sequences: str = ""  # composed: a CSV of conversation, speaker, emotion in order, to follow instead of a chain
 
     def _contradictions(self) -> dict[str, bool]:
         return {"min_turns must not exceed conversation.max_turns": self.min_turns > self.max_turns}
@@ -97,6 +98,7 @@ class CodesSettings(Group):
     frame_rate: Annotated[float, Field(ge=0, le=100)] = 0.0  # frames per second
     prosody_weight: Weight = 4.0  # kmeans: weight of energy and log F0 against the MFCCs in the distance
     layer: Count = 9  # hubert-kmeans, wavlm-kmeans: hidden states after this transformer layer
+    supervised: bool = False  # k-means tokenizers: frames along what tells the training fold's emotions apart
 
 
 class BackboneSettings(Group):
@@ -342,9 +344,3 @@ class Settings(Group):
     def results_path(self) -> Path:
         """<profile>-<corpus>/ of `own_path`, shared by folds and seeds."""
         return self.own_path / f"{self.profile}-{self.corpus}"
-
-    def shown(self, name: str, value: Any) -> Any:
-        """The value of a setting as records and pages show it: of a folder of this machine its name alone."""
-        path = Path(str(value)).expanduser()
-        source = name.endswith(".source") and (path.is_absolute() or (self.home_path / path).exists())
-        return "" if name == "home" else path.name if name == "root" or source else value

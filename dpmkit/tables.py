@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import pandas as pd
@@ -28,6 +29,12 @@ PAPER_3 = {  # stepping on MELD: WF1, speed against a step per sentence
     "sentence": (51.22, 1.0), "stride-64": (49.61,), "stride-128": (49.64,), "stride-256": (47.63,),
     "stride-512": (43.25, 6.26), "stride-1024": (37.87, 12.72)}
 PAPER_4 = {4096: "69.59 / 72.07 / 69.57", 32768: "72.85 / 73.34 / 75.58"}  # at once, by window: WA, UA, WF1
+TARGETS = {"all-lengths": "every utterance", "complete": "complete dialogues"}  # by protocol
+SHARES = {  # what `attribution` tells apart: its title -> the two methods
+    "dpm - at-once, the paper's contrast": ("dpm", "at-once"),
+    "= window - at-once, a short window": ("window", "at-once"), "+ dpm - window, the memory": ("dpm", "window"),
+    "dpm - its swapped control": ("dpm", "dpm-swapped"), "inertia filter on window": ("window + filter", "window"),
+    "speaker-memory - window": ("speaker-memory", "window")}
 
 BENCH_COLUMNS = {  # others are called as in the record
     "n": "rounds", "n_r": "n_r, tokens", "rate": "sentences per second", "ratio": "times the PEFT loop",
@@ -103,6 +110,44 @@ def contrasts(record: Record, protocol: str) -> pd.DataFrame:
         "WF1, points": "WF1:+.1f", f"paper, {corpus}: {measure}": "paper"})
 
 
+def attribution(made: Sequence[Record]) -> pd.DataFrame:
+    """What the paper's contrast is made of, and what else history gives, in points of WA: a row for each protocol,
+    corpus, profile and change of settings of `methods` records, with the interval of one run or the mean of several
+    [lowest, highest]; real voices first, and below them what the paper reports."""
+    def where(record: Record) -> tuple[bool, str, str]:
+        changed = "".join(f", {name} = {of}" for name, of in record["changed"].items())
+        return record["corpus"] == "demo", record["corpus"], f"`{record['profile']}`{changed}"
+
+    rows, papers = [], next(iter(SHARES))
+    for protocol, targets in TARGETS.items():
+        for (_, corpus, how), same in groupby(sorted(made, key=where), where):
+            runs = list(same)
+            row = {"corpus": f"{corpus}, {how}", "targets": targets, "runs": f"{len(runs)} runs"}
+            if len(runs) == 1:
+                row["runs"] = f"fold {runs[0]['fold']}, seed {runs[0]['seed']}"
+            for title, pair in SHARES.items():
+                found = [one for record in runs if (one := _difference(record, protocol, *pair))]
+                if len(found) == len(runs):
+                    values, interval = zip(*found, strict=True)
+                    row[title] = sum(values) / len(values)
+                    row[f"{title}_interval"] = interval[0] if len(runs) == 1 else (min(values), max(values))
+            rows.append(row)
+        told = " / ".join(f"{paper['dpm'] - paper['at-once']:+.1f}" for paper in PAPER_1[protocol].values())
+        rows.append({"corpus": "the paper, IEMOCAP (WA) / MELD (WF1)", "targets": targets, papers: told})
+    return _table(rows, {name: name for name in ("corpus", "targets", "runs")} | {t: f"{t}:+.1f" for t in SHARES})
+
+
+def _difference(record: Record, protocol: str, a: str, b: str) -> tuple[float, Sequence[float] | None] | None:
+    """WA of one method less another's, with the interval that a record has of it; None where one was not run."""
+    part = record["results"]["protocols"][protocol]
+    of = _by(part["methods"], "method")
+    if not {a, b} <= {*of}:
+        return None
+    gain = of[a].get("WA_gain_interval") if b == "window" else None
+    contrast = _by(part["contrasts"], "contrast").get(f"{a} - {b}", {})
+    return of[a]["WA"] - of[b]["WA"], contrast.get("WA_interval", gain)
+
+
 def losses(record: Record) -> pd.DataFrame:
     """Mean L_t of later sentences under their own, a swapped and no memory, nats per token."""
     rows = [{**row, "method": name, "mean_interval": row["interval"]}
@@ -163,7 +208,7 @@ def bench(results: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("")
 
 
-def verdict(record: Record) -> str:
+def verdict(record: Record) -> list[str]:
     """What a `methods` record's declared contrasts, on every utterance, and losses say, in sentences: `above` and
     `below` where the contrast's p, adjusted by Holm, is under 1 - confidence, else `no measurable difference`."""
     alpha, sentences = round(1 - record["settings"]["evaluation.confidence"], 9), []
@@ -182,7 +227,7 @@ def verdict(record: Record) -> str:
             f"By L_t of later sentences `{name}` stores {what}: "
             f"{none['mean']:+.4f} {_ends(none['interval'], '+.4f')} nats under its own memory against none, "
             f"{swapped['mean']:+.4f} {_ends(swapped['interval'], '+.4f')} against another's.")
-    return " ".join(sentences)
+    return sentences
 
 
 def beside(own: Record, reference: Sequence[Record]) -> str:

@@ -200,13 +200,13 @@ def installs(monkeypatch, content):
     """The only wheel that pip finds has this content, path -> bytes; the wheels that it is asked for."""
     asked = []
 
-    def install(name, folder):
+    def install(name, folder, setting):
         asked.append(name)
         for path, data in content.items():
             (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
             (Path(folder) / path).write_bytes(data)
 
-    monkeypatch.setattr(backbones, "_install", install)
+    monkeypatch.setattr(backbones, "install", install)
     return asked
 
 

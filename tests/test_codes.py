@@ -13,7 +13,7 @@ from dpmkit import audio, codes, runs, tokenizers
 from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance, files
 from dpmkit.settings import Settings, UserError
 from dpmkit.tokenizers import acoustics, neural
-from dpmkit.tokenizers.kmeans import KMeansTokenizer
+from dpmkit.tokenizers.kmeans import KMeansTokenizer, directions
 
 
 def kmeans(size=8, **overrides):
@@ -23,7 +23,7 @@ def kmeans(size=8, **overrides):
 def fitted(waveforms, *given, **overrides):
     """The tokenizer of these settings, fitted on these waveforms."""
     made = kmeans(*given, **overrides)
-    made.fit(map(made.frames, waveforms))
+    made.fit([made.frames(w) for w in waveforms], [None] * len(waveforms))
     return made
 
 
@@ -102,8 +102,9 @@ def test_same_fit_twice_and_from_disk(tokenizer, tmp_path):
 def test_prosody_weight_weighs(tokenizer):
     heavy, light = (fitted([voice(1, hertz) for hertz in (90, 200, 300)], 4, **{"codes.prosody_weight": w})
                     for w in (4.0, 1.0))
-    np.testing.assert_allclose(heavy.scale[acoustics.PROSODY], 4 * light.scale[acoustics.PROSODY], rtol=1e-6)
-    np.testing.assert_array_equal(heavy.scale[:acoustics.CEPSTRA], light.scale[:acoustics.CEPSTRA])
+    heavy, light = heavy.projection.diagonal(), light.projection.diagonal()
+    np.testing.assert_allclose(heavy[acoustics.PROSODY], 4 * light[acoustics.PROSODY], rtol=1e-6)
+    np.testing.assert_array_equal(heavy[:acoustics.CEPSTRA], light[:acoustics.CEPSTRA])
 
 
 def test_fit_of_silence_and_of_too_little():
@@ -255,14 +256,58 @@ def test_only_as_much_as_it_learns_from_is_heard_to_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(KMeansTokenizer, "learns", 2.5)  # seconds: three of the six clips of the training fold
     fitted, fit = [], KMeansTokenizer.fit
 
-    def counted(self, frames):
-        frames = list(frames)
+    def counted(self, frames, emotions):
         fitted.extend(frames)
-        fit(self, frames)
+        fit(self, frames, emotions)
 
     monkeypatch.setattr(KMeansTokenizer, "fit", counted)
     codes.make(settings_at(tmp_path), small_corpus(tmp_path))
     assert len(fitted) == 3
+
+
+def labelled(corpus, emotions):
+    """The corpus with these labels, one after the other, of its utterances in order."""
+    given = iter(emotions)
+    return replace(corpus, key=f"labelled-{''.join(map(str, emotions))}", conversations=tuple(
+        replace(c, utterances=tuple(replace(u, emotion=next(given)) for u in c.utterances))
+        for c in corpus.conversations))
+
+
+def test_supervised_codes_are_of_the_training_labels_alone(tmp_path):
+    """Other labels of validation and test change no code; other ones of training do."""
+    settings, corpus = settings_at(tmp_path, **{"codes.supervised": True}), small_corpus(tmp_path)
+    one, same, other = (codes.make(settings, labelled(corpus, labels)).codes for labels in (
+        ["a", "b", "a", None, "b", "a", "a", "b", "a", "b"], ["a", "b", "a", None, "b", "a", "b", "a", "c", None],
+        ["b", "b", "a", None, "a", "a", "a", "b", "a", "b"]))
+    for i in one:
+        np.testing.assert_array_equal(one[i], same[i])
+    assert any((one[i] != other[i]).any() for i in one)
+    with pytest.raises(UserError, match=r"codes\.supervised needs two emotions or more .*, not a: set it false"):
+        codes.make(settings, labelled(corpus, ["a", "a", "a", None, "a", "a", "b", "b", "b", "b"]))
+
+
+def test_directions_of_emotion_are_found_below_louder_ones():
+    """Three emotions a tenth apart in a feature of deviation 0.02, beside nineteen of deviation 5."""
+    rng = np.random.default_rng(0)
+    emotions = np.array([["a", "b", "c", None][i % 4] for i in range(8000)], object)
+    x = rng.normal(size=(8000, 20)) * 5
+    x[:, 7] = 0.02 * rng.normal(size=8000) + 0.1 * (np.arange(8000) % 4)
+    x[:, 3] = 0.0  # says nothing
+    found = x @ directions(x.astype(np.float32), emotions)
+    assert found.shape == (8000, 2 + 16)
+    along = [found[emotions == e, 0] for e in "abc"]
+    np.testing.assert_allclose(np.abs(np.diff([a.mean() for a in along])), 5, rtol=0.05)
+    np.testing.assert_allclose([a.std() for a in along], 1, rtol=0.05)
+    np.testing.assert_allclose(found[:, 2:].std(0), 0.5, rtol=0.01)
+
+
+def test_a_supervised_frame_goes_with_its_neighbours(tokenizer):
+    waveform = voice(0.4)  # ten frames
+    plain = tokenizer.frames(waveform)
+    joined = kmeans(**{"codes.supervised": True}).frames(waveform)
+    assert joined.shape == (10, 15 * 9)
+    np.testing.assert_array_equal(joined[5].reshape(15, 9), plain[1:10].T)
+    np.testing.assert_array_equal(joined[0].reshape(15, 9)[:, :5], plain[[0] * 5].T)
 
 
 def test_unknown_tokenizer_lists_the_known_ones(tmp_path):

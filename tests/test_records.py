@@ -143,6 +143,7 @@ def test_publish_makes_own_results_the_reference(root, tmp_path, monkeypatch):
     page = settings.results_path / settings.run_name / "03_dpm_inference.html"
     page.parent.mkdir()
     page.touch()
+    page.with_suffix(".ipynb").touch()
     assert main(["publish", "--home", str(own)]) == 0
     assert {r["seed"]: r["results"]["protocols"]["complete"]["methods"][0]["WA"]
             for r in records.load_all(root)} == {0: 71.0, 1: 62.0, 2: 64.0}
@@ -151,5 +152,6 @@ def test_publish_makes_own_results_the_reference(root, tmp_path, monkeypatch):
         "both-fold1-seed0.png": True, "new-fold1-seed0.png": True, "old-fold1-seed0.png": False}
     assert [p.name for p in (root / "bench").iterdir()] == ["context-demo.json"]
     assert not (root / "smoke-demo").exists()
-    assert "72.0 [71.0, 73.0]" in readme.read_text() and "context-demo.json" in (root / "README.md").read_text()
-    assert "(demo-demo/fold1-seed0/03_dpm_inference.html)" in (root / "README.md").read_text()
+    assert "+1.0 [+0.0, +2.0]" in readme.read_text() and "context-demo.json" in (root / "README.md").read_text()
+    assert "(demo-demo/fold1-seed0/03_dpm_inference.ipynb) ([html](" in (root / "README.md").read_text()
+    assert "72.0 [71.0, 73.0]" in (root / "demo-demo" / "fold1-seed0.md").read_text()

@@ -28,12 +28,14 @@ def test_the_reports_are_made_of_records_alone(tmp_path):
     saved(tmp_path, 62.0)
     root, readme = tmp_path / "results", tmp_path / "README.md"
     readme.write_text(MARKED)
+    page = root / "demo-demo" / "fold1-seed0.md"
     report.write(root)
-    assert "62.0 [61.0, 63.0]" in (root / "README.md").read_text() and readme.read_text() == MARKED
-    report.publish(root, readme)
+    assert "62.0 [61.0, 63.0]" in page.read_text() and readme.read_text() == MARKED
+    page.unlink()
+    assert report.publish(root, readme) == [root / "README.md", page, readme]
     first = (root / "README.md").read_text(), readme.read_text()
-    assert all("62.0 [61.0, 63.0]" in text for text in first)
-    assert "stale" not in first[1] and first[1].endswith("\nrest\n")
+    assert all("+2.0 [+1.0, +3.0]" in text for text in first) and "62.0 [61.0, 63.0]" in page.read_text()
+    assert "(demo-demo/fold1-seed0.md)" in first[0] and "stale" not in first[1] and first[1].endswith("\nrest\n")
     report.publish(root, readme)
     assert first == ((root / "README.md").read_text(), readme.read_text())
     readme.write_text("no markers")
@@ -45,18 +47,17 @@ def test_seeds_share_one_table_of_means(tmp_path):
     made = [saved(tmp_path, 62.0), saved(tmp_path, 64.0, seed=1)]
     table = tables.spread(made, "seeds").set_index("method")
     assert table.loc["dpm"].tolist() == ["63.0 [62.0, 64.0]", "+3.0 [+2.0, +4.0]"]
-    summary = report.summary(made[::-1])
-    assert summary.count("**`demo` profile") == 1 and "seed 0**" in summary
-    assert "Seeds 0, 1 of fold 1" in summary and "| dpm | 63.0 [62.0, 64.0] |" in report.page(made, tmp_path)
+    summary, page = report.summary(made[::-1]), report.page(made, tmp_path)
+    assert "| 2 runs |  | +3.0 [+2.0, +4.0] |" in summary and "methods-fold1-seed0.png" in summary
+    assert "Seeds 0, 1 of fold 1" in page and "| dpm | 63.0 [62.0, 64.0] |" in page
 
 
 def test_folds_share_one_table_of_means_and_only_the_first_has_its_own(tmp_path):
     made = [saved(tmp_path, wa, fold=fold) for wa, fold in ((62.0, 1), (64.0, 2), (66.0, 4))]
-    summary = report.summary(made[::-1])
-    assert summary.count("**`demo` profile") == 1 and "fold 1, seed 0**" in summary
-    assert "Folds 1, 2, 4 of seed 0" in summary and "Seeds" not in summary
-    assert "| dpm | 64.0 [62.0, 66.0] | +4.0 [+2.0, +6.0] |" in summary
-    assert report.page(made, tmp_path).count("## Over seeds and folds: `demo` profile on `demo`\n") == 1
+    page = report.page(made[::-1], tmp_path)
+    assert "Folds 1, 2, 4 of seed 0" in page and "Seeds" not in page and page.count(".md) |") == 3
+    assert "| dpm | 64.0 [62.0, 66.0] | +4.0 [+2.0, +6.0] |" in page
+    assert page.count("## Over seeds and folds: `demo` profile on `demo`\n") == 1
 
 
 def test_the_committed_pages_are_those_of_the_committed_records():
@@ -65,20 +66,30 @@ def test_the_committed_pages_are_those_of_the_committed_records():
     assert (root / "README.md").read_text(encoding="utf-8") == report.page(made, root)
     readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
     assert readme.partition(report.BEGIN)[2].partition(report.END)[0].strip() == report.summary(made)
+    assert len(readme.splitlines()) <= 130
+    for same in report._walk(made):
+        for kinds in same:
+            page = (root / report._place(kinds)).read_text(encoding="utf-8")
+            assert page == report.run_page(kinds, root) and len(page.splitlines()) <= 200
 
 
-def test_after_notebooks_01_and_02_the_summary_says_what_they_found(tmp_path):
+def run_page(root):
+    (kinds,), = report._walk(records.load_all(root))
+    return report.run_page(kinds, root)
+
+
+def test_after_notebooks_01_and_02_a_runs_page_says_what_they_found(tmp_path):
     settings = Settings.of("smoke", home=str(tmp_path))
     rows = [{"method": "single utterance", "WA": 0.681, "UA": 0.689}]
     records.save(settings, "data", {"conversations": 20, "utterances": 123, "hours": 0.5, "speakers": 4,
                                     "skipped_count": 0, "reference": {"validation": rows, "test": rows}}, {}, 1.0)
-    said = report.summary(records.load_all(tmp_path / "results"))
+    said = run_page(tmp_path / "results")
     assert "123 utterances" in said and "test fold, WA / UA in %: single utterance 68.1 / 68.9." in said
     records.save(settings, "backbone", {
         "parameters": 870784, "trained_parameters": 870784, "best_epoch": 2, "history": [
             {"epoch": e, "eval_l_a": 4.0 + e, "eval_l_e": 0.8, "eval_wa": 0.65 + e / 100, "eval_ua": 0.66}
             for e in (1, 2, 3)]}, {}, 1.0)
-    said = report.summary(records.load_all(tmp_path / "results"))
+    said = run_page(tmp_path / "results")
     assert "best epoch 2 of 3; validation there: L_a 6.000, L_e 0.800, WA 67.0, UA 66.0." in said
-    assert said.count("**`smoke` profile on `demo`, fold 1, seed 0**") == 1 and "No record yet" not in said
-    assert "No record yet" in report.summary([])
+    assert said.startswith("# `smoke` profile on `demo`, fold 1, seed 0\n")
+    assert "No record yet" in report.summary(records.load_all(tmp_path / "results"))

@@ -109,7 +109,7 @@ def test_pages_and_records_hold_no_path_of_this_machine(in_place_of_01, tmp_path
         assert not [w for w in ("Zoë", "Zo\\u00eb", "Zo\\xeb", "slash", "secret", tmp_path.name) if w in text], path
         assert "llama" in text and "recordings" in text
     hub = Settings.of("smoke", {"backbone.source": "org/name"}, home=str(home))
-    assert hub.shown("backbone.source", "org/name") == "org/name"
+    assert records.shown(hub, "backbone.source", "org/name") == "org/name"
 
 
 def test_figures_do_not_depend_on_a_users_matplotlibrc():

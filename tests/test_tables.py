@@ -41,13 +41,13 @@ def a_record(contrasts=(), losses=None, methods=(), corpus="demo", **settings):
     (1.2, 0.049, "`dpm` is above `window`"), (-1.2, 0.049, "`dpm` is below `window`"),
     (1.2, 0.05, "No measurable difference between `dpm` and `window`")])
 def test_the_verdict_follows_the_adjusted_p(gain, p_holm, words):
-    said = tables.verdict(a_record([contrast("dpm - window", gain, p_holm)]))
+    said, = tables.verdict(a_record([contrast("dpm - window", gain, p_holm)]))
     assert said == f"{words} ({gain:+.1f} [{gain - 1:+.1f}, {gain + 1:+.1f}] points WA, p {p_holm:.2g})."
 
 
 def test_every_declared_contrast_is_in_the_verdict_and_what_was_not_tested_is_not():
     made = [contrast(f"{a} - {b}", i + 0.1, 0.2) for i, (a, b) in enumerate(DECLARED)]
-    said = tables.verdict(a_record([*made, contrast("window - at-once", 99)]))
+    said = " ".join(tables.verdict(a_record([*made, contrast("window - at-once", 99)])))
     assert all(f"(+{i}.1 [" in said for i in range(len(DECLARED))) and said.count("No measurable") == len(DECLARED)
 
 
@@ -58,7 +58,7 @@ def test_every_declared_contrast_is_in_the_verdict_and_what_was_not_tested_is_no
     (-0.0005, -0.01, "nothing measurable"), (0.01, -0.01, "nothing measurable")])
 def test_what_the_memory_stores_is_what_the_losses_show(own_none, own_swapped, words):
     tested = [contrast("dpm - window", 0.0, 1.0)]
-    said = tables.verdict(a_record(tested, {"dpm": loss(own_none, own_swapped)}))
+    said = tables.verdict(a_record(tested, {"dpm": loss(own_none, own_swapped)}))[-1]
     assert f"`dpm` stores {words}: {own_none:+.4f} [" in said and f"{own_swapped:+.4f} [" in said
 
 
@@ -126,3 +126,26 @@ def test_without_a_reference_or_with_one_seed_it_says_so():
         assert tables.beside(own, SEEDS) == f"No reference for {name}: nothing to compare it with."
     alone = tables.beside(a_run(0, window=61), SEEDS[:1])
     assert "| window | WA | 60.0 | 61.0 | 1.0 | – | – |" in alone and alone.endswith("reproduced: 0 of 0 within")
+
+
+def run(fold=1, corpus="demo", profile="demo", changed=(), window=60.0, at_once=58.0, dpm=60.5):
+    """A `methods` record of these WA, whose contrast dpm - at-once has an interval."""
+    rows = [method("window", window, 0, 0, 0), method("at-once", at_once, at_once - window, -9, 9),
+            method("dpm", dpm, dpm - window, dpm - window - 0.5, dpm - window + 0.5)]
+    part = {"methods": rows, "contrasts": [contrast("dpm - at-once", dpm - at_once, 0.3)]}
+    return {"corpus": corpus, "profile": profile, "changed": dict(changed), "fold": fold, "seed": 0,
+            "results": {"protocols": {"all-lengths": part, "complete": part}}}
+
+
+def test_attribution_splits_the_papers_contrast_real_voices_first():
+    """One run has its intervals, several their mean and range."""
+    table = tables.attribution([run(), run(2, window=61.0, dpm=61.0), run(corpus="emodb"),
+                                run(changed={"memory.lr": 0.1})])
+    assert table["corpus"].tolist() == ["emodb, `demo`", "demo, `demo`", "demo, `demo`, memory.lr = 0.1",
+                                        "the paper, IEMOCAP (WA) / MELD (WF1)"] * 2
+    assert table["runs"].tolist()[:4] == ["fold 1, seed 0", "2 runs", "fold 1, seed 0", ""]
+    papers, short, memory = table.columns[3:]
+    assert table[papers].tolist()[1:4] == ["+2.8 [+2.5, +3.0]", "+2.5 [+1.5, +3.5]", "+2.2 / +0.3"]
+    assert table[papers].iloc[-1] == "+6.6 / +3.3" and table[short].tolist()[:2] == ["+2.0", "+2.5 [+2.0, +3.0]"]
+    assert table[memory].tolist()[:2] == ["+0.5 [+0.0, +1.0]", "+0.2 [+0.0, +0.5]"]
+    assert (short, memory) == ("= window - at-once, a short window", "+ dpm - window, the memory")

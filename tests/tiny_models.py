@@ -10,6 +10,8 @@ from transformers import (
     HubertModel,
     MimiConfig,
     MimiModel,
+    MoonshineConfig,
+    MoonshineModel,
     Wav2Vec2FeatureExtractor,
     WavLMConfig,
     WavLMModel,
@@ -39,6 +41,17 @@ def mimi(folder):
     for name, buffer in model.named_buffers():
         if name.endswith("embed_sum"):  # zeros in a fresh model
             buffer.normal_()
+    model.save_pretrained(folder)
+    return model
+
+
+def moonshine(folder):
+    """An encoder of two blocks, 32 wide."""
+    torch.manual_seed(0)
+    model = MoonshineModel(MoonshineConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, encoder_num_hidden_layers=2,
+        decoder_num_hidden_layers=1, encoder_num_attention_heads=2, decoder_num_attention_heads=2,
+        initializer_range=0.3)).eval()
     model.save_pretrained(folder)
     return model
 

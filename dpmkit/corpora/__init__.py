@@ -23,6 +23,9 @@ def load(settings: Settings) -> Corpus:
     """
     if settings.corpus not in READERS:
         raise UserError(f"corpus {settings.corpus!r} is not known; choose one of {', '.join(READERS)}")
+    if settings.conversation.sequences and READERS[settings.corpus] is not labelled:
+        raise UserError(f"setting conversation.sequences is for corpora that are composed of recordings, "
+                        f"not for {settings.corpus!r}: leave it empty")
     corpus = READERS[settings.corpus].load(settings)
     if not 1 <= settings.fold <= len(corpus.folds):
         raise UserError(f"fold {settings.fold} does not exist: corpus {corpus.name!r} has folds 1 to "

@@ -17,6 +17,7 @@ import numpy as np
 from ..settings import ConversationSettings
 from . import dynamics
 from .base import Conversation, Utterance
+from .sequences import Dialogue
 
 SESSIONS = 5  # where speakers are enough for it
 KEEP_TURN = 0.22  # chance that the speaker of the last turn speaks again: 2,009 of 8,951 in MELD's training
@@ -33,12 +34,13 @@ def sessions(speakers: Iterable[str], seed: int) -> dict[str, str]:
 
 
 def compose(utterances: Iterable[Utterance], session: Mapping[str, str], wanted: ConversationSettings,
-            emotions: Sequence[str], matrix: np.ndarray) -> list[Conversation]:
+            emotions: Sequence[str], matrix: np.ndarray, dialogues: Sequence[Dialogue] = ()) -> list[Conversation]:
     """`wanted.conversations` conversations of every session, from the utterances (id: the source's own) of its
     speakers, two or more.
 
     `session`: of every speaker. `matrix`: the chain that each speaker's emotions follow, rows from, columns to,
-    (emotions, emotions). Turns are uniform in [min_turns, max_turns], fewer where the recordings end (see above).
+    (emotions, emotions); of `dialogues`, if there are any, each conversation follows one, drawn at random. Turns
+    are uniform in [min_turns, max_turns], fewer where the recordings end (see above), or the dialogue.
     """
     by_session, conversations = defaultdict(list), []
     for utterance in sorted(utterances, key=lambda u: u.id):
@@ -50,7 +52,10 @@ def compose(utterances: Iterable[Utterance], session: Mapping[str, str], wanted:
             pair = tuple(speakers[i] for i in rng.choice(len(speakers), size=2, replace=False))
             name = f"{own_session}_{number:03d}"
             most = int(rng.integers(wanted.min_turns, wanted.max_turns + 1))
-            turns = _turns(rng, pair, own, most, emotions, matrix)
+            if dialogues:
+                turns = _following(rng, pair, own, dialogues[int(rng.integers(len(dialogues)))][:most])
+            else:
+                turns = _turns(rng, pair, own, most, emotions, matrix)
             conversations.append(Conversation(name, own_session, _timeline(rng, name, turns)))
     return conversations
 
@@ -87,6 +92,19 @@ def _turns(rng: np.random.Generator, pair: tuple[str, str], utterances: Sequence
             break
         last[now] = int(rng.choice(len(chances), p=chances / chances.sum()))
         recordings = left[now][last[now]]
+        turns.append(recordings.pop(int(rng.integers(len(recordings)))))
+    return turns
+
+
+def _following(rng: np.random.Generator, pair: tuple[str, str], utterances: Sequence[Utterance],
+               dialogue: Dialogue) -> list[Utterance]:
+    """Utterances of a pair of speakers, none twice, in the emotions of a dialogue, as far as there are such."""
+    left, turns = defaultdict(list), []
+    for utterance in utterances:
+        left[utterance.speaker, utterance.emotion].append(utterance)
+    for number, emotion in dialogue:
+        if not (recordings := left[pair[number], emotion]):
+            break
         turns.append(recordings.pop(int(rng.integers(len(recordings)))))
     return turns
 

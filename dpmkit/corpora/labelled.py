@@ -21,7 +21,7 @@ import numpy as np
 
 from .. import runs
 from ..settings import Settings, UserError
-from . import composed, dynamics, files
+from . import composed, dynamics, files, sequences
 from .base import Clip, Corpus, Count, Skipped, Utterance, checked, example, leave_one_out
 
 
@@ -107,13 +107,16 @@ def load(settings: Settings) -> Corpus:
                         "emotions are needed: add recordings, as <root>/<emotion>/<file>.wav (mp3, m4a, …) or with "
                         f"both in files' names and the setting source.pattern{example(skipped)}")
     chain = dynamics.chain(emotions)
-    if emotions != dynamics.EMOTIONS:
+    dialogues, followed = sequences.load(settings, {u.emotion for u in utterances})
+    notes += followed
+    if emotions != dynamics.EMOTIONS and not dialogues:
         notes += (f"Emotions follow a chain that nobody measured: a speaker keeps its emotion {chain[0, 0]:.0%} of "
                   "the time, as in IEMOCAP on average, and moves to each other one alike.",)
-    conversations = composed.compose(utterances, session, settings.conversation, emotions, chain)
+    conversations = composed.compose(utterances, session, settings.conversation, emotions, chain, dialogues)
     notes = (*composed.notes(conversations, len(utterances), session, seed), *notes)
     content = [[u.id, u.speaker, u.emotion, surveyed[u.audio.path].sha256] for u in utterances]
-    key = runs.key(settings.corpus, settings.conversation, runs.code_version(load), content, skipped)
+    wanted = settings.conversation.but(sequences="")  # what they say counts, not where they lie
+    key = runs.key(settings.corpus, wanted, dialogues, runs.code_version(load), content, skipped)
     folds = leave_one_out({c.id: c.session for c in conversations})
     return Corpus(settings.corpus, tuple(conversations), emotions, folds, tuple(skipped), key, notes, counts,
                   speaker_independent=known)

@@ -13,7 +13,7 @@ from ..settings import Settings, UserError
 # By the names of module and class: so codes are not made anew for a change of another tokenizer (see `runs`).
 TOKENIZERS = {"kmeans": "kmeans.KMeansTokenizer", "s3-v2-25hz": "neural.S3Tokenizer",
               "mimi": "neural.MimiTokenizer", "hubert-kmeans": "neural.HubertKMeans",
-              "wavlm-kmeans": "neural.WavLMKMeans"}
+              "wavlm-kmeans": "neural.WavLMKMeans", "moonshine-kmeans": "neural.MoonshineKMeans"}
 
 
 class Tokenizer(Protocol):

@@ -1,19 +1,23 @@
 """K-means over frames: HuBERT's way to discrete units (Hsu et al. 2021, arXiv 2106.07447).
 
 Frames are acoustic, as in HuBERT's first iteration, here with log energy and voiced log F0 beside the MFCCs, as
-emotion needs prosody; `neural` has hidden states instead.
+emotion needs prosody; `neural` has hidden states instead. What tells emotions apart is less than a step of such a
+quantiser; `codes.supervised` puts it first, by the labels of the training fold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.numpy import load_file, save_file
 from scipy.cluster.vq import vq
 from sklearn.cluster import MiniBatchKMeans
+from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from threadpoolctl import threadpool_limits
 
 from .. import runs
@@ -21,6 +25,8 @@ from ..settings import Settings, UserError
 from . import acoustics
 
 FITTED = "tokenizer.safetensors"
+CONTEXT = 4  # acoustic frames on either side that a supervised one goes with
+COMPONENTS, WEIGHT = 16, 0.5  # principal components beside the directions of emotion, and theirs in the distance
 
 
 # prosody_weight was chosen by what a logistic regression on an utterance's histogram of codes reaches on the demo
@@ -30,58 +36,84 @@ class KMeansTokenizer:
     weighted by `prosody_weight`."""
 
     name, learns = "kmeans", inf
-    mean = scale = centroids = None  # (features,), (features,), (codebook_size, features) once fitted
+    mean = projection = centroids = None  # (features,), (features, dims), (codebook_size, dims) once fitted
 
     def __init__(self, settings: Settings):
         codes = settings.codes
         self.codebook_size, self.frame_rate = codes.codebook_size or 256, codes.frame_rate or acoustics.RATE
         self.prosody_weight, self.files, self.facts = codes.prosody_weight, {}, {"source": "the training fold"}
+        self.supervised = codes.supervised
 
     def frames(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
-        """MFCC 1 to 12, log energy, log F0, voicing; float32, shape (frames, 15)."""
-        if acoustic is not None and self.frame_rate == acoustics.RATE:
+        """MFCC 1 to 12, log energy, log F0, voicing; float32, shape (frames, 15); if supervised, each with the
+        CONTEXT ones on either side, (frames, 15 * 9)."""
+        if acoustic is None or self.frame_rate != acoustics.RATE:
+            acoustic = acoustics.frames(waveform, self.frame_rate)
+        if not self.supervised:
             return acoustic
-        return acoustics.frames(waveform, self.frame_rate)
+        padded = np.pad(acoustic, ((CONTEXT, CONTEXT), (0, 0)), mode="edge")
+        return sliding_window_view(padded, 2 * CONTEXT + 1, axis=0).reshape(len(acoustic), -1)
 
     def standard(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and scale of frames, shape (frames, features), for unit deviation times the weight; (features,)."""
-        weights = np.ones(x.shape[1])
+        weights = np.ones(acoustics.PROSODY.stop)
         weights[acoustics.PROSODY] = self.prosody_weight
+        weights = weights.repeat(x.shape[1] // len(weights))  # of each feature all neighbours
         deviation = x.std(axis=0, dtype=np.float64)
         # A feature that never moves (all silent) says nothing: weight 0 rather than a division by nothing.
         scale = np.where(deviation > 1e-6, weights / np.maximum(deviation, 1e-6), 0)
         return x.mean(axis=0, dtype=np.float64).astype(np.float32), scale.astype(np.float32)
 
-    def fit(self, frames: Iterable[np.ndarray]) -> None:
-        """Mean, scale and centroids from the `frames` of utterances, which must be the training fold's alone;
-        UserError where they are too few."""
-        x = np.concatenate(list(frames))
+    def fit(self, frames: Sequence[np.ndarray], emotions: Sequence[str | None]) -> None:
+        """Mean, projection and centroids from the `frames` of utterances, which must be the training fold's alone,
+        and, if supervised, their `emotions`; UserError where they are too few."""
+        x = np.concatenate(frames)
         if len(x) < self.codebook_size:
             raise UserError(f"setting codes.codebook_size is {self.codebook_size}, but the training fold has "
                             f"only {len(x)} frames; lower it or give more audio")
-        self.mean, self.scale = self.standard(x)
+        self.mean, scale = self.standard(x)
+        x, self.projection = (x - self.mean) * scale, np.diag(scale)
         kmeans = MiniBatchKMeans(self.codebook_size, batch_size=4096, n_init=3, max_no_improvement=20,
                                  random_state=0)
         with threadpool_limits(1):  # sums in one order, whatever the machine has
-            kmeans.fit((x - self.mean) * self.scale)
+            if self.supervised:
+                found = directions(x, np.repeat(np.array(emotions, object), [*map(len, frames)]))
+                x, self.projection = x @ found, scale[:, None] * found
+            kmeans.fit(x)
         self.centroids = kmeans.cluster_centers_.astype(np.float32)
 
     def encode(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
         """The nearest centroid of every frame, (frames,)."""
-        x = (self.frames(waveform, acoustic) - self.mean) * self.scale
+        x = (self.frames(waveform, acoustic) - self.mean) @ self.projection
         codes, _ = vq(x.astype(float), self.centroids.astype(float))  # in float32 its distances have 5 digits
         return codes.astype(np.int64)
 
     def save(self, folder: Path) -> None:
         """`tokenizer.safetensors`, atomically."""
         with runs.atomic(folder / FITTED) as temporary:
-            save_file({"mean": self.mean, "scale": self.scale, "centroids": self.centroids}, temporary)
+            save_file({"mean": self.mean, "projection": self.projection, "centroids": self.centroids}, temporary)
 
     def load(self, folder: Path) -> None:
         """What `save` wrote; UserError for a file that is missing, damaged, or of another size."""
         path = folder / FITTED
         with runs.refused(f"{path} is not the tokenizer of these settings: delete its folder and run again"):
             kept = load_file(path)
-            self.mean, self.scale, self.centroids = kept["mean"], kept["scale"], kept["centroids"]
+            self.mean, self.projection, self.centroids = kept["mean"], kept["projection"], kept["centroids"]
             if len(self.centroids) != self.codebook_size:
                 raise ValueError(f"it has {len(self.centroids)} centroids")
+
+
+def directions(x: np.ndarray, emotions: np.ndarray) -> np.ndarray:
+    """Where to look for emotion in frames, (frames, features), by that of their utterances (None: no label): along
+    linear discriminant analysis, one direction less than emotions, of unit deviation within them, and beside them
+    at WEIGHT along the first principal components, whitened; (features, dims). UserError for one emotion."""
+    known = np.array([emotion is not None for emotion in emotions])
+    classes = sorted(set(emotions[known]))
+    if len(classes) < 2:
+        raise UserError(f"setting codes.supervised needs two emotions or more in the training fold, not "
+                        f"{', '.join(classes) or 'none'}: set it false")
+    lda = LinearDiscriminantAnalysis().fit(x[known].astype(float), emotions[known].astype(str))
+    pca = PCA(min(COMPONENTS, x.shape[1]), svd_solver="covariance_eigh").fit(x.astype(float))
+    moving = pca.explained_variance_ > 1e-9 * pca.explained_variance_[0]
+    components = pca.components_[moving].T / np.sqrt(pca.explained_variance_[moving])
+    return np.hstack([lda.scalings_[:, :len(classes) - 1], WEIGHT * components]).astype(np.float32)

