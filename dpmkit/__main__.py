@@ -60,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     segment = command(_segment, values)
     segment.add_argument("recordings", nargs="+", metavar="RECORDING", help="an audio or video file")
     segment.add_argument("--out", required=True, metavar="FOLDER", help="where manifest.csv is written")
+    listen = command(_listen, values)
+    listen.add_argument("recording", help="an audio or video file")
+    listen.add_argument("--sllm", required=True, metavar="FOLDER", help="a trained SLLM, as `train` prints it")
+    listen.add_argument("--out", default=".", metavar="FOLDER", help="of table, labels and page (default: here)")
+    listen.add_argument("--turns", default="", metavar="CSV", help="start, end, speaker of each turn, in seconds "
+                        "(default: turns are found by voice activity)")
     plan = command(_plan, values, corpus)
     plan.add_argument("--folds", type=numbers, default=[], help="e.g. 1, or 1,3, or all (default)")
     plan.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
@@ -186,6 +192,18 @@ def _segment(options: argparse.Namespace) -> int:
           f"{minutes:.1f} minutes of speech; fill in emotion and speaker, then use it as --corpus manifest --root "
           f"{options.out}", file=sys.stderr)
     return 1 if skipped else 0
+
+
+def _listen(options: argparse.Namespace) -> None:
+    """hear a recording through a trained SLLM: a table, labels and a page that plays it"""
+    from pathlib import Path
+
+    from . import listen
+
+    places = (Path(place) for place in (options.recording, options.sllm, options.out))
+    said, written = listen.listen(_asked(options)[0], *places, Path(options.turns) if options.turns else None)
+    print(said.groupby("emotion").size().rename("turns").to_string())
+    print("wrote", *written, file=sys.stderr)
 
 
 def _plan(options: argparse.Namespace) -> None:

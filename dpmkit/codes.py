@@ -64,8 +64,9 @@ def make(settings: Settings, corpus: Corpus) -> CorpusCodes:
     codes = {u.id: rows["codes"][clips[u.audio].id].astype(np.int64) for u in utterances}
     features = {u.id: rows["features"][clips[u.audio].id] for u in utterances}
     facts = {"tokenizer": tokenizer.name, "codebook_size": tokenizer.codebook_size,
-             "frame_rate": tokenizer.frame_rate, **tokenizer.facts, "utterances": len(utterances),
-             "clips": len(rows), "hours": rows["seconds"].sum() / 3600, "codes": sum(map(len, codes.values()))}
+             "frame_rate": tokenizer.frame_rate, "settings": dict(asked), **tokenizer.facts,
+             "utterances": len(utterances), "clips": len(rows), "hours": rows["seconds"].sum() / 3600,
+             "codes": sum(map(len, codes.values()))}
     if tokenizer.learns:
         facts["codebook_sha256" if tokenizer.files else "weights_sha256"] = runs.sha256(fitted)
     return CorpusCodes(made.key, codes, features, facts)

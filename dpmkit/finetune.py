@@ -33,6 +33,7 @@ from .corpora import Corpus
 from .machine import device
 from .settings import FinetuneSettings, Settings, UserError
 from .sllm import CARD, EmotionSLLM, even
+from .tokenizers.kmeans import FITTED
 
 UNLABELLED = -100  # in place of a label
 PADDING = {"input_ids": 0, "code_weight": 0.0, "emotion": UNLABELLED}
@@ -98,7 +99,8 @@ def _trained(settings: Settings, corpus: Corpus, codes: CorpusCodes, done: Path,
     if PartialState().is_main_process:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         runs.write_json(log, {"history": history, "trained_parameters": trained})
-        model.save(done, codes.facts)
+        codebook = runs.folder(settings, "codes", codes.key) / FITTED
+        model.save(done, codes.facts, codebook if codebook.is_file() else None)
         shutil.rmtree(done.parent / "checkpoints", ignore_errors=True)
     PartialState().wait_for_everyone()
 

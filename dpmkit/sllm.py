@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -256,10 +257,10 @@ class EmotionSLLM(nn.Module):
 
     # -- on disk -------------------------------------------------------------------------------------------
 
-    def save(self, folder: Path, codes: dict) -> None:
+    def save(self, folder: Path, codes: dict, codebook: Path | None = None) -> None:
         """A transformers folder (`AutoModelForCausalLM.from_pretrained(folder)`), or the adapter alone, plus
-        `dpmkit.json`: `codes`, the facts of the speech tokenizer, and which backbone an adapter is of. `folder` is
-        whole or absent: UserError where the disk is full."""
+        `dpmkit.json`: `codes`, the facts of the speech tokenizer, and which backbone an adapter is of; and that
+        tokenizer's `codebook`, if it learned one. `folder` is whole or absent: UserError where the disk is full."""
         card = {"vocabulary": asdict(self.vocabulary), "window": self.window, "codes": codes}
         with runs.atomic(Path(folder)) as temporary:
             temporary.mkdir()
@@ -270,6 +271,8 @@ class EmotionSLLM(nn.Module):
                                     "dtype": str(self.causal_lm.dtype).removeprefix("torch.")}
             else:
                 self.model.save_pretrained(temporary)
+            if codebook:
+                shutil.copy(codebook, temporary)
             (temporary / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
     @classmethod

@@ -59,7 +59,7 @@ def test_own_results_lie_beside_the_reference_where_git_does_not_look(tmp_path):
     records.save_bench(settings, "context", {"rows": [], "x": 1}, 1.0)
     (tmp_path / "results" / "own" / "bench" / "context-demo.json").unlink()
     assert main(["report", "--home", str(tmp_path)]) == 0
-    assert "## `demo` profile on `demo`" in (tmp_path / "results" / "own" / "README.md").read_text()
+    assert "[`demo` profile on `demo`, fold 1" in (tmp_path / "results" / "own" / "README.md").read_text()
     assert tracked == {p: p.read_bytes() for p in tracked}
     assert len(records.load_all(tmp_path / "results")) == 1, "own results are no part of the reference"
 
@@ -73,9 +73,9 @@ def test_runs_are_named_by_what_was_changed_and_keep_a_record_each(tmp_path):
     assert records.load(swept[0], "methods")["changed"] == {"memory.lr": 1e-3}
     page = report.page(made, tmp_path / "results")
     for lr in ("0.001", "0.01"):
-        assert f"## `demo` profile on `demo`, fold 1, seed 0, `memory.lr` = {lr}\n" in page
-        assert f"**`demo` profile on `demo`, fold 1, seed 0, `memory.lr` = {lr}**" in report.summary(made)
-    assert "Seeds" not in report.summary(made) and swept[0].run_name in page
+        assert f"[`demo` profile on `demo`, fold 1, seed 0, `memory.lr` = {lr}](demo-demo/fold1-seed0-" in page
+        assert f"| demo, `demo`, memory.lr = {lr} |" in report.summary(made)
+    assert "Seeds" not in page and swept[0].run_name in page
 
 
 def test_a_copy_and_a_file_that_is_no_record_are_refused_by_name(root):

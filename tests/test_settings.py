@@ -17,7 +17,7 @@ def test_every_profile_builds(profile):
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(UserError, match=r"'laptop' is not known.*smoke, demo, quick, full, smollm2, paper"):
+    with pytest.raises(UserError, match=r"'laptop' is not known.*smoke, demo, quick, full, voices, smollm2, paper"):
         Settings.of("laptop")
     for name in ("memory.learning_rate", "lr", "memory.lr.x", "memory", "", "checked", "home_path"):
         with pytest.raises(UserError, match=f"'{name}'.*memory\\.lr") as error:

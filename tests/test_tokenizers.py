@@ -245,8 +245,9 @@ def lacking(path):
 
 BROKEN = r"damaged or no (mimi|hubert-kmeans|wavlm-kmeans|moonshine-kmeans): .*name another as codes\.source \("
 WRONG = {  # what is done to the folder, and what the error says of it
-    "no config": (lambda f: (f / "config.json").unlink(), r"has no config\.json; put config\.json.*codes\.source"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"no model\.safetensors or pytorch_model\.bin"),
+    "no config": (lambda f: (f / "config.json").unlink(),
+                  r"has no .*config\.json; put (config\.json|encoder_model\.ort).*codes\.source"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"no .*model\.safetensors or pytorch_model\.bin"),
     "config of another": (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "model_type is bert"),
     "config cut": (lambda f: cut(f / "config.json"), BROKEN),
     "weights cut": (lambda f: cut(f / "model.safetensors"), BROKEN),

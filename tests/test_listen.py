@@ -1,0 +1,129 @@
+"""A recording through a trained SLLM: the memory's own answers, in files that say where they belong."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import import_silero
+from test_codes import small_corpus, voice
+from test_recording import say, silence
+
+from dpmkit import audio, cheaper, codes, finetune, listen, tokenizers
+from dpmkit.__main__ import main
+from dpmkit.corpora.dynamics import EMOTIONS
+from dpmkit.settings import Settings, UserError
+from dpmkit.sllm import EmotionSLLM
+from dpmkit.tokenizers.kmeans import FITTED
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:silero_vad", "ignore:.*torch.jit")
+import_silero()
+TURNS = "end,start,speaker\n0.9,0,Ann\n1.5,0.9,<Bob>\n5,1.6,Ann\n"
+
+
+def asked(home, **overrides):
+    return Settings.of("smoke", {"device": "cpu", **overrides}, home=str(home))
+
+
+@pytest.fixture(scope="module")
+def sllm(tmp_path_factory):
+    """The folder of an SLLM, not trained, with the codebook that it reads."""
+    home = tmp_path_factory.mktemp("sllm")
+    settings = asked(home)
+    tokenizer = tokenizers.create(settings)
+    tokenizer.fit([tokenizer.frames(voice(2, hertz)) for hertz in (90, 150, 220)], [None] * 3)
+    tokenizer.save(home)
+    model = EmotionSLLM.create(settings.backbone, settings.finetune, tokenizer.codebook_size, EMOTIONS)
+    of = settings.codes.but(frame_rate=25.0)
+    model.save(home / "sllm", {"settings": dict(of)}, home / FITTED)
+    return home / "sllm"
+
+
+@pytest.fixture
+def talk(tmp_path):
+    (tmp_path / "audio").mkdir()
+    audio.write(tmp_path / "audio" / "a talk.wav", np.concatenate([voice(1, 100), voice(1, 200)]))
+    (tmp_path / "turns.csv").write_text(TURNS)
+    return tmp_path / "audio" / "a talk.wav"
+
+
+def test_turns_of_a_table_are_heard_as_the_memory_hears_them(sllm, talk, tmp_path):
+    settings, out = asked(tmp_path), tmp_path / "out"
+    said, written = listen.listen(settings, talk, sllm, out, tmp_path / "turns.csv")
+    model, tokenizer = listen.opened(settings, sllm)
+    whole = audio.read(talk)
+    pieces = [tokenizer.encode(whole[round(a * audio.RATE):round(b * audio.RATE)])
+              for a, b in ((0, 0.9), (0.9, 1.5), (1.6, 2.0))]  # the last one's end lies beyond the recording's
+    alone = list(cheaper.memory(model, settings.memory).listen(pieces))
+    np.testing.assert_allclose(said[[f"p_{e}" for e in EMOTIONS]], [t.probabilities for t in alone], atol=5.1e-5)
+    assert said["emotion"].tolist() == [EMOTIONS[t.probabilities.argmax()] for t in alone]
+    assert said["speaker"].tolist() == ["Ann", "<Bob>", "Ann"] and said["loss"].iloc[1] == alone[1].loss
+    assert [p.name for p in written] == [f"a talk{suffix}" for suffix in (".csv", ".vtt", ".txt", ".html")]
+    cues, labels, page = (p.read_text(encoding="utf-8") for p in written[1:])
+    pd.testing.assert_frame_equal(pd.read_csv(written[0]), said, check_dtype=False)
+    first, second = said["emotion"][:2]
+    assert cues.startswith(f"WEBVTT\n\n00:00:00.000 --> 00:00:00.900\nAnn: {first}\n\n00:00:00.900 --> 00:00:01.5")
+    assert labels.splitlines()[1] == f"0.900\t1.500\t<Bob>: {second}"
+    assert 'src="../audio/a%20talk.wav"' in page and "&lt;Bob&gt;" in page and "<Bob>" not in page
+    assert page.count("<rect") == 3 * 4 and "decide nothing about people" in page and "http" not in page
+
+
+def test_a_recording_without_a_table_is_cut_by_voice_activity(sllm, tmp_path, capsys):
+    path = say(tmp_path / "talk.wav")
+    assert main(["listen", str(path), "--sllm", str(sllm), "--out", str(tmp_path), "--home", str(tmp_path),
+                 "--set", "memory.prefix=16", "--set", "memory.lr=1e-3"]) == 0
+    said, found = pd.read_csv(tmp_path / "talk.csv"), audio.find_speech(path, asked(tmp_path).segments)
+    pd.testing.assert_frame_equal(said[["start", "end"]], found)
+    assert said["speaker"].isna().all() and (said["loss"].iloc[1:] > 0).all()
+    assert f"{len(found)}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("start,end\n1,0.5\n", r"turns\.csv has 1 fault.*\n  row 2, its end, 0\.5, is not after its start, 1"),
+    ("start,end\n3,4\n", r"turns\.csv has a turn at 3 s, but .*talk\.wav ends after 2\.0 s"),
+    ("start,stop\n1,2\n", r"turns\.csv has no column end"), ("start,end\n", "no row below its header"),
+    ("start,end\n-1,2\n", "row 2, start: '-1'")])
+def test_a_table_of_turns_that_is_off_is_named(sllm, talk, tmp_path, text, words):
+    (tmp_path / "turns.csv").write_text(text)
+    with pytest.raises(UserError, match=words):
+        listen.listen(asked(tmp_path), talk, sllm, tmp_path / "out", tmp_path / "turns.csv")
+    assert not (tmp_path / "out").exists()
+
+
+def test_overlaps_are_heard_and_said(sllm, talk, tmp_path, capsys):
+    (tmp_path / "turns.csv").write_text("start,end\n0,1.5\n1,1.8\n1.6,2\n")
+    said, _ = listen.listen(asked(tmp_path), talk, sllm, tmp_path, tmp_path / "turns.csv")
+    assert len(said) == 3 and "2 turn(s)" in capsys.readouterr().out
+
+
+def test_bad_recordings_and_folders_are_one_clear_line(sllm, talk, tmp_path):
+    settings = asked(tmp_path)
+    (tmp_path / "broken.mp4").write_bytes(b"no sound")
+    foreign, old, bare = (shutil.copytree(sllm, tmp_path / name) for name in ("foreign", "old", "bare"))
+    (foreign / "dpmkit.json").unlink()
+    card = json.loads((old / "dpmkit.json").read_text())
+    (old / "dpmkit.json").write_text(json.dumps(card | {"codes": {}}))
+    (bare / FITTED).unlink()
+    for recording, folder, words in (
+            (silence(tmp_path / "quiet.wav"), sllm, r"no speech was found in .*quiet\.wav"),
+            (tmp_path / "nowhere.wav", sllm, r"cannot read .*nowhere\.wav"),
+            (tmp_path / "broken.mp4", sllm, r"cannot read .*broken\.mp4"),
+            (talk, tmp_path / "nowhere", "nowhere holds no trained SLLM"), (talk, foreign, "holds no trained SLLM"),
+            (talk, old, r"old does not say which codes its SLLM reads"), (talk, bare, rf"bare/{FITTED} is not")):
+        with pytest.raises(UserError, match=words) as error:
+            listen.listen(settings, recording, folder, tmp_path / "out")
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_leaves_a_folder_that_can_listen(talk, tmp_path):
+    settings = asked(tmp_path, **{"codes.codebook_size": 8, "finetune.epochs": 1})
+    corpus = small_corpus(tmp_path)
+    spoken = codes.make(settings, corpus)
+    tuned = finetune.train(settings, corpus, spoken)
+    model, tokenizer = listen.opened(asked(tmp_path), tuned.folder)
+    assert model.fingerprint() == tuned.sllm.fingerprint()
+    u = corpus.conversations[0].utterances[1]
+    np.testing.assert_array_equal(tokenizer.encode(audio.read(u.audio.path, u.audio.start, u.audio.end)),
+                                  spoken.codes[u.id])
