@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,18 @@ def save(settings: Settings, kind: str, results: dict[str, Any], inputs: dict[st
                for name, key in inputs.items()}
     runs.write_json(path(settings, kind), record | {"inputs": inputs, "origins": origins})
     return path(settings, kind)
+
+
+def save_answers(settings: Settings, answers: Mapping[str, pd.DataFrame]) -> Path:
+    """Write every method's predictions beside the `methods` record, answers-<run name>.parquet; its path. A row
+    for each method and utterance: method, conversation, utterance, speaker, turn, emotion (the true one), and
+    p_<emotion> of each emotion, float32."""
+    target, table = path(settings, "answers").with_suffix(".parquet"), pd.concat(answers, names=["method"])
+    p = table.filter(like="p_").astype("float32")
+    table = table[["conversation", "utterance", "speaker", "turn", "emotion"]].join(p).reset_index("method")
+    with runs.atomic(target) as temporary:
+        table.to_parquet(temporary, index=False, compression="zstd")
+    return target
 
 
 def save_bench(settings: Settings, name: str, results: dict[str, Any], seconds: float) -> Path:

@@ -209,9 +209,12 @@ def _indexed(kinds: Kinds, root: Path) -> dict[str, str]:
     """A run's row in the index: its page, rendered notebooks, records, minutes, and where it ran."""
     record, place = next(iter(kinds.values())), Path(_place(kinds))
     rendered = sorted(f.stem for f in (root / place.with_suffix("")).glob("*.ipynb"))
+    answers = place.parent / "records" / f"answers-{record['run']}.parquet"
+    told = f" [predictions]({answers})" if (root / answers).is_file() else ""
     return {"run": f"[{_title(kinds)}]({place})",
             "notebooks": ", ".join(f"[{name[:2]}]({place.with_suffix('')}/{name}.ipynb) "
                                    f"([html]({place.with_suffix('')}/{name}.html))" for name in rendered),
-            "records": " ".join(f"[{kind}]({place.parent}/records/{kind}-{record['run']}.json)" for kind in kinds),
+            "records": " ".join(f"[{kind}]({place.parent}/records/{kind}-{record['run']}.json)"
+                                for kind in kinds) + told,
             "minutes": f"{sum(r['seconds'] for r in kinds.values()) / 60:.0f}",
             "made": f"{record['made'][:10]}. {_ran_on(kinds)}"}

@@ -1,9 +1,12 @@
 """Pages and tables say what their records say."""
 
+import tomllib
+
+import pandas as pd
 import pytest
 from test_records import CHECKOUT, save
 
-from dpmkit import records, report, tables
+from dpmkit import metrics, records, report, tables
 from dpmkit.settings import Settings, UserError
 
 MARKED = f"# x\n\n{report.BEGIN}\nstale\n{report.END}\nrest\n"
@@ -73,6 +76,21 @@ def test_the_committed_pages_are_those_of_the_committed_records():
             assert page == report.run_page(kinds, root) and len(page.splitlines()) <= 200
 
 
+def test_every_wa_of_every_table_comes_out_of_the_published_predictions():
+    """Of every committed run that has its predictions beside it, both protocols."""
+    for record in (r for r in records.load_all(records.REFERENCE) if r["kind"] == "methods"):
+        file = records.REFERENCE / f"{record['profile']}-{record['corpus']}/records/answers-{record['run']}.parquet"
+        answers = pd.read_parquet(file).groupby("method") if file.is_file() else ()
+        for protocol, part in record["results"]["protocols"].items():
+            found = {}
+            for method, table in answers:
+                rows = metrics.targets(table, protocol)
+                p = rows.filter(like="p_")
+                said = p.columns.str.removeprefix("p_")[p.to_numpy().argmax(1)]
+                found[method] = 100 * (said == rows["emotion"]).mean()
+            assert not found or found == pytest.approx({r["method"]: r["WA"] for r in part["methods"]}, abs=1e-9)
+
+
 def run_page(root):
     (kinds,), = report._walk(records.load_all(root))
     return report.run_page(kinds, root)
@@ -93,3 +111,11 @@ def test_after_notebooks_01_and_02_a_runs_page_says_what_they_found(tmp_path):
     assert "best epoch 2 of 3; validation there: L_a 6.000, L_e 0.800, WA 67.0, UA 66.0." in said
     assert said.startswith("# `smoke` profile on `demo`, fold 1, seed 0\n")
     assert "No record yet" in report.summary(records.load_all(tmp_path / "results"))
+
+
+def test_one_version_stands_everywhere():
+    version = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (CHECKOUT / "CITATION.cff").read_text()
+    newest = (CHECKOUT / "CHANGELOG.md").read_text().partition("\n## ")[2]
+    assert newest.startswith(f"{version} (20")
+    assert f"date-released: {newest[len(version) + 2:][:10]}\n" in (CHECKOUT / "CITATION.cff").read_text()
