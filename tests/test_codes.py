@@ -287,27 +287,29 @@ def test_supervised_codes_are_of_the_training_labels_alone(tmp_path):
 
 
 def test_directions_of_emotion_are_found_below_louder_ones():
-    """Three emotions a tenth apart in a feature of deviation 0.02, beside nineteen of deviation 5."""
+    """Three emotions a tenth apart in a feature of deviation 0.02, beside others of deviation 5."""
     rng = np.random.default_rng(0)
     emotions = np.array([["a", "b", "c", None][i % 4] for i in range(8000)], object)
-    x = rng.normal(size=(8000, 20)) * 5
-    x[:, 7] = 0.02 * rng.normal(size=8000) + 0.1 * (np.arange(8000) % 4)
-    x[:, 3] = 0.0  # says nothing
+    x = rng.normal(size=(8000, 40)) * 5
+    x[:, 27] = 0.02 * rng.normal(size=8000) + 0.1 * (np.arange(8000) % 4)
+    x[:, 3] = x[:, 23] = 0.0  # says nothing
     found = x @ directions(x.astype(np.float32), emotions)
     assert found.shape == (8000, 2 + 16)
     along = [found[emotions == e, 0] for e in "abc"]
     np.testing.assert_allclose(np.abs(np.diff([a.mean() for a in along])), 5, rtol=0.05)
     np.testing.assert_allclose([a.std() for a in along], 1, rtol=0.05)
     np.testing.assert_allclose(found[:, 2:].std(0), 0.5, rtol=0.01)
+    other = np.where(np.arange(40) < 20, x, 0)  # the components are of the frames, not of their means
+    np.testing.assert_allclose((other @ directions(x.astype(np.float32), emotions))[:, 2:], found[:, 2:], atol=1e-5)
 
 
-def test_a_supervised_frame_goes_with_its_neighbours(tokenizer):
-    waveform = voice(0.4)  # ten frames
-    plain = tokenizer.frames(waveform)
-    joined = kmeans(**{"codes.supervised": True}).frames(waveform)
-    assert joined.shape == (10, 15 * 9)
-    np.testing.assert_array_equal(joined[5].reshape(15, 9), plain[1:10].T)
-    np.testing.assert_array_equal(joined[0].reshape(15, 9)[:, :5], plain[[0] * 5].T)
+def test_a_supervised_frame_goes_with_the_mean_around_it(tokenizer):
+    plain, supervised = tokenizer.frames(voice(3)), kmeans(**{"codes.supervised": True})
+    features = supervised.features(plain)
+    assert features.shape == (75, 30) and tokenizer.features(plain) is plain
+    np.testing.assert_array_equal(features[:, :15], plain)
+    np.testing.assert_allclose(features[40, 15:], plain[21:60].mean(0), rtol=1e-4)  # 0.75 s are 19 frames
+    np.testing.assert_allclose(features[0, 15:], np.vstack([plain[[0] * 19], plain[:20]]).mean(0), rtol=1e-4)
 
 
 def test_unknown_tokenizer_lists_the_known_ones(tmp_path):
