@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from test_composed import WANTED, recordings
+from test_labelled import PARTIAL, emodb, load
 
 from dpmkit import corpora
 from dpmkit.corpora import composed, dynamics, sequences
@@ -90,3 +91,24 @@ def test_iemocaps_labels_are_followed(tmp_path):
             own = [emotion for speaker, emotion in dialogue if speaker == who]
             same.update(a == b for a, b in pairwise(own))
     assert 100 < len(dialogues) <= 151 and same[True] / same.total() == pytest.approx(0.85, abs=0.02)
+
+
+def test_a_corpus_of_recordings_follows_it_and_its_key_is_what_it_says(tmp_path):
+    """Turns are cut at max_turns; another table is another corpus, the same one elsewhere is the same."""
+    root = emodb(tmp_path / "root", texts=("a01", "a02", "b01", "b02"))
+    same, other, elsewhere = (tmp_path / name for name in ("same", "other", "elsewhere"))
+    for folder in (same, other, elsewhere):
+        folder.mkdir()
+    sad = ["one,Ann,neu", "one,Bob,sad"] * 3
+    plain = load(root, "emodb", **PARTIAL)
+    one, two, three = (load(root, "emodb", **PARTIAL, **{"conversation.sequences": str(written(folder, *rows))})
+                       for folder, rows in ((same, sad), (other, [*sad[:-1], "one,Bob,ang"]), (elsewhere, sad)))
+    assert one.key == three.key and len({plain.key, one.key, two.key}) == 3
+    for conversation in one.conversations:
+        emotions = [u.emotion for u in conversation.utterances]
+        assert 4 <= len(emotions) <= 6 and emotions == (["neu", "sad"] * 3)[:len(emotions)]
+    assert "Emotions follow the 1 conversations of labels.csv, 6 turns; left out: nothing." in one.notes
+    assert not any("Emotions follow" in note for note in plain.notes)
+    cut = load(root, "emodb", **PARTIAL, **{"conversation.sequences": str(same / "labels.csv"),
+                                            "conversation.max_turns": 4})
+    assert {len(c.utterances) for c in cut.conversations} == {4}
