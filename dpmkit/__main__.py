@@ -128,7 +128,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     ran = [r for r in records.load_all(settings.own_path) if r["run"] in names
            and (r["profile"], r["corpus"]) == (settings.profile, settings.corpus)]
     reference = records.load_all(records.REFERENCE)
-    print(report.summary(ran), *(tables.beside(r, reference) for r in ran if r["kind"] == "methods"), sep="\n\n")
+    print(report.findings(ran), *(tables.beside(r, reference) for r in ran if r["kind"] == "methods"), sep="\n\n")
     _report(options)
     for name, reason in failed.items():
         print(f"dpmkit: {name} failed: {reason}", file=sys.stderr)

@@ -90,6 +90,12 @@ def summary(made: Sequence[Record], folder: str = "results/") -> str:
         "\n".join(f"- {sentence}" for sentence in tables.verdict(first) if "`dpm-tuned" not in sentence)])
 
 
+def findings(made: Sequence[Record]) -> str:
+    """What each run found, for a terminal."""
+    return "\n\n".join(block for same in _walk(made) for kinds in same
+                       for block in (f"**{_title(kinds)}**", *_found(kinds)))
+
+
 def page(made: Sequence[Record], root: Path) -> str:
     """README.md of a folder of results: what the paper's contrast is made of, an index of the runs, means over
     seeds and folds, and the benches."""

@@ -170,6 +170,13 @@ def _rows(record: Record) -> pd.DataFrame:
     return pd.DataFrame(record["results"]["protocols"]["all-lengths"]["methods"]).set_index("method")
 
 
+def gains(rows: Sequence[Row]) -> pd.DataFrame:
+    """Rows of an `ablations` record, its grid or the `final` ones: WA, and the gain over no memory, in points."""
+    return _table([{key: of for key, of in row.items() if of is not None} for row in rows], {
+        "setting": "setting", "value": "value", "method": "method", "WA without a memory": "WA_frozen:.1f",
+        "WA": "WA:.1f", "gain, points": "WA_gain:+.2f", "L_t, nats": "L_t:.4f", "norm of the change": "norm:.3g"})
+
+
 def stepping(record: Record) -> pd.DataFrame:
     """Table 3 of the paper from an `ablations` record: WF1 and speed of each stepping, beside its own."""
     made, rows = _by([r for r in record["results"]["rows"] if r["setting"] == "stepping"], "value"), []

@@ -149,3 +149,12 @@ def test_attribution_splits_the_papers_contrast_real_voices_first():
     assert table[papers].iloc[-1] == "+6.6 / +3.3" and table[short].tolist()[:2] == ["+2.0", "+2.5 [+2.0, +3.0]"]
     assert table[memory].tolist()[:2] == ["+0.5 [+0.0, +1.0]", "+0.2 [+0.0, +0.5]"]
     assert (short, memory) == ("= window - at-once, a short window", "+ dpm - window, the memory")
+
+
+def test_gains_have_their_intervals_and_leave_out_what_was_not_measured():
+    same = {"WA_frozen": 60.0, "WA": 60.0, "WA_interval": [58.0, 62.0], "norm": 0.25}
+    rows = [{"setting": "lr", "value": 0.001, "WA_gain": 1.0, "WA_gain_interval": [0.5, 1.5], "L_t": 3.0},
+            {"setting": "prefix", "value": 0, "WA_gain": 0.0, "WA_gain_interval": [0.0, 0.0], "L_t": None}]
+    assert tables.gains([same | row for row in rows]).to_numpy().tolist() == [
+        ["lr", "0.001", "60.0", "60.0 [58.0, 62.0]", "+1.00 [+0.50, +1.50]", "3.0000", "0.25"],
+        ["prefix", "0", "60.0", "60.0 [58.0, 62.0]", "+0.00 [+0.00, +0.00]", "", "0.25"]]
