@@ -21,6 +21,11 @@ from .settings import Settings
 
 COLOURS = ("#1b4f72", "#c0562f", "#3f8f5f", "#8e5ea2", "#6b6b6b", "#b8860b", "#2a9d9d", "#b03060")
 Rows = Sequence[dict[str, Any]]  # of a record
+HEADLINE = ("at-once", "window", "dpm", "dpm-swapped", "window + filter", "speaker-head + filter", "speaker-memory",
+            "dpm-told")
+GROUPS = {"method": {"color": COLOURS[0], "marker": "o"}, "control": {"color": COLOURS[4], "marker": "s"},
+          "filter": {"color": COLOURS[1], "marker": "D"}, "extension": {"color": COLOURS[2], "marker": "^"},
+          "bound": {"color": COLOURS[3], "marker": "o", "mfc": "white"}}
 
 matplotlib.rcdefaults()  # a user's own matplotlibrc (usetex, dark colours) is for other figures
 plt.rcParams.update({
@@ -147,6 +152,28 @@ def trace(table: pd.DataFrame, emotions: Sequence[str]) -> Figure:
     right.plot(turns, table["loss"], ":s", color=COLOURS[1])
     right.set_ylabel("L_t, nats per token (dotted)", color=COLOURS[1])
     right.spines["right"].set_visible(True)
+    return figure
+
+
+def headline(record: Mapping[str, Any]) -> Figure:
+    """Of a `methods` record, WA with its interval of the few methods that answer the paper's question, a look for
+    each group, and which run it is."""
+    made = pd.DataFrame(record["results"]["protocols"]["all-lengths"]["methods"]).set_index("method")
+    group = {row["method"]: row["group"] for row in record["results"]["listed"]}
+    shown = [name for name in HEADLINE if name in made.index]
+    figure, axes = plt.subplots(figsize=(7.5, 0.6 + 0.32 * len(shown)))
+    for name, look in GROUPS.items():
+        at = [i for i, method in enumerate(shown) if group[method] == name]
+        if at:
+            rows = made.loc[[shown[i] for i in at]]
+            axes.errorbar(rows["WA"], at, xerr=np.abs(_ends(rows, "WA") - rows["WA"].to_numpy()), ls="", ms=6,
+                          label=name, **look)
+    axes.axvline(made.loc["window", "WA"], color="#999999", lw=0.8, zorder=0, marker="", ls="-")
+    axes.set(yticks=range(len(shown)), yticklabels=shown, ylim=(len(shown) - 0.5, -0.5),
+             xlabel="WA of every utterance, %",
+             title=f"{record['profile']} on {record['corpus']}, fold {record['fold']}, seed {record['seed']}, "
+                   f"commit {record['commit'][:12]}")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

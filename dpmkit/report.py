@@ -76,14 +76,14 @@ def _written(path: Path, text: str) -> Path:
 
 
 def summary(made: Sequence[Record], folder: str = "results/") -> str:
-    """What came out, for a screen: `tables.attribution`; of its first corpus the first run's methods, drawn, and
+    """What came out, for a screen: `tables.attribution`; of its first corpus the first run's headline, drawn, and
     what its declared contrasts say of the memory at the paper's rate, a line each. `folder`: of the figure."""
     runs = [r for r in made if r["kind"] == "methods"]
     if not runs:
         return "No record yet: `make reproduce` writes them."
     first = min(runs, key=lambda r: (r["corpus"] == "demo", bool(r["changed"]), r["fold"], r["seed"]))
-    title = f"WA of every method, {_title({'methods': first})}"
-    figure = f"{folder}{first['profile']}-{first['corpus']}/figures/methods-{first['run']}.png"
+    title = f"WA of the window, DPM, its control, filters, memories and a bound, {_title({'methods': first})}"
+    figure = f"{folder}{first['profile']}-{first['corpus']}/figures/headline-{first['run']}.png"
     return "\n\n".join([
         markdown(tables.attribution(runs)),
         f"![{title}]({figure})\n{title}; commit {first['commit']}, {first['made'][:10]}. What was tested there:",

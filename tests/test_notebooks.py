@@ -86,8 +86,8 @@ def test_a_run_from_elsewhere_leaves_records_figures_and_pages(smoke):
     settings = Settings.of("smoke", home=str(home))
     for kind in records.KINDS:
         assert str(home) not in json.dumps(records.load(settings, kind))
-    for figure in ("durations", "transitions", "codes", "losses", "confusion", "trace", "methods", "recalls",
-                   "confusions", "reliability", "lengths", "ablations", "engine", "rules", "robustness",
+    for figure in ("durations", "transitions", "codes", "losses", "confusion", "trace", "headline", "methods",
+                   "recalls", "confusions", "reliability", "lengths", "ablations", "engine", "rules", "robustness",
                    "positions", "pareto", "cost"):
         path = folder / "figures" / f"{figure}-fold1-seed0.png"
         assert 2_000 < path.stat().st_size < 300_000, figure

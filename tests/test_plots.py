@@ -61,3 +61,19 @@ def test_reliability_and_lengths_draw_a_line_a_method(tables, tmp_path):
     assert [y for line in figure.axes[0].lines for y in line.get_ydata()] == [r["WA"] for r in by_length]
     figure.savefig(tmp_path / "lengths.png")
     assert (tmp_path / "lengths.png").stat().st_size < 300_000
+
+
+def test_the_headline_has_few_methods_by_group_and_names_its_run():
+    made = {"window": 60.0, "dpm": 61.0, "dpm-swapped": 59.0, "lstm": 70.0, "dpm-told": 65.0}
+    groups = dict(zip(made, ("method", "method", "control", "method", "bound"), strict=True))
+    part = {"methods": [{"method": m, "WA": wa, "WA_interval": [wa - 2, wa + 3]} for m, wa in made.items()]}
+    axes, = plots.headline({
+        "profile": "demo", "corpus": "emodb", "fold": 2, "seed": 7, "commit": "0123456789abcdef",
+        "results": {"protocols": {"all-lengths": part},
+                    "listed": [{"method": m, "group": g} for m, g in groups.items()]}}).axes
+    assert axes.get_title() == "demo on emodb, fold 2, seed 7, commit 0123456789ab"
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["window", "dpm", "dpm-swapped", "dpm-told"]
+    drawn = {bar.get_label(): (bar[0].get_xdata().tolist(), list(bar[0].get_ydata())) for bar in axes.containers}
+    assert drawn == {"method": ([60, 61], [0, 1]), "control": ([59], [2]), "bound": ([65], [3])}
+    (low, high), = (segment[:, 0] for segment in axes.containers[1][2][0].get_segments())
+    assert (low, high) == (57, 62)

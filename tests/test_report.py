@@ -51,7 +51,7 @@ def test_seeds_share_one_table_of_means(tmp_path):
     table = tables.spread(made, "seeds").set_index("method")
     assert table.loc["dpm"].tolist() == ["63.0 [62.0, 64.0]", "+3.0 [+2.0, +4.0]"]
     summary, page = report.summary(made[::-1]), report.page(made, tmp_path)
-    assert "| 2 runs |  | +3.0 [+2.0, +4.0] |" in summary and "methods-fold1-seed0.png" in summary
+    assert "| 2 runs |  | +3.0 [+2.0, +4.0] |" in summary and "headline-fold1-seed0.png" in summary
     assert "Seeds 0, 1 of fold 1" in page and "| dpm | 63.0 [62.0, 64.0] |" in page
 
 
