@@ -104,6 +104,8 @@ def page(made: Sequence[Record], root: Path) -> str:
               "Intervals are 95 % paired-bootstrap intervals over conversations, or speakers where it says so; "
               "gains are points against `window`, the same frozen SLLM with the same n_r tokens and no memory."]
     blocks.append(summary(made, ""))
+    blocks += [f"**{_title(kinds)}**\n\n{claims}" for same in _walk(made) for kinds in same[:1]
+               if (claims := _claims(kinds))]
     blocks.append(markdown(pd.DataFrame([_indexed(kinds, root) for same in _walk(made) for kinds in same])))
     for same in _walk(made):
         if over := _spreads(same):
@@ -123,7 +125,7 @@ def run_page(kinds: Kinds, root: Path) -> str:
     """The page of one run: its findings, figures and details."""
     record = next(iter(kinds.values()))
     figures = sorted((root / _place(kinds)).parent.glob(f"figures/*-{record['run']}.png"))
-    blocks = [f"# {_title(kinds)}", *_found(kinds), _ran_on(kinds),
+    blocks = [f"# {_title(kinds)}", _claims(kinds), *_found(kinds), _ran_on(kinds),
               "\n".join(f"![{f.stem}, {_title(kinds)}](figures/{f.name})" for f in figures)]
     for title, (kind, of) in DETAILS.items():
         if kind in kinds:
@@ -169,6 +171,11 @@ def _found(kinds: Kinds) -> list[str]:
             f"the best of {tuned['tried']} on {tuned['conversations']} validation conversations. "
             + " ".join(record["results"]["notes"]),
             _short(record, tables.methods(record, "all-lengths").drop(columns="hears")), *_prepared(kinds)]
+
+
+def _claims(kinds: Kinds) -> str:
+    claims = tables.claims(kinds)
+    return "" if claims.empty else markdown(claims)
 
 
 def _prepared(kinds: Kinds) -> list[str]:

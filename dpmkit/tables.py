@@ -148,6 +148,37 @@ def _difference(record: Record, protocol: str, a: str, b: str) -> tuple[float, S
     return of[a]["WA"] - of[b]["WA"], contrast.get("WA_interval", gain)
 
 
+def claims(kinds: Mapping[str, Record]) -> pd.DataFrame:
+    """What the paper claims, and what a run's records, by kind, show of it: verdict and evidence."""
+    rows = []
+    if "methods" in kinds:
+        part = kinds["methods"]["results"]["protocols"]["all-lengths"]
+        for row in (r for r in part["contrasts"] if r["contrast"] == "dpm - at-once"):
+            rows.append(("DPM beats the SLLM that is given all at once (Table 1)", _sign(row["WA_interval"]),
+                         f"dpm - at-once {value(row, 'WA', '+.1f')} points of WA, {part['targets']} utterances"))
+    if "ablations" in kinds:
+        steps = {r["value"]: r["WA"] for r in kinds["ablations"]["results"]["rows"] if r["setting"] == "stepping"}
+        if (own := steps.pop("sentence", None)) is not None and steps:
+            best = max(steps, key=steps.get)
+            rows.append(("A step per sentence beats longer steps (Table 3)", "yes" if own > steps[best] else "no",
+                         f"WA {own:.1f}; {steps[best]:.1f} at {best}, the best of {len(steps)}; validation"))
+    if "context" in kinds:
+        of = kinds["context"]["results"]
+        last, first = of["windows"][-1], of["windows"][0]
+        rows.append(("A longer window helps the SLLM at once (Table 4)", _sign(last["WA_gain_interval"]),
+                     f"{last['tokens']} tokens - {first['tokens']} {value(last, 'WA_gain', '+.1f')} points of WA"))
+        cost = sorted((r for r in of["cost"] if r["path"] == "dpm"), key=lambda r: r["codes"])
+        short, long = cost[0], cost[-1]
+        flat = long["peak_bytes"] < 2 * short["peak_bytes"]
+        rows.append(("Audio of any length fits: memory does not grow", "yes" if flat else "no", " and ".join(
+            f"{r['peak_bytes'] / 1e6:.0f} MB after {r['codes']:,} codes" for r in (short, long))))
+    return pd.DataFrame(rows, columns=["the paper's claim", "here", "evidence"])
+
+
+def _sign(interval: Sequence[float]) -> str:
+    return "yes" if interval[0] > 0 else "no, below" if interval[1] < 0 else "no measurable difference"
+
+
 def losses(record: Record) -> pd.DataFrame:
     """Mean L_t of later sentences under their own, a swapped and no memory, nats per token."""
     rows = [{**row, "method": name, "mean_interval": row["interval"]}

@@ -158,3 +158,28 @@ def test_gains_have_their_intervals_and_leave_out_what_was_not_measured():
     assert tables.gains([same | row for row in rows]).to_numpy().tolist() == [
         ["lr", "0.001", "60.0", "60.0 [58.0, 62.0]", "+1.00 [+0.50, +1.50]", "3.0000", "0.25"],
         ["prefix", "0", "60.0", "60.0 [58.0, 62.0]", "+0.00 [+0.00, +0.00]", "", "0.25"]]
+
+
+def test_claims_are_judged_by_their_intervals():
+    def cost(codes, peak, path="dpm"):
+        return {"path": path, "codes": codes, "peak_bytes": peak}
+
+    def judged(contrast_low, stride, window_high, peak):
+        method = {"targets": 9, "contrasts": [
+            contrast("window - at-once", 9), contrast("dpm - at-once", 1, WA_interval=[contrast_low, 3])]}
+        long = {"tokens": 512, "WA_gain": -1.0, "WA_gain_interval": [-3, window_high]}
+        rows = [{"setting": "stepping", "value": v, "WA": wa} for v, wa in
+                (("sentence", 60.0), ("stride-64", stride), ("every-2", 50.0))]
+        kinds = {"methods": {"protocols": {"all-lengths": method}}, "ablations": {"rows": rows},
+                 "context": {"windows": [{"tokens": 64}, long],
+                             "cost": [cost(900, peak), cost(100, 5e6), cost(999, 9e9, "window")]}}
+        return tables.claims({kind: {"results": of} for kind, of in kinds.items()})
+
+    table = judged(0.5, 59.0, 0.1, 6e6)
+    assert table["here"].tolist() == ["yes", "yes", "no measurable difference", "yes"]
+    assert table["evidence"].tolist() == [
+        "dpm - at-once +1.0 [+0.5, +3.0] points of WA, 9 utterances",
+        "WA 60.0; 59.0 at stride-64, the best of 2; validation", "512 tokens - 64 -1.0 [-3.0, +0.1] points of WA",
+        "5 MB after 100 codes and 6 MB after 900 codes"]
+    assert judged(-0.5, 60.0, -0.1, 11e6)["here"].tolist() == ["no measurable difference", "no", "no, below", "no"]
+    assert tables.claims({}).empty

@@ -436,10 +436,13 @@ def test_what_a_tokenizer_cannot_do(models, name, setting, value, words):
         tokenizers.create(asked(models[0], name, **{f"codes.{setting}": value}))
 
 
-@pytest.mark.parametrize("name", ["mimi", "s3-v2-25hz"])
-def test_a_published_codebook_is_not_supervised(models, name):
-    with pytest.raises(UserError, match=rf"codes\.supervised is true, .* codebook of {name} is published: set"):
-        tokenizers.create(asked(models[0], name, **{"codes.supervised": True}))
+@pytest.mark.parametrize(("name", "setting", "value"), [
+    ("mimi", "supervised", True), ("s3-v2-25hz", "supervised", True), ("moonshine-kmeans", "layer", 3),
+    ("kmeans", "layer", 3), ("hubert-kmeans", "prosody_weight", 1.0), ("kmeans", "source", "hubert")])
+def test_what_a_tokenizer_does_not_know_is_refused_by_name(models, name, setting, value):
+    own = {"codes.tokenizer": name, "codes.source": FOLDERS.get(name, ""), f"codes.{setting}": value}
+    with pytest.raises(UserError, match=rf"codes\.{setting} is {value!r}, but tokenizer {name} knows no such"):
+        tokenizers.create(Settings.of("demo", own, home=str(models[0])))
 
 
 def test_their_own_values_may_be_given(models):

@@ -8,12 +8,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..settings import Settings, UserError
+from ..settings import CodesSettings, Settings, UserError
 
 # By the names of module and class: so codes are not made anew for a change of another tokenizer (see `runs`).
 TOKENIZERS = {"kmeans": "kmeans.KMeansTokenizer", "s3-v2-25hz": "neural.S3Tokenizer",
               "mimi": "neural.MimiTokenizer", "hubert-kmeans": "neural.HubertKMeans",
               "wavlm-kmeans": "neural.WavLMKMeans", "moonshine-kmeans": "neural.MoonshineKMeans"}
+LEARNED = tuple(name for name in TOKENIZERS if name.endswith("kmeans"))
+HONOURED = {"layer": ("hubert-kmeans", "wavlm-kmeans"), "prosody_weight": ("kmeans",), "supervised": LEARNED,
+            "source": tuple(name for name in TOKENIZERS if name != "kmeans")}  # setting -> who knows it
 
 
 class Tokenizer(Protocol):
@@ -40,5 +43,10 @@ def create(settings: Settings) -> Tokenizer:
     if settings.codes.tokenizer not in TOKENIZERS:
         raise UserError(f"setting codes.tokenizer is {settings.codes.tokenizer!r}; known tokenizers: "
                         f"{', '.join(TOKENIZERS)}")
+    for name, by in HONOURED.items():
+        value, default = getattr(settings.codes, name), CodesSettings.model_fields[name].default
+        if value != default and settings.codes.tokenizer not in by:
+            raise UserError(f"setting codes.{name} is {value!r}, but tokenizer {settings.codes.tokenizer} knows no "
+                            f"such thing: leave it at {default!r}, or choose one of {', '.join(by)}")
     module, _, name = TOKENIZERS[settings.codes.tokenizer].partition(".")
     return getattr(import_module(f".{module}", __name__), name)(settings)

@@ -45,9 +45,6 @@ class Neural:
 
     def __init__(self, settings: Settings):
         self.supervised = settings.codes.supervised
-        if self.supervised and not isinstance(self, KMeansTokenizer):
-            raise UserError(f"setting codes.supervised is true, but the codebook of {self.name} is published: "
-                            "set it false, or choose a k-means tokenizer")
         self.codebook_size = self.own("codebook_size", settings.codes.codebook_size, self.size)
         self.frame_rate = self.own("frame_rate", settings.codes.frame_rate, *self.rates)
         self.device = machine.device(settings)
