@@ -126,7 +126,7 @@ def run_page(kinds: Kinds, root: Path) -> str:
     record = next(iter(kinds.values()))
     figures = sorted((root / _place(kinds)).parent.glob(f"figures/*-{record['run']}.png"))
     blocks = [f"# {_title(kinds)}", _claims(kinds), *_found(kinds), _ran_on(kinds),
-              "\n".join(f"![{f.stem}, {_title(kinds)}](figures/{f.name})" for f in figures)]
+              " ".join(f"![{f.stem}, {_title(kinds)}](figures/{f.name})" for f in figures)]
     for title, (kind, of) in DETAILS.items():
         if kind in kinds:
             blocks += [f"## {title}", markdown(of(kinds[kind]))]
