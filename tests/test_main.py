@@ -74,7 +74,7 @@ def test_values_on_the_command_line_and_sources_of_the_working_directory(tmp_pat
 
 def test_a_terminal_that_lacks_a_letter_ends_no_run(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "run", lambda *_: None)
-    monkeypatch.setattr(report, "summary", lambda *_: "5 × ü")
+    monkeypatch.setattr(report, "findings", lambda *_: "5 × ü")
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
     assert main(["reproduce", "--profile", "smoke", "--home", str(tmp_path)]) == 0

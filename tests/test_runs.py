@@ -28,7 +28,8 @@ SLLM = f"{CODES} backbones finetune sllm"
 ANSWERS = f"{SLLM} cheaper corpora.dynamics lora memory metrics protocols"
 STAGES = {
     "demo": ((demo.load,), "audio corpora.base corpora.demo corpora.dynamics corpora.espeak"),
-    "labelled": ((labelled.load,), f"{FILES} corpora.labelled corpora.composed corpora.dynamics"),
+    "labelled": ((labelled.load,), f"{FILES} corpora.labelled corpora.composed corpora.dynamics corpora.sequences "
+                                  "corpora.table"),
     "iemocap": ((iemocap.load,), f"{FILES} corpora.iemocap corpora.dynamics"),
     "meld": ((meld.load,), f"{FILES} corpora.meld corpora.table"),
     "manifest": ((manifest.load,), f"{FILES} corpora.manifest corpora.dynamics corpora.table"),
