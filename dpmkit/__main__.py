@@ -86,8 +86,9 @@ def _asked(options: argparse.Namespace) -> tuple[Settings, dict[str, Any]]:
             overrides[name] = ast.literal_eval(value.title() if value in ("true", "false") else value)
         except (ValueError, SyntaxError):
             overrides[name] = value
-        if name.endswith(".source") and os.path.exists(os.path.expanduser(value)):  # of the working directory
-            overrides[name] = os.path.abspath(os.path.expanduser(value))
+        path = os.path.abspath(os.path.expanduser(value))  # of the working directory
+        if name.endswith((".source", ".sequences")) and os.path.exists(path):
+            overrides[name] = path
     settings = Settings.of(options.profile, overrides, home=options.home)
     # Relative to the project folder, so that no record holds a path of this machine.
     root = os.path.relpath(options.root, settings.home_path) if options.root else settings.root

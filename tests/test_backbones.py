@@ -14,7 +14,7 @@ from conftest import make_toy, next_code_loss
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from dpmkit import backbones, cheaper, finetune
+from dpmkit import backbones, cheaper, finetune, runs
 from dpmkit.algorithm1 import algorithm1
 from dpmkit.memory import DynamicParameterMemory
 from dpmkit.settings import BackboneSettings, FinetuneSettings, MemorySettings, Settings, UserError
@@ -206,7 +206,7 @@ def installs(monkeypatch, content):
             (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
             (Path(folder) / path).write_bytes(data)
 
-    monkeypatch.setattr(backbones, "install", install)
+    monkeypatch.setattr(runs, "install", install)
     return asked
 
 

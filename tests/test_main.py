@@ -61,14 +61,16 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path, capsys):
 def test_values_on_the_command_line_and_sources_of_the_working_directory(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "llama").mkdir()
+    (tmp_path / "labels.csv").touch()
     values = ["memory.lr=.5", "memory.weight_decay=1e-2", "ablation.rank=[2, 3]", "evaluation.own_answers=false",
-              "source.allow_partial=True", "memory.layers=top-2"]
+              "source.allow_partial=True", "memory.layers=top-2", "conversation.sequences=labels.csv"]
     assert main(["settings", "--set", "backbone.source=llama", "--set", "codes.source=kyutai/mimi",
                  *(word for value in values for word in ("--set", value))]) == 0
     shown = json.loads(capsys.readouterr().out)
     expected = {"memory.lr": 0.5, "memory.weight_decay": 0.01, "ablation.rank": [2, 3],
                 "evaluation.own_answers": False, "source.allow_partial": True, "memory.layers": "top-2"}
     assert {name: shown[name] for name in expected} == expected
+    assert shown["conversation.sequences"] == str(tmp_path / "labels.csv")
     assert shown["backbone.source"] == str(tmp_path / "llama") and shown["codes.source"] == "kyutai/mimi"
 
 

