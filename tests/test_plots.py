@@ -75,5 +75,6 @@ def test_the_headline_has_few_methods_by_group_and_names_its_run():
     assert [t.get_text() for t in axes.get_yticklabels()] == ["window", "dpm", "dpm-swapped", "dpm-told"]
     drawn = {bar.get_label(): (bar[0].get_xdata().tolist(), list(bar[0].get_ydata())) for bar in axes.containers}
     assert drawn == {"method": ([60, 61], [0, 1]), "control": ([59], [2]), "bound": ([65], [3])}
+    assert [60.0, 60.0] in [list(line.get_xdata()) for line in axes.lines], "where the window stands"
     (low, high), = (segment[:, 0] for segment in axes.containers[1][2][0].get_segments())
     assert (low, high) == (57, 62)

@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from conftest import make_toy
 
@@ -155,3 +157,20 @@ def test_publish_makes_own_results_the_reference(root, tmp_path, monkeypatch):
     assert "+1.0 [+0.0, +2.0]" in readme.read_text() and "context-demo.json" in (root / "README.md").read_text()
     assert "(demo-demo/fold1-seed0/03_dpm_inference.ipynb) ([html](" in (root / "README.md").read_text()
     assert "72.0 [71.0, 73.0]" in (root / "demo-demo" / "fold1-seed0.md").read_text()
+
+
+def test_every_prediction_is_kept_beside_its_record(tmp_path):
+    settings = Settings.of("demo", home=str(tmp_path))
+    rows = pd.DataFrame({"conversation": ["c", "c"], "session": "s", "utterance": ["u", "v"], "speaker": "p",
+                         "turn": [0, 1], "start": 0.0, "end": 1.0, "emotion": ["neu", None]})
+    answers = {name: rows.assign(p_neu=[0.123456, p], p_sad=[0.876544, 1 - p], loss=[np.nan, 3.0])
+               for name, p in (("window", 0.25), ("dpm", 0.75))}
+    path = records.save_answers(settings, answers)
+    assert path == records.path(settings, "methods").parent / "answers-fold1-seed0.parquet"
+    kept = pd.read_parquet(path)
+    assert list(kept) == ["method", "conversation", "utterance", "speaker", "turn", "emotion", "p_neu", "p_sad"]
+    assert kept["method"].tolist() == ["window"] * 2 + ["dpm"] * 2 and kept["turn"].tolist() == [0, 1] * 2
+    assert kept["emotion"].fillna("none").tolist() == ["neu", "none"] * 2
+    for name, table in answers.items():
+        own = kept[kept["method"] == name][["p_neu", "p_sad"]]
+        np.testing.assert_array_equal(own, table[["p_neu", "p_sad"]].astype("float32"))

@@ -32,11 +32,12 @@ DIALOGUE = ("one,Ann,NEU", "one,Bob,hap", "one,Ann,neu", "one,Cy,sad", "one,Bob,
 
 
 def test_turns_stay_in_order_and_what_is_left_out_is_counted(tmp_path):
-    path = written(tmp_path, *DIALOGUE, *("two,Ann,neu",) * 5, *("three,Ann,neu", "three,Bob,hap"))
+    path = written(tmp_path, *DIALOGUE, *("two,Ann,neu",) * 5, *("three,Ann,neu", "three,Bob,hap"),
+                   "four,Ann,neu", "four,Bob,exc", "four,Ann,neu", "four,Bob,hap")
     dialogues, note = sequences.load(asked(path), EMOTIONS)
     assert dialogues == [[(1, "neu"), (0, "hap"), (1, "neu"), (0, "ang")]]
-    assert note == ("Emotions follow the 1 conversations of labels.csv, 4 turns; left out: 1 turns in other "
-                    "emotions, 1 turns of further speakers, 2 conversations of one speaker or fewer than 4 turns.",)
+    assert note == ("Emotions follow the 1 conversations of labels.csv, 4 turns; left out: 2 turns in other "
+                    "emotions, 1 turns of further speakers, 3 conversations of one speaker or fewer than 4 turns.",)
     assert sequences.load(asked("", home=str(tmp_path)), EMOTIONS) == ([], ())
 
 
