@@ -93,7 +93,7 @@ def _fit(tokenizer: Tokenizer, utterances: Iterable[Utterance], acoustic: dict[C
         waveform = _waveform(u.audio)
         acoustic[u.audio] = acoustics.frames(waveform)
         frames.append(tokenizer.frames(waveform, acoustic[u.audio]))
-    tokenizer.fit(frames, [u.emotion for u in chosen])
+    tokenizer.fit(frames, [u.emotion for u in chosen], [u.speaker for u in chosen])
 
 
 def _encoded(tokenizer: Tokenizer, parts: Mapping[Path, Sequence[Utterance]],
@@ -109,7 +109,7 @@ def _encoded(tokenizer: Tokenizer, parts: Mapping[Path, Sequence[Utterance]],
         for u in parts[path]:
             waveform, frames = _waveform(u.audio), acoustic.pop(u.audio, None)
             frames = acoustics.frames(waveform) if frames is None else frames
-            codes = tokenizer.encode(waveform, frames).astype(np.int32)
+            codes = tokenizer.encode(waveform, frames, u.speaker).astype(np.int32)
             rows.append((u.id, codes, acoustics.pooled(frames), len(waveform) / audio.RATE))
         kept[path] = pd.DataFrame(rows, columns=COLUMNS)
         with runs.atomic(path) as temporary:

@@ -13,7 +13,7 @@ from dpmkit import audio, codes, runs, tokenizers
 from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance, files
 from dpmkit.settings import Settings, UserError
 from dpmkit.tokenizers import acoustics, neural
-from dpmkit.tokenizers.kmeans import KMeansTokenizer, directions
+from dpmkit.tokenizers.kmeans import KMeansTokenizer, directions, held_out
 
 
 def kmeans(size=8, **overrides):
@@ -23,7 +23,7 @@ def kmeans(size=8, **overrides):
 def fitted(waveforms, *given, **overrides):
     """The tokenizer of these settings, fitted on these waveforms."""
     made = kmeans(*given, **overrides)
-    made.fit([made.frames(w) for w in waveforms], [None] * len(waveforms))
+    made.fit([made.frames(w) for w in waveforms], [None] * len(waveforms), [""] * len(waveforms))
     return made
 
 
@@ -102,7 +102,7 @@ def test_same_fit_twice_and_from_disk(tokenizer, tmp_path):
 def test_prosody_weight_weighs(tokenizer):
     heavy, light = (fitted([voice(1, hertz) for hertz in (90, 200, 300)], 4, **{"codes.prosody_weight": w})
                     for w in (4.0, 1.0))
-    heavy, light = heavy.projection.diagonal(), light.projection.diagonal()
+    heavy, light = heavy.projections[0].diagonal(), light.projections[0].diagonal()
     np.testing.assert_allclose(heavy[acoustics.PROSODY], 4 * light[acoustics.PROSODY], rtol=1e-6)
     np.testing.assert_array_equal(heavy[:acoustics.CEPSTRA], light[:acoustics.CEPSTRA])
 
@@ -256,9 +256,9 @@ def test_only_as_much_as_it_learns_from_is_heard_to_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(KMeansTokenizer, "learns", 2.5)  # seconds: three of the six clips of the training fold
     fitted, fit = [], KMeansTokenizer.fit
 
-    def counted(self, frames, emotions):
+    def counted(self, frames, emotions, speakers):
         fitted.extend(frames)
-        fit(self, frames, emotions)
+        fit(self, frames, emotions, speakers)
 
     monkeypatch.setattr(KMeansTokenizer, "fit", counted)
     codes.make(settings_at(tmp_path), small_corpus(tmp_path))
@@ -293,14 +293,57 @@ def test_directions_of_emotion_are_found_below_louder_ones():
     x = rng.normal(size=(8000, 40)) * 5
     x[:, 27] = 0.02 * rng.normal(size=8000) + 0.1 * (np.arange(8000) % 4)
     x[:, 3] = x[:, 23] = 0.0  # says nothing
-    found = x @ directions(x.astype(np.float32), emotions)
+    all_one = np.zeros(8000, int)
+    found = x @ directions(x.astype(np.float32), emotions, all_one)[0]
     assert found.shape == (8000, 2 + 16)
     along = [found[emotions == e, 0] for e in "abc"]
     np.testing.assert_allclose(np.abs(np.diff([a.mean() for a in along])), 5, rtol=0.05)
     np.testing.assert_allclose([a.std() for a in along], 1, rtol=0.05)
     np.testing.assert_allclose(found[:, 2:].std(0), 0.5, rtol=0.01)
     other = np.where(np.arange(40) < 20, x, 0)  # the components are of the frames, not of their means
-    np.testing.assert_allclose((other @ directions(x.astype(np.float32), emotions))[:, 2:], found[:, 2:], atol=1e-5)
+    again = other @ directions(x.astype(np.float32), emotions, all_one)[0]
+    np.testing.assert_allclose(again[:, 2:], found[:, 2:], atol=1e-5)
+
+
+def test_a_training_speaker_is_encoded_by_the_labels_of_others():
+    """Whatever its own labels are, its directions span the same; and they lie as those of all do."""
+    rng = np.random.default_rng(0)
+    emotions, group = np.array(["a", "b", "c"], object)[rng.integers(0, 3, 900)], np.repeat([1, 2, 3], 300)
+    x = rng.normal(size=(900, 40)) + 2 * rng.normal(size=(3, 40))[np.searchsorted(["a", "b", "c"], emotions)]
+    other = np.where(group == 2, rng.permutation(emotions), emotions)
+    one, two = (directions(x.astype(np.float32), labels, group)[:, :, :2] for labels in (emotions, other))
+    spans = [[np.linalg.qr(along)[0] @ np.linalg.qr(along)[0].T for along in found] for found in (one, two)]
+    np.testing.assert_allclose(spans[0][2], spans[1][2], atol=1e-5)
+    assert all(np.abs(spans[0][i] - spans[1][i]).max() > 0.01 for i in (0, 1, 3))
+    for along in one[1:]:
+        assert (np.diag(np.corrcoef((x @ one[0]).T, (x @ along).T)[:2, 2:]) > 0.95).all()
+    alone = np.where(group == 3, "c", np.where(emotions == "c", "a", emotions))  # without group 3 no c is left
+    found = directions(x.astype(np.float32), alone.astype(object), group)
+    np.testing.assert_array_equal(found[3], found[0])
+
+
+def test_speakers_are_left_out_in_groups():
+    names = [f"s{i:02d}" for i in range(23)]
+    group, numbers = held_out([*names, "s00"])
+    assert sorted({*group.values()}) == list(range(1, 11)) and numbers[0] == numbers[-1] == group["s00"]
+    assert max(np.bincount(numbers)) <= 4
+    group, numbers = held_out(["one", "one"])
+    assert group == {} and list(numbers) == [0, 0]
+
+
+def test_a_training_speaker_is_known_again_after_loading(tmp_path):
+    rng = np.random.default_rng(0)
+    clips, who = [voice(1, 150 + 20 * i) for i in range(12)], [f"s{i % 3}" for i in range(12)]
+    tokenizer, again = kmeans(**{"codes.supervised": True}), kmeans(**{"codes.supervised": True})
+    tokenizer.fit([*map(tokenizer.frames, clips)], list(rng.permutation(["a", "b"] * 6)), who)
+    tokenizer.save(tmp_path)
+    again.load(tmp_path)
+    strange = tokenizer.encode(clips[0])
+    assert (tokenizer.encode(clips[0], speaker="s0") != strange).any()
+    np.testing.assert_array_equal(tokenizer.encode(clips[0], speaker="nobody"), strange)
+    for speaker in ("s0", "s1", ""):
+        np.testing.assert_array_equal(again.encode(clips[0], speaker=speaker),
+                                      tokenizer.encode(clips[0], speaker=speaker))
 
 
 def test_a_supervised_frame_goes_with_the_mean_around_it(tokenizer):

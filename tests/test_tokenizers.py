@@ -56,7 +56,7 @@ def loaded(settings, folder):
     """A tokenizer that is ready to encode, its codebook fitted on noise where it has none."""
     made = tokenizers.create(settings)
     if made.learns and not (folder / FITTED).is_file():
-        made.fit([made.frames(noise(2, seed)) for seed in range(3)], ["neu", "hap", None])
+        made.fit([made.frames(noise(2, seed)) for seed in range(3)], ["neu", "hap", None], ["a", "b", "c"])
         made.save(folder)
         made = tokenizers.create(settings)
     made.load(folder)

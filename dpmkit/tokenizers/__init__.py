@@ -32,9 +32,9 @@ class Tokenizer(Protocol):
     def load(self, folder: Path) -> None:
         """The codebook that `save` wrote into `folder`."""
 
-    def encode(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
+    def encode(self, waveform: np.ndarray, acoustic: np.ndarray | None = None, speaker: str = "") -> np.ndarray:
         """Codes, int64 in [0, codebook_size), (codes,): round(seconds * frame_rate), at least 1; of a waveform,
-        float32 in [-1, 1] at audio.RATE, (samples,), and its `acoustics.frames` where they are known."""
+        float32 in [-1, 1] at audio.RATE, (samples,), its `acoustics.frames` where they are known, and of whom."""
 
 
 def create(settings: Settings) -> Tokenizer:

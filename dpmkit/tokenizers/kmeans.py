@@ -2,22 +2,26 @@
 
 Frames are acoustic, as in HuBERT's first iteration, here with log energy and voiced log F0 beside the MFCCs, as
 emotion needs prosody; `neural` has hidden states instead. What tells emotions apart is less than a step of such a
-quantiser; `codes.supervised` puts it first, by the labels of the training fold.
+quantiser; `codes.supervised` puts it first, by the labels of the training fold. Directions that were fitted on a
+clip tell its emotion better than they will tell a stranger's, and an SLLM that is trained on such codes believes
+them too much. So each training speaker's clips are encoded along directions that were fitted without that speaker.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from scipy.cluster.vq import vq
+from scipy.linalg import eigh, orthogonal_procrustes
 from scipy.ndimage import uniform_filter1d
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from threadpoolctl import threadpool_limits
 
 from .. import runs
@@ -26,6 +30,7 @@ from . import acoustics
 
 FITTED = "tokenizer.safetensors"
 CONTEXT = 0.75  # seconds on either side, whose mean a supervised frame goes with: emotion is slower than sound
+HELD_OUT = 10  # groups of training speakers, each encoded along directions of the others
 COMPONENTS, WEIGHT = 16, 0.5  # principal components beside the directions of emotion, and theirs in the distance
 
 
@@ -38,13 +43,14 @@ class KMeansTokenizer:
     weighted by `prosody_weight`."""
 
     name, learns = "kmeans", inf
-    mean = projection = centroids = None  # (features,), (features, dims), (codebook_size, dims) once fitted
+    mean = centroids = None  # (features,), (codebook_size, dims) once fitted
+    projections = None  # (1 + groups, features, dims): that of strangers, then those of each `group`
 
     def __init__(self, settings: Settings):
         codes = settings.codes
         self.codebook_size, self.frame_rate = codes.codebook_size or 256, codes.frame_rate or acoustics.RATE
         self.prosody_weight, self.files, self.facts = codes.prosody_weight, {}, {"source": "the training fold"}
-        self.supervised = codes.supervised
+        self.supervised, self.group = codes.supervised, {}
 
     def frames(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
         """MFCC 1 to 12, log energy, log F0, voicing; float32, shape (frames, 15)."""
@@ -69,59 +75,113 @@ class KMeansTokenizer:
         scale = np.where(deviation > 1e-6, weights / np.maximum(deviation, 1e-6), 0)
         return x.mean(axis=0, dtype=np.float64).astype(np.float32), scale.astype(np.float32)
 
-    def fit(self, frames: Sequence[np.ndarray], emotions: Sequence[str | None]) -> None:
-        """Mean, projection and centroids from the `frames` of utterances, which must be the training fold's alone,
-        and, if supervised, their `emotions`; UserError where they are too few."""
+    def fit(self, frames: Sequence[np.ndarray], emotions: Sequence[str | None], speakers: Sequence[str]) -> None:
+        """Mean, projections and centroids from the `frames` of utterances, which must be the training fold's alone,
+        and, if supervised, their `emotions` and `speakers`; UserError where they are too few."""
         x = np.concatenate([*map(self.features, frames)])
         if len(x) < self.codebook_size:
             raise UserError(f"setting codes.codebook_size is {self.codebook_size}, but the training fold has "
                             f"only {len(x)} frames; lower it or give more audio")
         self.mean, scale = self.standard(x)
-        x, self.projection = (x - self.mean) * scale, np.diag(scale)
+        x, self.projections, self.group = (x - self.mean) * scale, np.diag(scale)[None], {}
         kmeans = MiniBatchKMeans(self.codebook_size, batch_size=4096, n_init=3, max_no_improvement=20,
                                  random_state=0)
         with threadpool_limits(1):  # sums in one order, whatever the machine has
             if self.supervised:
-                found = directions(x, np.repeat(np.array(emotions, object), [*map(len, frames)]))
-                x, self.projection = x @ found, scale[:, None] * found
+                lengths = [*map(len, frames)]
+                self.group, group = held_out(speakers)
+                found = directions(x, np.repeat(np.array(emotions, object), lengths), np.repeat(group, lengths))
+                x, self.projections = self._placed(x, np.repeat(group, lengths), found), scale[:, None] * found
             kmeans.fit(x)
         self.centroids = kmeans.cluster_centers_.astype(np.float32)
 
-    def encode(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
-        """The nearest centroid of every frame, (frames,)."""
-        x = (self.features(self.frames(waveform, acoustic)) - self.mean) @ self.projection
+    @staticmethod
+    def _placed(x: np.ndarray, group: np.ndarray, found: np.ndarray) -> np.ndarray:
+        placed = np.empty((len(x), found.shape[2]), np.float32)
+        for number, along in enumerate(found):
+            placed[group == number] = x[group == number] @ along
+        return placed
+
+    def encode(self, waveform: np.ndarray, acoustic: np.ndarray | None = None, speaker: str = "") -> np.ndarray:
+        """The nearest centroid of every frame, (frames,). `speaker`: who it is, where that may be one of those that
+        it was fitted on."""
+        x = self.features(self.frames(waveform, acoustic)) - self.mean
+        x = x @ self.projections[self.group.get(speaker, 0)]
         codes, _ = vq(x.astype(float), self.centroids.astype(float))  # in float32 its distances have 5 digits
         return codes.astype(np.int64)
 
     def save(self, folder: Path) -> None:
         """`tokenizer.safetensors`, atomically."""
+        kept = {"mean": self.mean, "projections": self.projections, "centroids": self.centroids}
+        kept = {name: np.ascontiguousarray(part) for name, part in kept.items()}  # safetensors writes raw memory
         with runs.atomic(folder / FITTED) as temporary:
-            save_file({"mean": self.mean, "projection": self.projection, "centroids": self.centroids}, temporary)
+            save_file(kept, temporary, {"group": json.dumps(self.group)})
 
     def load(self, folder: Path) -> None:
         """What `save` wrote; UserError for a file that is missing, damaged, or of another size."""
         path = folder / FITTED
-        with runs.refused(f"{path} is not the tokenizer of these settings: delete its folder and run again"):
-            kept = load_file(path)
-            self.mean, self.projection, self.centroids = kept["mean"], kept["projection"], kept["centroids"]
+        with (runs.refused(f"{path} is not the tokenizer of these settings: delete its folder and run again"),
+              safe_open(path, "np") as kept):
+            self.mean, self.projections, self.centroids = map(kept.get_tensor, ("mean", "projections", "centroids"))
+            self.group = json.loads(kept.metadata()["group"])
             if len(self.centroids) != self.codebook_size:
                 raise ValueError(f"it has {len(self.centroids)} centroids")
 
 
-def directions(x: np.ndarray, emotions: np.ndarray) -> np.ndarray:
-    """Where to look for emotion in frames beside their means, (frames, 2 * features), by that of their utterances
-    (None: no label): along linear discriminant analysis, one direction less than emotions, of unit deviation within
-    them, and beside them at WEIGHT along the frames' own first principal components, whitened; (2 * features,
-    dims). UserError for one emotion."""
+def held_out(speakers: Sequence[str]) -> tuple[dict[str, int], np.ndarray]:
+    """Speaker -> group, 1 to HELD_OUT, or to as many as there are speakers; and that of each utterance,
+    (utterances,). With a single speaker there is nobody to leave out: group 0."""
+    names = sorted(set(speakers))
+    group = {name: 1 + i % HELD_OUT for i, name in enumerate(names)} if len(names) > 1 else {}
+    return group, np.array([group.get(speaker, 0) for speaker in speakers])
+
+
+def directions(x: np.ndarray, emotions: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Where to look for emotion in frames beside their means, (frames, 2 * features), by the `emotions` of their
+    utterances (None: no label): first by all of them, then for each `group`, (frames,), from 1 on, by those of the
+    others; (1 + groups, 2 * features, dims). Along linear discriminant analysis, one direction less than emotions,
+    of unit deviation within them, and beside them at WEIGHT along the frames' own first principal components,
+    whitened. UserError for one emotion."""
     known = np.array([emotion is not None for emotion in emotions])
     classes = sorted(set(emotions[known]))
     if len(classes) < 2:
         raise UserError(f"setting codes.supervised needs two emotions or more in the training fold, not "
                         f"{', '.join(classes) or 'none'}: set it false")
-    lda = LinearDiscriminantAnalysis().fit(x[known].astype(float), emotions[known].astype(str))
     own = x[:, :x.shape[1] // 2].astype(float)
     pca = PCA(min(COMPONENTS, own.shape[1]), svd_solver="covariance_eigh").fit(own)
     moving = pca.explained_variance_ > 1e-9 * pca.explained_variance_[0]
     components = pca.components_[moving].T / np.sqrt(pca.explained_variance_[moving])
-    components = np.vstack([components, np.zeros_like(components)])
-    return np.hstack([lda.scalings_[:, :len(classes) - 1], WEIGHT * components]).astype(np.float32)
+    components = WEIGHT * np.vstack([components, np.zeros_like(components)])
+    # Sums and squares of each group and emotion: what is left without a group costs no pass over the frames.
+    labels, groups = np.searchsorted(classes, emotions[known].astype(str)), group.max(initial=0) + 1
+    counts, sums = np.zeros((groups, len(classes))), np.zeros((groups, len(classes), x.shape[1]))
+    squares = np.zeros((groups, x.shape[1], x.shape[1]))
+    for number in range(groups):
+        its = x[known][group[known] == number].astype(float)
+        of = np.eye(len(classes))[labels[group[known] == number]]  # (frames, emotions)
+        counts[number], sums[number], squares[number] = of.sum(0), of.T @ its, its.T @ its
+    totals = [part.sum(0) for part in (counts, sums, squares)]
+    every, means = _discriminants(*totals)
+    found = [every]
+    for number in range(1, groups):
+        others = [total - part[number] for total, part in zip(totals, (counts, sums, squares), strict=True)]
+        if others[0].min() < 1:  # an emotion of the group alone: its own must do
+            found.append(every)
+            continue
+        along, theirs = _discriminants(*others)
+        turned, _ = orthogonal_procrustes(theirs @ along, means @ every)  # in the same order, with the same signs
+        found.append(along @ turned)
+    return np.stack([np.hstack([along, components]) for along in found]).astype(np.float32)
+
+
+def _discriminants(counts: np.ndarray, sums: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Linear discriminants, (features, emotions - 1), and where the emotions lie about their mean, (emotions,
+    features), by how many frames each has, (emotions,), their sums, (emotions, features), and all squares,
+    (features, features)."""
+    means, total = sums / counts[:, None], counts.sum()
+    within = (squares - sums.T @ means) / total
+    within += 1e-6 * np.trace(within) / len(within) * np.eye(len(within))  # a feature that never moves: no 1 / 0
+    apart = means - sums.sum(0) / total
+    _, vectors = eigh(apart.T @ (counts[:, None] * apart) / total, within,
+                      subset_by_index=[len(within) - len(counts) + 1, len(within) - 1])
+    return vectors[:, ::-1], means - means.mean(0)

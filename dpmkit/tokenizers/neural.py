@@ -42,7 +42,7 @@ class Neural:
     rate, hop, beyond = audio.RATE, 640, 0  # samples per second, per code, and that a code hears of the next one
 
     def __init__(self, settings: Settings):
-        self.supervised = settings.codes.supervised
+        self.supervised, self.group = settings.codes.supervised, {}
         self.codebook_size = self.own("codebook_size", settings.codes.codebook_size, self.size)
         self.frame_rate = self.own("frame_rate", settings.codes.frame_rate, *self.rates)
         self.device = machine.device(settings)
@@ -101,7 +101,7 @@ class Neural:
                 heard.append(self.heard(piece)[:last - first].cpu().numpy())
         return np.concatenate(heard)
 
-    def encode(self, waveform: np.ndarray, acoustic: np.ndarray | None = None) -> np.ndarray:
+    def encode(self, waveform: np.ndarray, acoustic: np.ndarray | None = None, speaker: str = "") -> np.ndarray:
         """Codes, (codes,)."""
         return self.through(waveform).astype(np.int64)
 
