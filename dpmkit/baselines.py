@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -24,7 +24,7 @@ from .codes import CorpusCodes
 from .corpora import Conversation, Corpus, Fold
 from .corpora.dynamics import emotion_prior, forward_filter, transition_counts
 from .protocols import Chain, answered, inertia_of, rows
-from .settings import BackboneSettings, RecurrentSettings, Settings
+from .settings import BackboneSettings, FinetuneSettings, RecurrentSettings, Settings
 
 HEARS = {
     "majority": "nothing: the training fold's most frequent emotion",
@@ -63,17 +63,13 @@ def network(settings: Settings, corpus: Corpus, codes: CorpusCodes, name: str, s
     tune = settings.finetune.but(lr=tune.lr, epochs=tune.epochs, batch=tune.batch)
     made = runs.Artefact(settings, "network", network, name=name, codes=codes.key, fold=settings.fold,
                          seed=settings.seed, finetune=finetune.keyed(tune), **inputs)
-    weights, where, answers = made.folder / "model.safetensors", machine.device(settings), []
-    with threads, made.making(weights, together=True) as absent:
-        if absent:
-            data = [Items((hear(c), [emotions.index(u.emotion) if u.emotion else UNSCORED for u in c.utterances])
-                          for c in corpus.select(ids) if any(u.emotion for u in c.utterances))
-                    for ids in (fold.train, fold.validation)]
-            finetune.fit(model, *data, lambda items: [model.collate(items)], tune, made.folder, settings)
-            with runs.atomic(weights) as temporary:
-                save_file(model.cpu().state_dict(), temporary)
-        model.load_state_dict(load_file(weights))
-        model.to(where).eval()
+    def data() -> list[Items]:
+        return [Items((hear(c), [emotions.index(u.emotion) if u.emotion else UNSCORED for u in c.utterances])
+                      for c in corpus.select(ids) if any(u.emotion for u in c.utterances))
+                for ids in (fold.train, fold.validation)]
+
+    with threads:
+        model, where, answers = trained(made, model, data, tune, settings), machine.device(settings), []
         asked = corpus.select(getattr(fold, split))
         for c in asked:
             batch = model.collate([(hear(c), [0] * len(c.utterances))])  # no label: every utterance is answered
@@ -81,6 +77,19 @@ def network(settings: Settings, corpus: Corpus, codes: CorpusCodes, name: str, s
                 logits = model.logits(**{name: x.to(where) for name, x in batch.items() if name != "emotion"})
             answers.append(logits.flatten(0, -2).softmax(-1).cpu().numpy())
     return answered(rows(asked), emotions, np.concatenate(answers))
+
+
+def trained(made: runs.Artefact, model: Network, data: Callable[[], Sequence[Items]], tune: FinetuneSettings,
+            settings: Settings) -> Network:
+    """A network with the weights of an artefact, trained on training and validation `data` if they are absent."""
+    weights = made.folder / "model.safetensors"
+    with made.making(weights, together=True) as absent:
+        if absent:
+            finetune.fit(model, *data(), lambda items: [model.collate(items)], tune, made.folder, settings)
+            with runs.atomic(weights) as temporary:
+                save_file(model.cpu().state_dict(), temporary)
+        model.load_state_dict(load_file(weights))
+    return model.to(machine.device(settings)).eval()
 
 
 class Network(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from . import baselines, finetune, metrics, protocols, speakers
+from . import adaptation, baselines, finetune, metrics, protocols, speakers
 from .codes import CorpusCodes
 from .corpora import Corpus
 from .finetune import Finetuned
@@ -49,9 +49,10 @@ def answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     try:
         model, tried = speakers.fitted(settings, *run)
     except speakers.NotFitted as reason:
-        return tables, {}, [f"{', '.join(speakers.HEARS)} were not run: {reason}."]
-    tables |= speakers.predict(settings, *run, model)
-    return tables, {"power": model.power, "tried": tried}, []
+        return tables, {}, [f"{', '.join(speakers.HEARS | adaptation.HEARS)} were not run: {reason}."]
+    adapted, strengths = adaptation.predict(settings, *run, model)
+    tables |= speakers.predict(settings, *run, model) | adapted
+    return tables, {"power": model.power, "tried": tried, "strengths": strengths}, []
 
 
 def _plain(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, name: str,
@@ -69,15 +70,16 @@ def _plain(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetu
 def described() -> pd.DataFrame:
     """All rows of the table in their order: `method`, `group` (method, extension, filter, control, bound) and what
     it `hears`."""
-    hears = baselines.HEARS | speakers.HEARS | {name: m.hears for name, m in protocols.METHODS.items()}
+    own = speakers.HEARS | adaptation.HEARS
+    hears = baselines.HEARS | own | {name: m.hears for name, m in protocols.METHODS.items()}
     hears |= {row: hears[name] for name, row in TUNED.items()}
     hears["dpm-tuned"] += ", at the learning rate that validation conversations chose"
     hears |= {f"{name} + filter": hears[name] + hears["filter"] for name in FILTERED}
-    bounds = [name for name in speakers.HEARS if hears[name].startswith("BOUND")]
-    swapped = [name for name in speakers.HEARS if "swapped" in name]
+    bounds = [name for name in own if hears[name].startswith("BOUND")]
+    swapped = [name for name in own if "swapped" in name]
     groups = {
         "method": ["majority", *FILTERED[:-1], "dpm", "dpm-tuned"],
-        "extension": [name for name in speakers.HEARS if name not in (*bounds, *swapped)],
+        "extension": [name for name in own if name not in (*bounds, *swapped)],
         "filter": [f"{name} + filter" for name in FILTERED],
         "control": [*swapped, "dpm-swapped", *list(TUNED.values())[1:]],
         "bound": [*bounds, "last-true", "dpm-told"]}

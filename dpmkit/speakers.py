@@ -10,7 +10,7 @@ They share one covariance, as it does not depend on the path. Nothing grows with
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from . import metrics, protocols, runs
 from .baselines import filtered, true_offsets
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus
+from .corpora.dynamics import forward_step
 from .finetune import Finetuned
 from .settings import Settings, UserError
 from .sllm import EmotionSLLM, even
@@ -32,10 +33,16 @@ HEARS = {
     "speaker-head": f"{_OF}; a Gaussian head, means from training and noise from validation conversations; no "
                     "memory",
     "speaker-head + filter": f"{_OF}; the same head under the inertia filter; knows who speaks",
+    "speaker-offset": f"{_OF}; remembers of each speaker the offset from the head's means, and no inertia: as if "
+                      "emotions came in any order; knows who speaks",
     "speaker-memory": f"{_OF}; remembers of each speaker the offset from the head's means, and the paths of "
                       "emotions that go with it (extension); knows who speaks",
     "speaker-memory-kept": "as speaker-memory, but not emptied between conversations: also hears the speaker's "
                            "earlier ones in the split",
+    "speaker-head-swapped + filter": "control: as speaker-head + filter, but what the filter believes of the "
+                                     "speaker is of another conversation's after as many utterances",
+    "speaker-offset-swapped": "control: as speaker-offset, but the offsets are those of another conversation's "
+                              "speaker after as many utterances",
     "speaker-memory-swapped": "control: as speaker-memory, but the offsets are those of another conversation's "
                               "speaker after as many utterances",
     "speaker-memory-kept-swapped": "control: as speaker-memory-kept, but the offsets are those of another speaker "
@@ -222,18 +229,18 @@ def fitted(settings: Settings, corpus: Corpus, codes: CorpusCodes,
     power come from validation conversations, each speaker of which is heard with the noise of the others; all else
     from training conversations. NotFitted where labels are too few."""
     own, chain = settings.speaker, protocols.inertia_of(corpus, corpus.folds[settings.fold - 1])
-    table, states, truth = _split(settings, corpus, codes, tuned, "train")
-    model = OffsetModel.fit(states, truth, table["speaker"], own.dimensions, *chain)
-    table, states, truth = _split(settings, corpus, codes, tuned, "validation")
+    table, found, truth = states(settings, corpus, codes, tuned, "train")
+    model = OffsetModel.fit(found, truth, table["speaker"], own.dimensions, *chain)
+    table, found, truth = states(settings, corpus, codes, tuned, "validation")
 
     def tried() -> pd.DataFrame:
         answers = {power: np.zeros((len(table), len(corpus.emotions))) for power in own.powers}
         for speaker in table["speaker"].unique():
             its = (table["speaker"] == speaker).to_numpy()
             others = np.where(its, -1, truth)
-            noisy = model.with_noise_of(states, others if others.max() >= 0 else truth, table["speaker"])
+            noisy = model.with_noise_of(found, others if others.max() >= 0 else truth, table["speaker"])
             for power, answer in answers.items():
-                z = noisy.project(states[its])
+                z = noisy.project(found[its])
                 answer[its], _ = remember(replace(noisy, power=power), own.paths, table[its], z)
         tables = {power: protocols.answered(table, corpus.emotions, answer) for power, answer in answers.items()}
         return pd.DataFrame([{"power": power, "nll": metrics.nll(t, corpus.emotions),
@@ -243,39 +250,60 @@ def fitted(settings: Settings, corpus: Corpus, codes: CorpusCodes,
                          fold=settings.fold, speaker=own)
     powers = protocols.kept(made, "powers", tried)
     best = float(powers["power"][powers["nll"].idxmin()])
-    return replace(model.with_noise_of(states, truth, table["speaker"]), power=best), powers
+    return replace(model.with_noise_of(found, truth, table["speaker"]), power=best), powers
 
 
 def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned,
             model: OffsetModel) -> dict[str, pd.DataFrame]:
     """A table of the test split (columns as of `protocols.answered`) for each method of HEARS."""
-    table, states, truth = _split(settings, corpus, codes, tuned, "test")
-    z, paths, chain = model.project(states), settings.speaker.paths, (model.transition, model.prior)
+    table, found, truth = states(settings, corpus, codes, tuned, "test")
+    z, paths, chain = model.project(found), settings.speaker.paths, (model.transition, model.prior)
     alone = model.posterior(z, model.within + model.between)
     oracle = model.posterior(z - true_offsets(z, truth, table["speaker"], model.means), model.within)
     answers = {"speaker-head": alone, "speaker-head + filter": filtered(table, alone, *chain),
                "speaker-told": remember(model, paths, table, z, labels=truth)[0],
                "speaker-oracle": filtered(table, oracle, *chain)}
-    for name, kept in (("speaker-memory", False), ("speaker-memory-kept", True)):
-        answers[name], trails = remember(model, paths, table, z, kept)
+    anywhere = replace(model, transition=np.tile(model.prior, (len(model.prior), 1)))
+    for name, of, kept in (("speaker-offset", anywhere, False), ("speaker-memory", model, False),
+                           ("speaker-memory-kept", model, True)):
+        answers[name], trails = remember(of, paths, table, z, kept)
         mean, covariance = _swapped(table, trails, kept)
-        alone = model.posterior(z - mean, model.within + covariance)
-        answers[f"{name}-swapped"] = filtered(table, alone, *chain)
+        other = model.posterior(z - mean, model.within + covariance)
+        answers[f"{name}-swapped"] = other if of is anywhere else filtered(table, other, *chain)
+    answers["speaker-head-swapped + filter"] = _other_belief(table, alone, answers["speaker-head + filter"], *chain)
     return {name: protocols.answered(table, corpus.emotions, answers[name]) for name in HEARS}
+
+
+def strangers(table: pd.DataFrame, trails: Mapping[str, Mapping[str, list]]) -> Iterator[tuple[int, list, int]]:
+    """For each utterance of a table, by its number: another conversation's speaker's trail, what was known before
+    the first utterance, the second, …, and after the last, and which part of it a control takes: after as many
+    utterances. Of the donor's speakers the first is for the first, …. `trails`: conversation -> speaker -> one."""
+    donors, before = protocols.donors(table, "conversation"), table.groupby(["conversation", "speaker"]).cumcount()
+    for i, (c, who, count) in enumerate(zip(table["conversation"], table["speaker"], before, strict=True)):
+        own, theirs = list(trails[c]), list(trails[donors[c]].values())
+        trail = theirs[own.index(who) % len(theirs)]
+        yield i, trail, min(count, len(trail) - 1)
+
+
+def _other_belief(table: pd.DataFrame, alone: np.ndarray, beliefs: np.ndarray, transition: np.ndarray,
+                  prior: np.ndarray) -> np.ndarray:
+    """The filter's answers, (n, emotions), to what an utterance says alone, under another speaker's belief."""
+    trails: dict[str, dict[str, list]] = {}
+    for (c, who), rows in table.groupby(["conversation", "speaker"], sort=False).indices.items():
+        trails.setdefault(c, {})[who] = [None, *beliefs[rows]]
+    return np.stack([forward_step(trail[count], alone[i], transition, prior)
+                     for i, trail, count in strangers(table, trails)])
 
 
 def _swapped(table: pd.DataFrame, trails: Mapping[str, Trails], kept: bool) -> tuple[np.ndarray, np.ndarray]:
     """For each utterance of a table the mean, (n, d), and covariance, (n, d, d), of another speaker's offset, after
-    as many utterances: a stranger's where `kept`; else, of the donor's speakers, the first for the first, …"""
-    donors, found = protocols.donors(table, "speaker" if kept else "conversation"), []
-    before = table.groupby(["speaker"] if kept else ["conversation", "speaker"]).cumcount()
-    for c, who, count in zip(table["conversation"], table["speaker"], before, strict=True):
-        if kept:
-            trail = trails[""][donors[who]]
-        else:
-            own, theirs = list(trails[c]), list(trails[donors[c]].values())
-            trail = theirs[own.index(who) % len(theirs)]
-        found.append(trail[min(count, len(trail) - 1)])
+    as many utterances: a stranger's where `kept`; else as of `strangers`."""
+    if kept:
+        donors, before = protocols.donors(table, "speaker"), table.groupby("speaker").cumcount()
+        found = [(trail := trails[""][donors[who]])[min(count, len(trail) - 1)]
+                 for who, count in zip(table["speaker"], before, strict=True)]
+    else:
+        found = [trail[count] for _, trail, count in strangers(table, trails)]
     mean, covariance = zip(*found, strict=True)
     return np.array(mean), np.array(covariance)
 
@@ -289,7 +317,7 @@ def remembered(settings: Settings, conversations: Sequence[Conversation], codes:
     return protocols.answered(table, emotions, answers)
 
 
-def _split(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned,
+def states(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned,
            split: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """The utterances of a split in order; their states, (utterances, hidden), kept in runs/states/<key>/; and their
     true emotions' indices, (utterances,), -1 outside the label set."""
@@ -297,8 +325,8 @@ def _split(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetu
     names, precision = list(table["utterance"]), settings.memory.precision
     made = runs.Artefact(settings, "states", _states, sllm=tuned.key, precision=precision,
                          utterances=runs.key(names))
-    states = protocols.kept(made, "states", lambda: _states(tuned.sllm.in_precision(precision), codes.codes, names))
-    return table, np.ascontiguousarray(states), pd.Categorical(table["emotion"], corpus.emotions).codes
+    found = protocols.kept(made, "states", lambda: _states(tuned.sllm.in_precision(precision), codes.codes, names))
+    return table, np.ascontiguousarray(found), pd.Categorical(table["emotion"], corpus.emotions).codes
 
 
 def _states(model: EmotionSLLM, codes: Mapping[str, np.ndarray], utterances: Sequence[str]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import pytest
 from conftest import changed, make_settings, make_toy
 from safetensors.numpy import load_file
 
-from dpmkit import baselines, finetune, methods, metrics, protocols, speakers, tables
+from dpmkit import adaptation, baselines, finetune, methods, metrics, protocols, speakers, tables
 from dpmkit.corpora.dynamics import EMOTIONS
 from dpmkit.finetune import Finetuned
 from dpmkit.speakers import NotFitted
@@ -59,12 +59,13 @@ def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, set
 
     monkeypatch.setattr(speakers, "fitted", too_few)
     fewer, fitted, notes = methods.answers(settings, corpus, codes, tuned, {"dpm": 1e-2, "dpm-told": 0.1})
-    assert set(answers) - set(fewer) == set(speakers.HEARS) and not fitted
+    assert set(answers) - set(fewer) == {*speakers.HEARS, *adaptation.HEARS} and not fitted
     assert len(notes) == 1 and "speaker-memory" in notes[0] and "there are too few labels" in notes[0]
     record["results"]["protocols"]["all-lengths"] = metrics.scored(fewer, "all-lengths", corpus.emotions,
                                                                         settings)
     table = tables.methods(record, "all-lengths").set_index("method")
-    assert (table.loc[list(speakers.HEARS), "WA"] == "not run").all() and "window" in str(tables.verdict(record))
+    assert (table.loc[[*speakers.HEARS, *adaptation.HEARS], "WA"] == "not run").all()
+    assert "window" in str(tables.verdict(record))
 
 
 def test_rates_are_rated_on_validation_by_absolute_wa(sharp, settings, tmp_path):
@@ -120,9 +121,10 @@ def run(sharp, tmp_path, monkeypatch):
         # What the networks train on and what chooses their epoch, whether or not the choice falls otherwise.
         data = {f"data {i} {j}": np.concatenate([np.ravel(x) for x in _leaves(list(part))])
                 for i, parts in enumerate(seen) for j, part in enumerate(parts)}
-        assert len(weights) > 10 and len(temperatures) == len(data) == 4
+        assert len(weights) > 10 and len(temperatures) == 4 and len(data) == 6
         return tables, weights | data | vars(model) | {"power": fitted["power"], "temperatures": list(temperatures),
-                                                "tried": fitted["tried"]["nll"].to_numpy()}
+                                                "tried": fitted["tried"]["nll"].to_numpy(),
+                                                "strengths": [row["nll"] for row in fitted["strengths"]]}
 
     return answers
 
@@ -151,8 +153,8 @@ def test_what_validation_is_for_comes_from_validation(run):
     _, fitted = run("as it is")
     _, labels = run("other labels", "validation", labels=True)
     _, sounds = run("other sounds", "validation", sounds=True)
-    chosen = {"within", "tried", "temperatures", "data 0 1", "data 1 1"}
+    chosen = {"within", "tried", "strengths", "temperatures", "data 0 1", "data 1 1", "data 2 1"}
     assert chosen <= moved(fitted, labels) and chosen <= moved(fitted, sounds)
     from_training = {"centre", "scale", "basis", "means", "between", "transition", "prior", "data 0 0",
-                     "data 1 0"}
+                     "data 1 0", "data 2 0"}
     assert not from_training & (moved(fitted, labels) | moved(fitted, sounds))

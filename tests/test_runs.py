@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import make_settings, make_toy
 
-from dpmkit import audio, baselines, codes, finetune, protocols, robustness, runs, speakers
+from dpmkit import adaptation, audio, baselines, codes, finetune, protocols, robustness, runs, speakers
 from dpmkit.corpora import demo, files, iemocap, labelled, manifest, meld
 from dpmkit.settings import Settings, UserError
 from dpmkit.tokenizers import kmeans, neural
@@ -38,6 +38,7 @@ STAGES = {
     "codes (hubert)": ((codes.make, neural.HubertKMeans), f"{CODES} tokenizers.neural"),
     "sllm": ((finetune._trained,), SLLM),
     "network": ((baselines.network,), f"{ANSWERS} baselines"),
+    "network (speakers)": ((adaptation.lstm,), f"{ANSWERS} adaptation baselines speakers"),
     "predictions": ((protocols.predict,), ANSWERS),
     "states": ((speakers._states,), f"{ANSWERS} baselines speakers"),
     "speakers": ((speakers.fitted,), f"{ANSWERS} baselines speakers"),

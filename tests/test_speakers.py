@@ -238,7 +238,7 @@ def test_a_power_is_tried_once_and_with_the_noise_of_the_other_speakers(prepared
     monkeypatch.setattr(speakers, "remember", None)
     again, kept = speakers.fitted(settings, corpus, codes, tuned)
     assert again.power == m.power and np.array_equal(again.within, m.within) and kept.equals(tried)
-    table, states, truth = speakers._split(settings, corpus, codes, tuned, "validation")
+    table, states, truth = speakers.states(settings, corpus, codes, tuned, "validation")
     who, said = table["speaker"].to_numpy(), table["emotion"].notna().to_numpy()
     assert truth.tolist() == [EMOTIONS.index(e) if e in EMOTIONS else -1 for e in table["emotion"]]
     for row in tried.to_dict("records"):
@@ -259,7 +259,7 @@ def test_the_kept_memory_and_the_oracle_by_hand(prepared):
     settings, corpus, codes, tuned = prepared
     m, _ = speakers.fitted(settings, corpus, codes, tuned)
     got = speakers.predict(settings, corpus, codes, tuned, m)
-    table, states, _ = speakers._split(settings, corpus, codes, tuned, "test")
+    table, states, _ = speakers.states(settings, corpus, codes, tuned, "test")
     z, who, said = m.project(states), table["speaker"].to_numpy(), table["emotion"].notna().to_numpy()
     beyond = {i: z[i] - m.means[EMOTIONS.index(table["emotion"][i])] for i in np.flatnonzero(said)}
     offset = {s: np.mean([b for i, b in beyond.items() if who[i] == s], axis=0) for s in who}
