@@ -272,12 +272,12 @@ def test_parts_are_slices_of_the_whole_which_is_decoded_once(tmp_path, suffix, m
 
 
 def test_as_many_files_are_kept_decoded_as_their_bytes_allow(tmp_path, monkeypatch):
-    paths, decoded, decode = [tmp_path / f"{i}.wav" for i in range(4)], [], audio._decoded
+    paths, decoded, decode = [tmp_path / f"{i}.wav" for i in range(4)], [], audio._whole
     for path, seconds in zip(paths, (1.0, 1.0, 1.0, 9.0), strict=True):
         audio.write(path, tone(seconds=seconds))
     monkeypatch.setattr(audio, "_KEPT", {})
     monkeypatch.setattr(audio, "HELD", 2 * 4 * audio.RATE)  # two of the short ones
-    monkeypatch.setattr(audio, "_decoded", lambda path: decoded.append(path.stem) or decode(path))
+    monkeypatch.setattr(audio, "_whole", lambda path: decoded.append(path.stem) or decode(path))
     for asked, read in (("0101", "01"), ("2", "2"), ("12", ""), ("0", "0"), ("20", ""), ("33", "3"), ("0", "0")):
         decoded.clear()
         for i in asked:
