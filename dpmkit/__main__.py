@@ -205,8 +205,8 @@ def _listen(options: argparse.Namespace) -> None:
     recording, out, turns = (Path(place) for place in (options.recording, options.out, options.turns))
     asked = Path(options.sllm) if options.sllm else None
     sllm, facts = listen.trained(asked, Settings(home=options.home).home_path)
-    options.profile = facts.get("profile", options.profile)  # its memory
-    print(f"SLLM of profile {options.profile}, trained on {facts.get('corpus', '?')}: {sllm}", file=sys.stderr)
+    print("SLLM of profile {profile}, trained on {corpus}:".format_map(facts), sllm, file=sys.stderr)
+    options.profile = facts["profile"].replace("?", options.profile)  # its memory
     said, written = listen.listen(_asked(options)[0], recording, sllm, out, turns if options.turns else None)
     print(said.groupby("emotion").size().rename("turns").to_string())
     print("wrote", *written, file=sys.stderr)

@@ -50,8 +50,7 @@ class Unreadable(UserError):
     """A file that is missing, empty, no audio, damaged or cut off; `why` in words that follow 'it'."""
 
     def __init__(self, path: Path, why: str):
-        super().__init__(f"cannot read {path}: it {why}; fetch the file again from its source, or take it out of "
-                         "the corpus")
+        super().__init__(f"cannot read {path}: it {why}; fetch the file again from its source, or leave it out")
         self.why = why
 
 

@@ -51,6 +51,7 @@ def listen(settings: Settings, recording: Path, sllm: Path, out: Path, turns: Pa
     """
     sound, given = audio.Recording(recording), _given(turns) if turns else None
     model, tokenizer = opened(settings, sllm)
+    memory = cheaper.memory(model, settings.memory)
     if given is None:
         spans = audio.find_speech(sound, settings.segments).assign(speaker="")
     else:
@@ -60,9 +61,9 @@ def listen(settings: Settings, recording: Path, sllm: Path, out: Path, turns: Pa
                         f"segments.threshold (now {settings.segments.threshold:g}) or segments.min_speech, or give "
                         "a table of turns")
     spoken = _clock((spans["end"] - spans["start"]).sum())
-    print(f"{len(spans)} turn(s), {spoken} of {_clock(sound.seconds)}", flush=True)
+    print(f"{len(spans)} turn(s), {spoken} of speech in {_clock(sound.seconds)}", flush=True)
     codes = map(tokenizer.encode, sound.parts(zip(spans["start"], spans["end"], strict=True)))
-    heard = cheaper.memory(model, settings.memory).listen(codes, speakers=spans["speaker"])
+    heard = memory.listen(codes, speakers=spans["speaker"])
     emotions, rows = model.vocabulary.emotions, []
     columns = [*spans, "emotion", *(f"p_{e}" for e in emotions), "loss"]
     with _kept(out / f"{files.plain(recording.stem)}.partial.csv", columns) as keep:
@@ -72,7 +73,8 @@ def listen(settings: Settings, recording: Path, sllm: Path, out: Path, turns: Pa
             rows.append((*span, emotions[p.argmax()], *p.astype(float).round(4), turn.loss))
             keep(rows[-1])
         said = pd.DataFrame(rows, columns=columns)
-        return said, _written(said, emotions, recording, sound.seconds, out)
+        made = "SLLM of profile {profile}, trained on {corpus}".format_map(trained(sllm, settings.home_path)[1])
+        return said, _written(said, emotions, recording, sound.seconds, made, out)
 
 
 def trained(folder: Path | None, home: Path) -> tuple[Path, dict[str, Any]]:
@@ -93,7 +95,7 @@ def trained(folder: Path | None, home: Path) -> tuple[Path, dict[str, Any]]:
                         "`python -m dpmkit train` prints, or none for the one trained last") from None
     if "settings" not in facts:
         raise UserError(f"{card.parent} does not say which codes its SLLM reads: train it again with this version")
-    return card.parent, facts
+    return card.parent, {"profile": "?", "corpus": "?"} | facts
 
 
 def opened(settings: Settings, folder: Path) -> tuple[EmotionSLLM, Any]:
@@ -147,8 +149,9 @@ def _kept(path: Path, columns: Sequence[str]) -> Iterator[Any]:
     path.unlink()
 
 
-def _written(said: pd.DataFrame, emotions: Sequence[str], recording: Path, length: float, out: Path) -> list[Path]:
-    """The table, the labels and the page, in `out`."""
+def _written(said: pd.DataFrame, emotions: Sequence[str], recording: Path, length: float, made: str,
+             out: Path) -> list[Path]:
+    """The table, the labels and the page, in `out`. `made`: what the page says of the SLLM."""
     turns = [(row, f"{row.speaker}: {row.emotion}" if row.speaker else row.emotion) for row in said.itertuples()]
     cues = [f"{_clock(row.start)} --> {_clock(row.end)}\n{text.replace('-->', '→')}\n" for row, text in turns]
     labels = [f"{row.start:.3f}\t{row.end:.3f}\t{text}\n" for row, text in turns]
@@ -157,7 +160,8 @@ def _written(said: pd.DataFrame, emotions: Sequence[str], recording: Path, lengt
         name=recording.name, caveat=CAVEAT, rows=rows, length=length, emotions=emotions,
         source=Path(os.path.relpath(os.path.realpath(recording), os.path.realpath(out))).as_posix(),
         player="video" if (mimetypes.guess_type(recording.name)[0] or "").startswith("video") else "audio",
-        summary=f"{len(said)} turns, {_clock((said['end'] - said['start']).sum())} of {_clock(length)}",
+        summary=f"{len(said)} turns, {_clock((said['end'] - said['start']).sum())} of speech in {_clock(length)}; "
+                f"{made}",
         colours=[COLOURS[i % len(COLOURS)] for i in range(len(emotions))])
     written = {".csv": said.to_csv(index=False), ".vtt": "\n".join(["WEBVTT\n", *cues]), ".txt": "".join(labels),
                ".html": page}
