@@ -36,7 +36,7 @@ def sllm(tmp_path_factory):
     home = tmp_path_factory.mktemp("sllm")
     settings = asked(home)
     tokenizer = tokenizers.create(settings)
-    tokenizer.fit([tokenizer.frames(voice(2, hertz)) for hertz in (90, 150, 220)], [None] * 3)
+    tokenizer.fit([tokenizer.frames(voice(2, hertz)) for hertz in (90, 150, 220)], [None] * 3, [""] * 3)
     tokenizer.save(home)
     model = EmotionSLLM.create(settings.backbone, settings.finetune, tokenizer.codebook_size, EMOTIONS)
     of = settings.codes.but(frame_rate=25.0)
@@ -138,6 +138,10 @@ def test_without_a_folder_the_sllm_trained_last_is_taken(sllm, talk, tmp_path, c
     assert f"of profile smoke, trained on meld: {late / 'sllm'}" in capsys.readouterr().err
     assert main([*line, "--sllm", str(early)]) == 0  # the folder above it does, too
     assert "early/sllm" in capsys.readouterr().err
+    card["codes"] = {"settings": card["codes"]["settings"]}  # as an older version wrote it
+    (early / "sllm" / "dpmkit.json").write_text(json.dumps(card))
+    assert main([*line, "--sllm", str(early), "--set", "memory.prefix=16"]) == 0
+    assert "of profile ?, trained on ?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "words"), [
