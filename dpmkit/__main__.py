@@ -62,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--out", required=True, metavar="FOLDER", help="where manifest.csv is written")
     listen = command(_listen, values)
     listen.add_argument("recording", help="an audio or video file")
-    listen.add_argument("--sllm", required=True, metavar="FOLDER", help="a trained SLLM, as `train` prints it")
+    listen.add_argument("--sllm", default="", metavar="FOLDER", help="a trained SLLM, as `train` prints it "
+                        "(default: the one trained last; `make quick` trains one)")
     listen.add_argument("--out", default=".", metavar="FOLDER", help="of table, labels and page (default: here)")
     listen.add_argument("--turns", default="", metavar="CSV", help="start, end, speaker of each turn, in seconds "
                         "(default: turns are found by voice activity)")
@@ -201,8 +202,12 @@ def _listen(options: argparse.Namespace) -> None:
 
     from . import listen
 
-    places = (Path(place) for place in (options.recording, options.sllm, options.out))
-    said, written = listen.listen(_asked(options)[0], *places, Path(options.turns) if options.turns else None)
+    recording, out, turns = (Path(place) for place in (options.recording, options.out, options.turns))
+    asked = Path(options.sllm) if options.sllm else None
+    sllm, facts = listen.trained(asked, Settings(home=options.home).home_path)
+    print("SLLM of profile {profile}, trained on {corpus}:".format_map(facts), sllm, file=sys.stderr)
+    options.profile = facts["profile"].replace("?", options.profile)  # its memory
+    said, written = listen.listen(_asked(options)[0], recording, sllm, out, turns if options.turns else None)
     print(said.groupby("emotion").size().rename("turns").to_string())
     print("wrote", *written, file=sys.stderr)
 

@@ -9,18 +9,21 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 import soundfile
 from scipy import signal
 from scipy.io import wavfile
+from tqdm.auto import tqdm
 
 from . import machine, runs
 from .settings import SegmentsSettings, UserError
@@ -38,15 +41,16 @@ ZEROS = 16  # zero crossings of the resampling filter on either side
 ROUNDING = 1e-3  # seconds that `end` may pass the end of the file: annotations are printed in milliseconds
 DAMAGED = (61, 71, 161)  # libsndfile's codes for a damaged wav or flac, of which PyAV would make the best
 SHORT = 0.1  # seconds that decoding may give less than the header says: a codec's delay and its last block
+CHUNK = 512  # samples at `RATE` that silero-vad hears at a time
 HELD = 1 << 28  # bytes of waveforms that are kept, an hour's; one file in any case
+T = TypeVar("T")
 
 
 class Unreadable(UserError):
     """A file that is missing, empty, no audio, damaged or cut off; `why` in words that follow 'it'."""
 
     def __init__(self, path: Path, why: str):
-        super().__init__(f"cannot read {path}: it {why}; fetch the file again from its source, or take it out of "
-                         "the corpus")
+        super().__init__(f"cannot read {path}: it {why}; fetch the file again from its source, or leave it out")
         self.why = why
 
 
@@ -64,7 +68,21 @@ _LOCK = Lock()  # a corpus is surveyed in threads
 def load(path: Path | str) -> Sound:
     """The whole file; Unreadable where it is none, UserError where it takes PyAV, which is not installed. What is
     cut off is refused where a wav, flac, mp3 or mp4 says how long it was; others are read as far as they go."""
-    path = Path(path)
+    path = _there(Path(path))
+    stat = path.stat()
+    file = path, stat.st_size, stat.st_mtime_ns
+    with _LOCK:
+        sound = _KEPT.pop(file, None)
+    sound = sound or _whole(path)
+    with _LOCK:
+        _KEPT[file] = sound
+        while len(_KEPT) > 1 and sum(kept.waveform.nbytes for kept in _KEPT.values()) > HELD:
+            del _KEPT[next(iter(_KEPT))]
+    return sound
+
+
+def _there(path: Path) -> Path:
+    """The path of a file that is not empty."""
     try:
         stat = path.stat()
     except FileNotFoundError:
@@ -75,15 +93,7 @@ def load(path: Path | str) -> Sound:
         raise Unreadable(path, "is a folder" if path.is_dir() else "is no file")
     if not stat.st_size:
         raise Unreadable(path, "is empty (0 bytes)")
-    file = path, stat.st_size, stat.st_mtime_ns
-    with _LOCK:
-        sound = _KEPT.pop(file, None)
-    sound = sound or _whole(path)
-    with _LOCK:
-        _KEPT[file] = sound
-        while len(_KEPT) > 1 and sum(kept.waveform.nbytes for kept in _KEPT.values()) > HELD:
-            del _KEPT[next(iter(_KEPT))]
-    return sound
+    return path
 
 
 def read(path: Path | str, start: float = 0.0, end: float | None = None) -> np.ndarray:
@@ -108,37 +118,77 @@ def write(path: Path | str, waveform: np.ndarray, rate: int = RATE) -> None:
 
 
 def _whole(path: Path) -> Sound:
-    mono, rate, loudest = _decoded(path)
-    if loudest is not None:
-        warnings.warn(f"{path}: its channels cancel each other, as one is inverted: the loudest is heard alone",
-                      stacklevel=2)
-        mono, rate, _ = _decoded(path, loudest)
-    # mp3, resampling and float files overshoot
-    return Sound(resample(mono, rate).clip(-1.0, 1.0), len(mono) / rate)
+    recording = Recording(path)
+    return Sound(recording.through(lambda blocks: np.concatenate(list(blocks))), recording.seconds)
 
 
-def _decoded(path: Path, channel: int = -1) -> tuple[np.ndarray, int, int | None]:
-    """The channels averaged, or the one of this number, (frames,); the rate; and the number of the loudest channel
-    where they cancel each other."""
-    mono, rate = bytearray(), 0
-    sums = squares = np.zeros(1)  # of each channel and, behind them, of their mean
-    for block, rate in _by_libsndfile(path) if _known(path) else _by_pyav(path):
-        if not RATES[0] <= rate <= RATES[1]:
-            raise Unreadable(path, f"claims {rate} samples per second")
-        peak = np.abs(block).max()
-        if not peak <= LOUDEST:
-            raise Unreadable(path, f"holds samples up to {peak:.0f} where full scale is 1")
-        channels = np.column_stack([block, block.mean(axis=1, dtype=np.float32)])
-        sums = sums + channels.sum(axis=0, dtype=float)
-        squares = squares + np.square(channels, dtype=float).sum(axis=0)
-        mono += channels[:, channel].tobytes()
-    if not mono:
-        raise Unreadable(path, "holds no samples")
-    waveform = np.frombuffer(mono, np.float32)
-    *each, mean = squares / len(waveform) - (sums / len(waveform)) ** 2  # a constant is no sound
-    cancel = len(each) ** 2 * mean < CANCELS * sum(each) - 1e-12  # -120 dB, where nothing is left but rounding
-    loudest = next(i for i, energy in enumerate(each) if energy > 0.99 * max(each)) if cancel else None
-    return waveform, rate, loudest
+class Recording:
+    """A file of any length, hours too, in blocks: the waveform that `load` has, which is never held. Raises what
+    `load` does, once it comes to the damage."""
+
+    def __init__(self, path: Path | str):
+        self.path = _there(Path(path))
+        self.seconds, self.samples = 0.0, 0  # by the file's own rate, and by `RATE`: known at its end
+        self._channel = -1  # the mean of all
+
+    def through(self, take: Callable[[Iterator[np.ndarray]], T]) -> T:
+        """What `take` makes of all blocks, (samples,) each; anew where at the end its channels, of which the mean
+        was taken, cancel each other."""
+        channel, taken = self._channel, take(self._blocks())
+        if channel != self._channel:
+            warnings.warn(f"{self.path}: its channels cancel each other, as one is inverted: the loudest is heard "
+                          "alone", stacklevel=2)
+            taken = take(self._blocks())
+        return taken
+
+    def survey(self) -> float:
+        """Its seconds, by decoding it to its end, which finds all damage."""
+        self.through(deque(maxlen=0).extend)
+        return self.seconds
+
+    def parts(self, spans: Iterable[tuple[float, float]]) -> Iterator[np.ndarray]:
+        """The waveform of each (start, end) in seconds, in order of their starts, as far as the file goes; held is
+        what lies between the start of one and its end."""
+        if not self.seconds:
+            self.survey()
+        blocks, held, at = self._blocks(), np.zeros(0, np.float32), 0
+        for first, last in ((round(start * RATE), round(end * RATE)) for start, end in spans):
+            block = held[:0]
+            while block is not None:
+                held = np.concatenate([held, block])
+                passed = min(max(first - at, 0), len(held))
+                held, at = held[passed:], at + passed
+                block = next(blocks, None) if at + len(held) < last else None
+            yield held[first - at:last - at].copy()
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        samples = 0
+        for block in resampled(self._mono()):
+            samples += len(block)
+            yield block.clip(-1.0, 1.0)  # mp3, resampling and float files overshoot
+        self.samples = samples
+
+    def _mono(self) -> Iterator[tuple[np.ndarray, int]]:
+        """The channels averaged, or the loudest where it is known that they cancel, (frames,), and the rate."""
+        path, frames, rate = self.path, 0, 0
+        sums = squares = np.zeros(1)  # of each channel and, behind them, of their mean
+        for block, rate in _by_libsndfile(path) if _known(path) else _by_pyav(path):
+            if not RATES[0] <= rate <= RATES[1]:
+                raise Unreadable(path, f"claims {rate} samples per second")
+            peak = np.abs(block).max()
+            if not peak <= LOUDEST:
+                raise Unreadable(path, f"holds samples up to {peak:.0f} where full scale is 1")
+            channels = np.column_stack([block, block.mean(axis=1, dtype=np.float32)])
+            sums = sums + channels.sum(axis=0, dtype=float)
+            squares = squares + np.square(channels, dtype=float).sum(axis=0)
+            frames += len(block)
+            yield channels[:, self._channel], rate
+        if not frames:
+            raise Unreadable(path, "holds no samples")
+        self.seconds = frames / rate
+        *each, mean = squares / frames - (sums / frames) ** 2  # a constant is no sound
+        if len(each) ** 2 * mean < CANCELS * sum(each) - 1e-12:  # -120 dB, where nothing is left but rounding
+            self._channel = next(i for i, energy in enumerate(each) if energy > 0.99 * max(each))
 
 
 def _known(path: Path) -> bool:
@@ -224,6 +274,23 @@ def resample(waveform: np.ndarray, source: int, target: int = RATE) -> np.ndarra
     return signal.resample_poly(waveform, up, down, window=_lowpass(up, down)).astype(np.float32, copy=False)
 
 
+def resampled(blocks: Iterable[tuple[np.ndarray, int]]) -> Iterator[np.ndarray]:
+    """What `resample` gives of blocks of one waveform, (samples,) each, and their rate: the same bits, as every
+    block is resampled with as much before and behind it as the filter reaches."""
+    held, known, up, down = np.zeros(0, np.float32), 0, 1, 1  # `known` of the samples held are resampled
+    for block, rate in blocks:
+        up, down = Fraction(RATE, rate).as_integer_ratio()
+        reach = down * -(-ZEROS * max(up, down) // (up * down))  # whole periods, as all that is cut off
+        held = np.concatenate([held, block])
+        more = (len(held) - known - reach) // down * down
+        if more > 0:
+            yield resample(held[:known + more + reach], rate)[known * up // down:(known + more) * up // down]
+            passed = max(known + more - reach, 0)
+            held, known = held[passed:], known + more - passed
+    if len(held) > known:
+        yield resample(held, rate)[known * up // down:]
+
+
 @lru_cache(maxsize=16)
 def _lowpass(up: int, down: int) -> np.ndarray:
     """Windowed sinc below the lower of both Nyquist frequencies, at the rate that both divide; (taps,)."""
@@ -231,21 +298,42 @@ def _lowpass(up: int, down: int) -> np.ndarray:
     return signal.firwin(2 * ZEROS * widest + 1, 1 / widest, window=("kaiser", 7.0)).astype(np.float32)
 
 
-def find_speech(path: Path | str, settings: SegmentsSettings) -> pd.DataFrame:
+def find_speech(file: Path | str | Recording, settings: SegmentsSettings) -> pd.DataFrame:
     """A row per utterance of a recording without boundaries, found by silero-vad with these settings: start and end
     in seconds, whole milliseconds, in order, never overlapping; none for silence.
 
-    What is longer than `max_speech` is cut at its longest pause, or where it is too long if it has none. Raises
-    UserError for an unreadable file, and without silero-vad.
+    What is longer than `max_speech` is cut at its longest pause, or where it is too long if it has none. A file is
+    heard in blocks, whatever its length. UserError for an unreadable file, and without silero-vad.
     """
     import torch  # takes seconds, which a reader of a file need not wait
 
-    waveform = torch.from_numpy(load(path).waveform)
+    recording = file if isinstance(file, Recording) else Recording(file)
     with machine.one_thread():  # 32 ms of audio keep no second thread busy
         with runs.refused('speech is found by silero-vad, which cannot be loaded: pip install -e ".[vad]"'):
-            from silero_vad import get_speech_timestamps, load_silero_vad
-        spans = get_speech_timestamps(
-            waveform, load_silero_vad(), settings.threshold, RATE, 1000 * settings.min_speech,
-            settings.max_speech, 1000 * settings.min_silence, 1000 * settings.pad)
+            from silero_vad import get_speech_timestamps_from_probs, load_silero_vad
+        model = load_silero_vad()
+
+        @torch.no_grad()
+        def likely(blocks: Iterator[np.ndarray]) -> array:
+            model.reset_states()
+            return array("d", (model(chunk, RATE).item() for chunks in _chunks(blocks, recording.path.name)
+                               for chunk in torch.from_numpy(chunks)))
+
+        spans = get_speech_timestamps_from_probs(
+            recording.through(likely), RATE, settings.threshold, 1000 * settings.min_speech, settings.max_speech,
+            1000 * settings.min_silence, 1000 * settings.pad, audio_length_samples=recording.samples)
     rows = [(span["start"] * 1000 // RATE / 1000, span["end"] * 1000 // RATE / 1000) for span in spans]
     return pd.DataFrame(rows, columns=["start", "end"], dtype=float)
+
+
+def _chunks(blocks: Iterable[np.ndarray], name: str) -> Iterator[np.ndarray]:
+    """Blocks of any length as silero-vad hears them, (chunks, CHUNK); the last one is filled up with silence."""
+    rest, samples = np.zeros(0, np.float32), 0
+    with tqdm(desc=f"speech: {name}", unit="s", delay=5, leave=False) as bar:  # silent for short files
+        for block in blocks:
+            rest, samples = np.concatenate([rest, block]), samples + len(block)
+            whole = len(rest) // CHUNK * CHUNK
+            yield rest[:whole].reshape(-1, CHUNK)
+            rest = rest[whole:]
+            bar.update(samples // RATE - bar.n)
+    yield np.pad(rest, (0, -len(rest) % CHUNK)).reshape(-1, CHUNK)

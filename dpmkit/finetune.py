@@ -100,7 +100,8 @@ def _trained(settings: Settings, corpus: Corpus, codes: CorpusCodes, done: Path,
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         runs.write_json(log, {"history": history, "trained_parameters": trained})
         codebook = runs.folder(settings, "codes", codes.key) / FITTED
-        model.save(done, codes.facts, codebook if codebook.is_file() else None)
+        facts = codes.facts | {"profile": settings.profile, "corpus": corpus.name}
+        model.save(done, facts, codebook if codebook.is_file() else None)
         shutil.rmtree(done.parent / "checkpoints", ignore_errors=True)
     PartialState().wait_for_everyone()
 

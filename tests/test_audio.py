@@ -10,6 +10,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -271,13 +272,39 @@ def test_parts_are_slices_of_the_whole_which_is_decoded_once(tmp_path, suffix, m
     assert len(audio.read(path)) == audio.RATE  # another file by the same name
 
 
+@pytest.mark.parametrize(("suffix", "rate"), [("flac", 8_000), ("flac", 16_000), ("flac", 44_101), ("mp4", 22_050),
+                                              ("mp4", 48_000)])
+def test_a_recording_in_blocks_has_the_samples_of_the_whole(tmp_path, suffix, rate, monkeypatch):
+    path = tmp_path / f"noise.{suffix}"
+    write = soundfile.write if suffix == "flac" else write_clip
+    write(path, noise(4.0, rate), rate)
+    whole, spans = audio.read(path), [(0.0, 0.31), (0.2, 3.1), (0.2, 0.3), (1.2345, 1.2347), (3.5, 4.0)]
+    monkeypatch.setattr(audio, "BLOCK", 1000)
+    for known in (False, True):
+        recording = audio.Recording(path)
+        if known:
+            assert recording.survey() == audio.load(path).seconds and recording.samples == len(whole)
+        for (start, end), part in zip(spans, recording.parts(spans), strict=True):
+            np.testing.assert_array_equal(part, whole[round(start * audio.RATE):round(end * audio.RATE)])
+        assert not len(next(recording.parts([(9.0, 9.5)])))
+
+
+def test_a_recording_whose_channels_cancel_is_heard_by_its_loudest(tmp_path):
+    soundfile.write(tmp_path / "inverted.wav", np.stack([0.8 * VOICE, -VOICE], axis=1), audio.RATE)
+    recording = audio.Recording(tmp_path / "inverted.wav")
+    with pytest.warns(UserWarning, match="the loudest is heard alone") as told:
+        part, = recording.parts([(0.1, 0.3)])
+    np.testing.assert_allclose(part, -VOICE[1600:4800], atol=1e-4)
+    assert len(told) == 1
+
+
 def test_as_many_files_are_kept_decoded_as_their_bytes_allow(tmp_path, monkeypatch):
-    paths, decoded, decode = [tmp_path / f"{i}.wav" for i in range(4)], [], audio._decoded
+    paths, decoded, decode = [tmp_path / f"{i}.wav" for i in range(4)], [], audio._whole
     for path, seconds in zip(paths, (1.0, 1.0, 1.0, 9.0), strict=True):
         audio.write(path, tone(seconds=seconds))
     monkeypatch.setattr(audio, "_KEPT", {})
     monkeypatch.setattr(audio, "HELD", 2 * 4 * audio.RATE)  # two of the short ones
-    monkeypatch.setattr(audio, "_decoded", lambda path: decoded.append(path.stem) or decode(path))
+    monkeypatch.setattr(audio, "_whole", lambda path: decoded.append(path.stem) or decode(path))
     for asked, read in (("0101", "01"), ("2", "2"), ("12", ""), ("0", "0"), ("20", ""), ("33", "3"), ("0", "0")):
         decoded.clear()
         for i in asked:
@@ -329,6 +356,16 @@ def test_an_hour_takes_less_than_a_gigabyte(tmp_path, suffix):
     tracemalloc.stop()
     assert len(waveform) == pytest.approx(300 * audio.RATE, rel=0.001)
     assert peak < 1e9 / 12 + 20e6
+
+
+def test_of_a_recording_in_blocks_little_is_held(tmp_path):
+    path, spans = tmp_path / "long.flac", [(t, t + 2.0) for t in range(0, 595, 3)]
+    soundfile.write(path, np.tile(tone(48_000, peak=0.2), 600), 48_000)  # ten minutes; 38 MB at 16 kHz
+    tracemalloc.start()
+    seconds = sum(len(part) for part in audio.Recording(path).parts(spans)) / audio.RATE
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seconds == 2.0 * len(spans) and peak < 12e6
 
 
 # -- damage ------------------------------------------------------------------------------------------------------
@@ -649,6 +686,16 @@ def test_without_the_library_the_cure_is_named(synthetic, monkeypatch):
     monkeypatch.setitem(sys.modules, "silero_vad", None)
     with pytest.raises(UserError, match=r'silero-vad.*pip install -e "\.\[vad\]"'):
         audio.find_speech(synthetic[0], PLAIN)
+
+
+@warned
+def test_speech_of_many_blocks_is_that_of_one(folder, synthetic, monkeypatch):
+    whole, p = audio.find_speech(synthetic[0], PLAIN), np.random.default_rng(0).random(400)
+    known = found(folder, p, SegmentsSettings(), tail=7)
+    audio._KEPT.clear()
+    monkeypatch.setattr(audio, "BLOCK", 999)  # no multiple of what the network hears at a time
+    pd.testing.assert_frame_equal(audio.find_speech(synthetic[0], PLAIN), whole)
+    assert found(folder, p, SegmentsSettings(), tail=7) == known != []
 
 
 @pytest.mark.parametrize("given", [{"max_speech": 0.4}, {"max_speech": 2.0, "pad": 1.0}])

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import in_process
 import nbformat
+import pandas as pd
 import pytest
 import tree_iemocap
 import tree_manifest
 import tree_meld
-from conftest import without_times
+from conftest import import_silero, without_times
+from test_recording import say
 
 from dpmkit import records
 from dpmkit.__main__ import main
@@ -142,6 +144,22 @@ def test_a_second_run_uses_what_is_there(smoke, run):
     run(home, "03")
     assert kept == {p: p.stat().st_mtime_ns for p in kept}
     assert {p for p in (home / "runs" / "predictions").rglob("*.parquet")} <= set(kept)
+
+
+def test_a_recording_of_ones_own_is_heard_by_the_sllm_of_the_run(smoke, tmp_path, monkeypatch):
+    import_silero()
+    home, notebook = smoke[0], tmp_path / "03.ipynb"
+    say(home / "my talk.wav")
+    monkeypatch.chdir(tmp_path)
+    in_process.execute_notebook(SOURCES[2], notebook, {"profile": "smoke", "home": str(home),
+                                                       "recording": "my talk.wav"})
+    table, link = nbformat.read(notebook, as_version=4).cells[-1].outputs[-2:]
+    said, page = pd.read_csv(home / "runs" / "listen" / "my talk.csv"), home / "runs" / "listen" / "my talk.html"
+    assert len(said) == 3 and table["data"]["text/html"].count("<tr") == 1 + 3
+    assert f"href='{os.path.relpath(page)}'" in link["data"]["text/html"] and page.is_file()
+    folder = home / "results" / "smoke-demo" / "fold1-seed0"
+    unasked = (folder / "03_dpm_inference.html").read_text(encoding="utf-8")
+    assert "to hear a recording of yours, set recording =" in unasked and "my talk" not in unasked
 
 
 def laid_out(corpus: str, folder: Path) -> Path:
