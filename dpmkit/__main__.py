@@ -182,17 +182,17 @@ def _publish(options: argparse.Namespace) -> None:
 
 def _segment(options: argparse.Namespace) -> int:
     """find the utterances of recordings: a table to label, for the corpus manifest"""
-    from .corpora import recording
+    from .corpora import manifest
 
-    table, skipped = recording.prepare(_asked(options)[0], options.recordings, options.out)
+    table, skipped = manifest.prepare(_asked(options)[0], options.recordings, options.out)
     for left_out in skipped:
         print(f"dpmkit: {left_out.item}: {left_out.reason}", file=sys.stderr)
     if table.empty:
         return 2  # nothing is written
     minutes = (table["end"] - table["start"]).sum() / 60
     print(f"wrote {os.path.join(options.out, 'manifest.csv')}: {table['conversation'].nunique()} conversation(s), "
-          f"{minutes:.1f} minutes of speech; fill in emotion and speaker, then use it as --corpus manifest --root "
-          f"{options.out}", file=sys.stderr)
+          f"{minutes:.1f} minutes of speech; fill in speaker, emotion and split, then use it as --corpus "
+          f"manifest --root {options.out}", file=sys.stderr)
     return 1 if skipped else 0
 
 

@@ -96,7 +96,7 @@ def timed(start, end):
 
 def cell(column, value):
     """The row of c0u1 with another cell."""
-    at = ("conversation", "utterance", "speaker", "emotion", "path").index(column)
+    at = ("conversation", "utterance", "speaker", "emotion", "split", "path").index(column)
 
     def change(data):
         lines = data.split(b"\n")
@@ -133,7 +133,7 @@ MANIFEST = {
     "header alone": (edit(TABLE, lambda d: d.split(b"\n")[0] + b"\n"), error("no row below its header")),
     "no header": (edit(TABLE, lambda d: d.split(b"\n", 1)[1]), error(TABLE, "no column conversation", "c0, c0u0")),
     **{f"column {c} is missing": (sub(TABLE, c, b"x9"), error(TABLE, f"no column {c.decode()}", "x9"))
-       for c in (b"conversation", b"utterance", b"speaker", b"emotion", b"path")},
+       for c in (b"conversation", b"utterance", b"speaker", b"emotion", b"split", b"path")},
     "column twice": (edit(TABLE, lambda d: d.replace(b"path\n", b"path,path\n").replace(b".wav\n", b".wav,a\n")),
                      error(TABLE, "no column path, or several")),
     "start without end": (edit(TABLE, lambda d: d.replace(b"path\n", b"path,start\n").replace(b".wav\n",
@@ -153,7 +153,7 @@ MANIFEST = {
     "a line of a million": (add(TABLE, b"x" * 10**6), error(TABLE, "row 18")),
     "a million commas": (add(TABLE, b"," * 10**6), heard()),
     "row too short": (add(TABLE, b"c3,c3u9,s6\n"), error(TABLE, "row 18", "3 cells")),
-    "row too long": (add(TABLE, b"c3,c3u9,s6,neu,a.wav,7\n"), error(TABLE, "row 18", "6 cells")),
+    "row too long": (add(TABLE, b"c3,c3u9,s6,neu,test,a.wav,7\n"), error(TABLE, "row 18", "7 cells")),
     "row twice": (edit(TABLE, lambda d: d + d.split(b"\n")[2] + b"\n"), error(TABLE, "row 18", "row 3")),
     "utterance twice": (cell("utterance", "c0u0"), error(TABLE, "row 3", "'c0_c0u0'")),
     "no conversation": (cell("conversation", ""), error(TABLE, "row 3, conversation: '': string should")),
@@ -165,9 +165,10 @@ MANIFEST = {
     "formula": (cell("speaker", "=1+1"), heard()), "formula as utterance": (
         cell("emotion", "=HYPERLINK(1)"), heard()),
     "one emotion alone": (edit(TABLE, lambda d: d.replace(b"hap", b"neu")), error("1 emotion(s) (neu)")),
-    "no emotion at all": (edit(TABLE, lambda d: d.replace(b"hap", b"").replace(b"neu", b"")), error(TABLE,
-        "0 conversation(s) with an emotion")),
-    "one conversation": (edit(TABLE, lambda d: b"\n".join(d.split(b"\n")[:5])), error(TABLE, "three are needed")),
+    "no emotion at all": (edit(TABLE, lambda d: d.replace(b"hap", b"").replace(b"neu", b"")),
+                          error("the train conversations of fold 1", "0 emotion(s)")),
+    "one conversation": (edit(TABLE, lambda d: b"\n".join(d.split(b"\n")[:5])),
+                         error("the validation conversations of fold 1", "0 emotion(s)")),
     "path above the root": (cell("path", "../x.wav"), skip("c0u1: x.wav: does not exist", lost=["c0u1"])),
     "absolute path": (cell("path", "/nowhere/x.wav"), skip("x.wav: does not exist", lost=["c0u1"])),
     "address": (cell("path", "http://example.org/x.wav"), skip("x.wav: does not exist", lost=["c0u1"])),
@@ -189,11 +190,10 @@ MANIFEST = {
     "an html page": (edit(TABLE, lambda d: b"<!DOCTYPE html><html>\n" * 9), error(TABLE,
         "no column conversation", "html")),
     "a spreadsheet": (edit(TABLE, lambda d: b"PK\x03\x04\x14\0" * 9), error(TABLE, "not text in UTF-8")),
-    "an unknown split": (edit(TABLE, lambda d: d.replace(b"path\n", b"path,split\n").replace(b".wav\n",
-        b".wav,all\n")),
-                         error(TABLE, "split: 'all': input should be")),
-    "all in train": (edit(TABLE, lambda d: d.replace(b"path\n", b"path,split\n").replace(b".wav\n",
-        b".wav,train\n")),
+    "no split": (cell("split", ""), error(TABLE, "row 3, split: '': input should be")),
+    "an unknown split": (cell("split", "all"), error(TABLE, "row 3, split: 'all': input should be")),
+    "a conversation in two splits": (cell("split", "TEST"), error(TABLE, "row 3, split: 'test' is not 'train'")),
+    "all in train": (edit(TABLE, lambda d: d.replace(b"dev", b"train").replace(b"test", b"train")),
                      error("the validation conversations of fold 1", "0 emotion(s)")),
 }
 LINE = ",What,Ross,joy,positive,0,99,1,2,"

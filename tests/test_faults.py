@@ -28,7 +28,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from dpmkit import audio, codes, corpora
-from dpmkit.corpora import meld, recording
+from dpmkit.corpora import manifest, meld
 from dpmkit.settings import Settings, UserError
 
 SCRATCH = tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)  # where it is quick
@@ -60,8 +60,9 @@ def manifest_tree(root):
     for c in range(4):
         for u in range(4):
             put(root / "clips" / f"c{c}u{u}.wav", sound(4 * c + u))
-            rows.append((f"c{c}", f"c{c}u{u}", f"s{2 * c + u % 2}", ("neu", "hap")[u // 2], f"clips/c{c}u{u}.wav"))
-    columns = ("conversation", "utterance", "speaker", "emotion", "path")
+            rows.append((f"c{c}", f"c{c}u{u}", f"s{2 * c + u % 2}", ("neu", "hap")[u // 2],
+                         ("train", "train", "dev", "test")[c], f"clips/c{c}u{u}.wav"))
+    columns = ("conversation", "utterance", "speaker", "emotion", "split", "path")
     pd.DataFrame(rows, columns=columns).to_csv(root / "manifest.csv", index=False)
 
 
@@ -281,7 +282,7 @@ def test_a_single_file_is_read_or_refused_in_words(name, tmp_path):
         with pytest.raises(UserError) as raised:
             audio.read(path)
         assert str(path) in str(raised.value) and words in str(raised.value) and "\n" not in str(raised.value)
-        found, skipped = recording.prepare(asked("", ""), [path], tmp_path / "table")
+        found, skipped = manifest.prepare(asked("", ""), [path], tmp_path / "table")
         assert found.empty and len(skipped) == 1 and str(path) in skipped[0].item and words in skipped[0].reason
     SEEN["speech", "placed" if name in faults.PLACED else "audio", name] = "error" if words is not None else "heard"
 

@@ -10,7 +10,7 @@ from conftest import import_silero
 
 from dpmkit import audio, corpora
 from dpmkit.__main__ import main
-from dpmkit.corpora import demo, espeak, files, manifest, recording
+from dpmkit.corpora import demo, espeak, files, manifest
 from dpmkit.settings import Settings, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:silero_vad", "ignore:.*torch.jit")
@@ -48,10 +48,10 @@ def test_the_table_is_labelled_and_loaded_as_a_corpus(tmp_path, settings, comman
     out = tmp_path / "project"
     assert command(*paths, "--out", out) == 0
     table = pd.read_csv(out / "manifest.csv")
-    assert list(table) == ["conversation", "utterance", "speaker", "start", "end", "emotion", "path"]
+    assert list(table) == ["conversation", "utterance", "speaker", "start", "end", "emotion", "path", "split"]
     assert table["emotion"].isna().all() and table["speaker"].isna().all() and len(table) == 9
     assert table["path"].unique().tolist() == [f"../audio/talk{i}.wav" for i in range(3)]
-    table.assign(emotion=["hap", "sad", "neu"] * 3).to_csv(out / "manifest.csv", index=False)
+    table.assign(emotion=["hap", "sad", "neu"] * 3, split=np.repeat(["train", "dev", "test"], 3)).to_csv(out / "manifest.csv", index=False)
     corpus = corpora.load(Settings.of("smoke", corpus="manifest", root=str(out), home=settings.home))
     assert not corpus.skipped
     for own, path in zip(corpus.conversations, paths, strict=True):
@@ -78,14 +78,6 @@ def test_a_table_that_is_there_is_never_touched(tmp_path, command, capsys, monke
     assert command(path, "--out", out, "--set", "segments.pad=0.2") == 2
     assert "manifest.csv is there already and may hold your labels" in capsys.readouterr().err
     assert (out / "manifest.csv").read_text() == "my labels" and os.listdir(out) == ["manifest.csv"]
-
-
-def test_a_table_that_comes_meanwhile_is_not_touched_either(tmp_path, command, monkeypatch):
-    path, table, find = say(tmp_path / "talk.wav"), tmp_path / "out" / "manifest.csv", audio.find_speech
-    table.parent.mkdir()
-    monkeypatch.setattr(audio, "find_speech", lambda *a: table.write_text("theirs") and find(*a))
-    assert command(path, "--out", table.parent) == 2
-    assert table.read_text() == "theirs" and os.listdir(table.parent) == ["manifest.csv"]
 
 
 def test_what_cannot_be_heard_is_listed_and_the_rest_kept(tmp_path, command, capsys):
@@ -121,14 +113,14 @@ def test_the_users_mistakes_stop_the_work_and_are_no_fault_of_a_recording(tmp_pa
 def test_recordings_of_one_name_are_refused_before_work(tmp_path, settings, monkeypatch):
     monkeypatch.setattr(audio, "find_speech", lambda *_: pytest.fail("it asks before it works for hours"))
     with pytest.raises(UserError, match=r"several recordings are called mic, .*rename them"):
-        recording.prepare(settings, [say(tmp_path / p, 1) for p in ("a/mic.wav", "b/mic.wav")], tmp_path / "out")
+        manifest.prepare(settings, [say(tmp_path / p, 1) for p in ("a/mic.wav", "b/mic.wav")], tmp_path / "out")
 
 
 def test_a_folder_behind_a_link_has_paths_that_lead_back(tmp_path, settings):
     path = say(tmp_path / "talk.wav", 1)
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "deep" / "er")
-    recording.prepare(settings, [path], tmp_path / "link")
+    manifest.prepare(settings, [path], tmp_path / "link")
     named = pd.read_csv(tmp_path / "link" / "manifest.csv")["path"][0]
     assert named == "../../talk.wav" and os.path.samefile(tmp_path / "link" / named, path)
 
@@ -137,20 +129,12 @@ def test_a_folder_behind_a_link_has_paths_that_lead_back(tmp_path, settings):
                                   "a,b;c 'd' \"e\".wav", "#1.wav", "-1.wav"])
 def test_a_table_that_is_written_is_read(tmp_path, settings, name):
     path, out = say(tmp_path / "first.wav", 2).rename(tmp_path / name), tmp_path
-    made, skipped = recording.prepare(settings, [path], out)
+    made, skipped = manifest.prepare(settings, [path], out)
     assert not skipped
+    table = pd.read_csv(out / "manifest.csv", keep_default_na=False)
+    table.assign(split="train").to_csv(out / "manifest.csv", index=False)
     rows, faults = manifest.read_rows(out / "manifest.csv")
     assert not faults and len(rows) == len(made) == 2
     assert [(r.conversation, r.utterance) for r in rows.values()] == list(
         made[["conversation", "utterance"]].itertuples(index=False, name=None))
     assert {r.path for r in rows.values()} == {files.plain(path.name)}
-
-
-@pytest.mark.parametrize("name", [b"\xff.wav", b"two\nlines.wav", b"a.wav ", b" a.wav"])
-def test_a_name_that_a_table_cannot_hold_is_listed(tmp_path, settings, name):
-    try:
-        path = say(tmp_path / "a", 1).rename(tmp_path / os.fsdecode(name))
-    except OSError:
-        pytest.skip("this file system refuses the name")
-    made, skipped = recording.prepare(settings, [path, say(tmp_path / "grüße 🙂.wav", 1)], tmp_path / "out")
-    assert set(made["conversation"]) == {"grüße 🙂"} and "rename it" in skipped[0].reason

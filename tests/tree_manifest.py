@@ -13,8 +13,9 @@ from dpmkit import audio
 
 EMOTIONS = ("neu", "hap", "sad", "ang")
 PITCH, LEVEL = (1.0, 1.5, 0.75, 1.25), (0.2, 0.3, 0.1, 0.6)  # of the four: times the speaker's own; full scale is 1
-COLUMNS = ("conversation", "utterance", "speaker", "start", "end", "emotion", "path")
+COLUMNS = ("conversation", "utterance", "speaker", "start", "end", "emotion", "path", "split")
 SECONDS, PAUSE = 0.5, 0.125
+SPLITS = ("train", "train", "train", "train", "dev", "test")  # of the sessions
 
 
 def make(folder: Path, sessions: int = 6, conversations: int = 2, turns: int = 6) -> list[dict[str, str]]:
@@ -30,7 +31,8 @@ def make(folder: Path, sessions: int = 6, conversations: int = 2, turns: int = 6
                 rows.append({"conversation": name, "utterance": f"{name}u{turn}", "speaker": f"speaker{voice}",
                              "start": "" if number else f"{clock:.3f}",
                              "end": "" if number else f"{clock + SECONDS:.3f}",
-                             "emotion": "" if turn == 2 else EMOTIONS[kind], "path": path})
+                             "emotion": "" if turn == 2 else EMOTIONS[kind], "path": path,
+                             "split": SPLITS[session]})
                 if number:
                     audio.write(folder / path, said)
                 track += [said, np.zeros(round(PAUSE * audio.RATE), np.float32)]

@@ -4,20 +4,17 @@
   owners have it; of several files of one clip the first of `audio.SUFFIXES` counts. source.classes of its emotions
   are used, and their counts checked against the published ones.
 - `folders` is every sound below the root. source.pattern, a regular expression that is searched for in a file's
-  name, finds its named groups speaker and emotion. Without the group emotion that is the folder in the root.
-  Without the group speaker, recordings are dealt at random to stand-in speakers, so that none stands on two sides
-  of a fold. Voices do: the corpus is then not speaker-independent. Of a recording and its copies the first counts.
+  name, finds its named groups speaker and emotion; without the group emotion that is the folder in the root. Of a
+  recording and its copies the first counts.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from .. import runs
 from ..settings import Settings, UserError
@@ -57,17 +54,16 @@ LAYOUTS = {
         "neutral": ("neu", 809), "happiness": ("hap", 749), "sadness": ("sad", 769), "anger": ("ang", 749),
         "fear": ("fea", 736), "surprised": ("surprise", 669)}),
 }
-STANDINS = 9  # speakers, in three sessions of three, where none is known
 LEAST = 6  # speakers: two each for training, validation and test
 
-Labels = dict[Path, tuple[str, str]]  # speaker ("": unknown) and emotion of each file
+Labels = dict[Path, tuple[str, str]]  # speaker and emotion of each file
 
 
 def load(settings: Settings) -> Corpus:
     """Conversations of the sounds below `settings.root`; what is not used is listed as skipped.
 
     Raises UserError for a root of another shape, a pattern that is none, counts that are not the published ones
-    (unless `source.allow_partial`), fewer than two emotions or six speakers (recordings, where none is known).
+    (unless `source.allow_partial`), fewer than two emotions or six speakers.
     """
     root, seed, layout = settings.root_path, settings.conversation.seed, LAYOUTS.get(settings.corpus)
     names = dict(files.walk(root))
@@ -95,17 +91,12 @@ def load(settings: Settings) -> Corpus:
     found = Counter(u.emotion for u in utterances)
     counts = tuple(Count("all", emotion, number, found[emotion]) for emotion, number in numbers.items())
     notes = checked(settings, root, layout.title, counts, skipped) if layout else ()
-    known = all(u.speaker for u in utterances)
-    if not known:
-        utterances = _dealt(utterances, seed)
-        notes += (f"No speaker is known: recordings were dealt at random to {STANDINS} stand-in speakers, each of "
-                  "many voices: test voices were trained on, and a memory of who speaks can win nothing.",)
     session = composed.sessions((u.speaker for u in utterances), seed)
     if len(session) < LEAST or len(emotions) < 2:
         raise UserError(f"root {root} has {len(utterances)} usable recordings of {len(session)} speaker(s) and "
-                        f"{len(emotions)} emotion(s); {LEAST} speakers (where none is known: recordings) and two "
-                        "emotions are needed: add recordings, as <root>/<emotion>/<file>.wav (mp3, m4a, …) or with "
-                        f"both in files' names and the setting source.pattern{example(skipped)}")
+                        f"{len(emotions)} emotion(s); {LEAST} speakers and two emotions are needed: add recordings, "
+                        "as <root>/<emotion>/<speaker>_<number>.wav (mp3, m4a, …), or mend the setting "
+                        f"source.pattern{example(skipped)}")
     chain = dynamics.chain(emotions)
     dialogues, followed = sequences.load(settings, {u.emotion for u in utterances})
     notes += followed
@@ -118,8 +109,7 @@ def load(settings: Settings) -> Corpus:
     wanted = settings.conversation.but(sequences="")  # what they say counts, not where they lie
     key = runs.key(settings.corpus, wanted, dialogues, runs.code_version(load), content, skipped)
     folds = leave_one_out({c.id: c.session for c in conversations})
-    return Corpus(settings.corpus, tuple(conversations), emotions, folds, tuple(skipped), key, notes, counts,
-                  speaker_independent=known)
+    return Corpus(settings.corpus, tuple(conversations), emotions, folds, tuple(skipped), key, notes, counts)
 
 
 def _published(layout: Layout, root: Path, names: Mapping[Path, str]) -> tuple[Labels, list[Skipped]]:
@@ -145,28 +135,19 @@ def _own(text: str, names: Mapping[Path, str]) -> tuple[Labels, list[Skipped]]:
         pattern = re.compile(files.plain(text))
         groups = set(pattern.groupindex)
     except (re.error, OverflowError, RecursionError):
-        groups = {"none"}
-    if groups - {"speaker", "emotion"} or (text and not groups):
-        raise UserError(f"setting source.pattern {text!r} must be a regular expression with the named groups "
-                        "speaker, emotion or both, and no other, e.g. '^(?P<speaker>[^_]+)_' for spk1_003.wav")
+        groups = set()
+    if groups not in ({"speaker"}, {"speaker", "emotion"}):
+        raise UserError(f"setting source.pattern {text!r} must be a regular expression with the named group speaker "
+                        "and, if you like, emotion, e.g. '^(?P<speaker>[^_]+)_' for spk1_003.wav")
     labels, skipped = {}, []
     for path in files.sounds(names):
+        folder, inside, _ = names[path].partition("/")
         match = pattern.search(files.plain(path.name))
-        found = {group: text for group, text in match.groupdict().items() if text} if match else {}
-        folder, _, below = names[path].partition("/")
-        if groups - set(found):
+        found = {"emotion": folder if inside else "", **match.groupdict()} if match else {}
+        if not match or not all(match.groupdict().values()):
             skipped.append(Skipped(names[path], f"source.pattern {text!r} does not find its groups in its name"))
-        elif "emotion" not in found and not below:
+        elif not found["emotion"]:
             skipped.append(Skipped(names[path], "lies in the root, not in a folder named after its emotion"))
         else:
-            labels[path] = found.get("speaker", ""), " ".join(found.get("emotion", folder).lower().split())
+            labels[path] = found["speaker"], " ".join(found["emotion"].lower().split())
     return labels, skipped
-
-
-def _dealt(utterances: Sequence[Utterance], seed: int) -> list[Utterance]:
-    """Each utterance in the mouth of a stand-in speaker: emotion by emotion, shuffled, one to each in turn."""
-    rng, dealt = np.random.default_rng(seed), []
-    for emotion in sorted({u.emotion for u in utterances}):
-        same = [u for u in utterances if u.emotion == emotion]
-        dealt += [same[i] for i in rng.permutation(len(same))]
-    return [replace(u, speaker=f"part{i % STANDINS + 1}") for i, u in enumerate(dealt)]

@@ -1,6 +1,6 @@
 """A corpus of one's own: `manifest.csv` in the root folder, one row a turn, and the audio that its rows name.
 
-Columns in any order: `conversation, utterance, speaker, emotion, path`, and where wanted `start, end` and `split`.
+Columns in any order: `conversation, utterance, speaker, emotion, path, split`, and where wanted `start, end`.
 
 - `path` is absolute or starts at the manifest's folder. `start` and `end`, in seconds, cut a part of it, which may
   pass the end of the file by 50 ms; without them a row is the whole file.
@@ -8,29 +8,27 @@ Columns in any order: `conversation, utterance, speaker, emotion, path`, and whe
   follow one another as the rows do.
 - An empty `emotion` is a turn that is heard and never scored, an empty `speaker` one of its own in each
   conversation.
-- `split` (train, validation or dev, test) is the one fold. Else there are up to five: they leave out sessions,
-  conversations that a known speaker links, or conversations where fewer than three sessions have a label.
+- `split` of a conversation is train, validation (or dev) or test; together they are the one fold.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
+import pandas as pd
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, NonNegativeFloat
-from scipy.cluster.hierarchy import DisjointSet
 
-from .. import runs
+from .. import audio, runs
 from ..settings import Settings, UserError
 from . import dynamics, files, table
-from .base import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance, example, in_turn, leave_one_out, some
+from .base import Clip, Conversation, Corpus, Count, Fold, Skipped, Utterance, example, in_turn, some
 
 SLACK = 0.05  # seconds by which a cut may pass the end of its file
 SHORTEST = 0.001  # seconds of a cut
-FOLDS = 5  # at most, where no split is given
 UNKNOWN = "unknown ({})"  # the speaker of a conversation who is not named
 SIDES = ("train", "validation", "test")
 
@@ -45,16 +43,15 @@ class Row(BaseModel):
     speaker: table.Words
     emotion: Annotated[table.Words, AfterValidator(str.lower)]
     path: Annotated[str, Field(min_length=1)]
+    split: Annotated[Literal[SIDES], BeforeValidator(lambda cell: cell.lower().replace("dev", "validation"))]
     start: Seconds = None
     end: Seconds = None
-    split: Annotated[Literal["", "train", "dev", "validation", "test"], BeforeValidator(str.lower)] = ""
 
 
 def load(settings: Settings) -> Corpus:
     """The conversations of `<settings.root>/manifest.csv`; rows whose audio cannot be heard are skipped.
 
-    Raises one UserError that lists all faults of the rows, or where most audio cannot be heard or fewer
-    than three conversations have a label.
+    Raises one UserError that lists all faults of the rows, or where most audio cannot be heard.
     """
     root = settings.root_path
     path = root / "manifest.csv"
@@ -64,7 +61,7 @@ def load(settings: Settings) -> Corpus:
         there = {name: path for path, name in files.walk(root)}
         places = {line: there.get(rows[line].path, place) for line, place in places.items()}
     surveyed = files.survey(settings, root, sorted(set(places.values())))
-    turns: dict[str, list[Utterance]] = defaultdict(list)
+    turns: dict[tuple[str, str], list[Utterance]] = defaultdict(list)  # of a conversation and its split
     skipped = []
     for line, place in places.items():
         file, row = surveyed[place], rows[line]
@@ -76,24 +73,22 @@ def load(settings: Settings) -> Corpus:
             faults.append((line, f"start, end: {start} to {row.end} is no part of {row.path!r}, which lasts "
                            f"{file.seconds:.3f} s; give seconds, or neither"))
         clip = Clip(place, start, None if row.end is None else end)
-        turns[row.conversation].append(Utterance(
+        turns[row.conversation, row.split].append(Utterance(
             row.utterance, row.speaker or UNKNOWN.format(row.conversation), start, end, row.emotion or None, clip))
     table.refuse(path, faults, "mend them and run again")
     if 2 * len(skipped) > len(rows):
         raise UserError(f"{path}: the audio of {len(skipped)} of {len(rows)} rows cannot be heard; mend the paths, "
                         f"which start at the manifest's folder{example(skipped)}")
-    session = _sessions(turns)
-    conversations = tuple(Conversation(name, session[name], _timeline(turns[name])) for name in sorted(turns))
-    split = {row.conversation: row.split.replace("dev", "validation") for row in rows.values()}
-    folds = _folds(path, conversations, {c.id: split[c.id] for c in conversations}, skipped)
+    conversations = tuple(Conversation(*key, _timeline(turns[key])) for key in sorted(turns))
+    fold = Fold(*(tuple(c.id for c in conversations if c.session == side) for side in SIDES))
     emotions = dynamics.label_set(u.emotion for c in conversations for u in c.utterances if u.emotion)
     content = [[c.id, u.id, u.speaker, u.start, u.end, u.emotion, surveyed[u.audio.path].sha256, u.audio.start,
                 u.audio.end] for c in conversations for u in c.utterances]
-    key = runs.key("manifest", content, folds, skipped, runs.code_version(load))
+    key = runs.key("manifest", content, fold, skipped, runs.code_version(load))
     found = Counter(u.emotion for c in conversations for u in c.utterances)
     counts = tuple(Count("all", emotion, None, found[emotion]) for emotion in emotions)
-    notes = _notes(conversations, folds)
-    return Corpus("manifest", conversations, emotions, folds, tuple(skipped), key, notes, counts, not notes)
+    notes = _notes(conversations)
+    return Corpus("manifest", conversations, emotions, (fold,), tuple(skipped), key, notes, counts, not notes)
 
 
 def read_rows(path: Path) -> tuple[dict[int, Row], table.Faults]:
@@ -103,12 +98,11 @@ def read_rows(path: Path) -> tuple[dict[int, Row], table.Faults]:
     if len({row.utterance for row in rows.values()}) < len(rows):
         rows = {line: row.model_copy(update={"utterance": f"{row.conversation}_{row.utterance}"})
                 for line, row in rows.items()}
-    split = any(row.split for row in rows.values())
     first: dict[tuple, int] = {}
     for line, row in rows.items():
         head = rows[first.setdefault((row.conversation,), line)]
-        if row.split != head.split or (split and not row.split):
-            faults.append((line, f"split: {row.split!r} is empty, or not {head.split!r} as above"))
+        if row.split != head.split:
+            faults.append((line, f"split: {row.split!r} is not {head.split!r} as above"))
         if (twin := first.setdefault(("utterance", row.utterance), line)) != line:
             faults.append((line, f"utterance: {row.utterance!r} is what row {twin} is called, too"))
         if (twin := first.setdefault((row.conversation, row.speaker, row.path, row.start, row.end), line)) != line:
@@ -124,40 +118,49 @@ def _timeline(turns: Sequence[Utterance]) -> tuple[Utterance, ...]:
     return in_turn(turns)
 
 
-def _sessions(turns: Mapping[str, Sequence[Utterance]]) -> dict[str, str]:
-    """Conversation -> the first, by name, of those that it shares a speaker with, be it through others."""
-    sets, met = DisjointSet(turns), {}
-    for name, own in turns.items():
-        for utterance in own:
-            sets.merge(name, met.setdefault(utterance.speaker, name))
-    return {name: min(linked) for linked in sets.subsets() for name in linked}
+def _notes(conversations: Sequence[Conversation]) -> tuple[str, ...]:
+    """None, or one on test speakers who stand in training or validation, or may, as they are unknown."""
+    tested, others = ({u.speaker for c in conversations if (c.session == "test") == test for u in c.utterances}
+                      for test in (True, False))
+    shared = tested & (others | {UNKNOWN.format(c.id) for c in conversations})
+    return (f"Not speaker-independent: {len(shared)} speaker(s) of the test ({some(sorted(shared))}) stand in "
+            "training or validation, too, or may, as they are unknown.",) if shared else ()
 
 
-def _folds(path: Path, conversations: Sequence[Conversation], split: Mapping[str, str],
-           skipped: Sequence[Skipped]) -> tuple[Fold, ...]:
-    """The one fold of `split` (conversation id -> side), or those that leave out groups of about equal weight."""
-    if any(split.values()):
-        return (Fold(*(tuple(c for c in split if split[c] == side) for side in SIDES)),)
-    labelled = [c for c in conversations if any(u.emotion for u in c.utterances)]
-    if len(labelled) < 3:
-        raise UserError(f"{path}: {len(labelled)} conversation(s) with an emotion can be heard; three are needed, "
-                        f"one each for training, validation and test{example(skipped)}")
-    apart = len({c.session for c in labelled}) >= 3
-    unit = {c.id: c.session if apart else c.id for c in conversations}
-    weight = Counter(unit[c.id] for c in labelled for u in c.utterances if u.emotion)
-    loads, group = [0] * min(FOLDS, len(weight)), {}
-    for own in sorted(weight, key=lambda u: (-weight[u], u)):  # the heaviest first, each to the lightest group
-        group[own] = loads.index(min(loads))
-        loads[group[own]] += weight[own]
-    return leave_one_out({c: str(group.get(own, "")) for c, own in unit.items()})
+def prepare(settings: Settings, recordings: Iterable[Path | str], folder: Path | str
+            ) -> tuple[pd.DataFrame, list[Skipped]]:
+    """Write `folder/manifest.csv` for recordings without boundaries, and give what stands in it: a row for every
+    utterance that voice activity finds; speaker, emotion and split are left empty, to be filled in.
 
-
-def _notes(conversations: Sequence[Conversation], folds: Sequence[Fold]) -> tuple[str, ...]:
-    """None, or one on speakers who stand on two sides of a fold, or may, as they are unknown."""
-    speakers = {c.id: {u.speaker for u in c.utterances} for c in conversations}
-    shared = {UNKNOWN.format(c) for c in speakers} & set().union(*speakers.values())
-    for fold in folds:
-        tested, others = (set().union(*map(speakers.get, ids)) for ids in (fold.test, fold.train + fold.validation))
-        shared |= tested & others
-    return (f"Not speaker-independent: {len(shared)} speaker(s) of a fold's test ({some(sorted(shared))}) stand in "
-            "its training or validation, too, or may, as they are unknown.",) if shared else ()
+    Recordings that cannot be heard or hold no speech are skipped; where none is left, no file is written. Paths
+    in it are relative to `folder`. Raises UserError where the file is there already, as it may hold labels, and for
+    recordings of one name.
+    """
+    written, paths = Path(folder) / "manifest.csv", [Path(path) for path in recordings]
+    if os.path.lexists(written):
+        raise UserError(f"{written} is there already and may hold your labels: name another folder, or move it "
+                        "away")
+    names = [" ".join(files.plain(path.stem).split()) for path in paths]  # as the table's reader gives them back
+    if twice := [name for name, number in Counter(names).items() if number > 1]:
+        raise UserError(f"several recordings are called {some(twice)}, as conversations must not be: rename them, "
+                        "or write a table for each")
+    rows, skipped = [], []
+    for path, name in zip(paths, names, strict=True):
+        try:
+            found = audio.find_speech(path, settings.segments)
+        except audio.Unreadable as error:
+            skipped.append(Skipped(str(path), f"it cannot be heard: it {error.why}"))
+            continue
+        if found.empty:
+            skipped.append(Skipped(str(path), "no speech was found; lower the setting segments.threshold (now "
+                                   f"{settings.segments.threshold:g}) or segments.min_speech (now "
+                                   f"{settings.segments.min_speech:g} s)"))
+        place = Path(os.path.relpath(os.path.realpath(path), os.path.realpath(folder))).as_posix()
+        rows += [{"conversation": name, "utterance": f"{name}_{number:05d}", "speaker": "", "start": row.start,
+                  "end": row.end, "emotion": "", "path": place, "split": ""}
+                 for number, row in enumerate(found.itertuples())]
+    made = pd.DataFrame(rows)
+    if rows:
+        with runs.atomic(written) as temporary:
+            made.to_csv(temporary, index=False, encoding="utf-8", errors="replace")
+    return made, skipped
