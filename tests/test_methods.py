@@ -16,9 +16,9 @@ from dpmkit.speakers import NotFitted
 P = [f"p_{e}" for e in EMOTIONS]
 
 
-@pytest.fixture(scope="module")
-def described():
-    return methods.described()
+@pytest.fixture
+def described(sharp, settings):
+    return methods.described(settings, 4, sharp)
 
 
 def test_every_row_says_what_it_hears_and_stands_once(described):
@@ -28,6 +28,17 @@ def test_every_row_says_what_it_hears_and_stands_once(described):
     bounds = described[described["group"] == "bound"].set_index("method")["hears"]
     assert {*bounds.index} == {"last-true", "dpm-told", "speaker-told", "speaker-oracle"}
     assert bounds.str.contains("BOUND").all() and bounds.str.contains("true", case=False).all()
+
+
+def test_what_a_row_keeps_is_counted(described, settings, sharp):
+    keeps = described.set_index("method")["keeps"].str.replace(",", "")
+    lora = sum(settings.memory.rank * sum(layer.weight.shape) for layer in sharp.linear_layers().values())
+    assert keeps["dpm"] == keeps["dpm-swapped"] == str(3 * lora + settings.memory.prefix)  # AdamW's moments, too
+    assert keeps["dpm-tuned + filter"] == str(3 * lora + settings.memory.prefix + 4)
+    assert keeps["window"] == str(settings.memory.prefix) and keeps["at-once"] == str(sharp.window)
+    assert keeps["speaker-head + filter"] == keeps["current + filter"] == "4" and keeps["speaker-head"] == "0"
+    assert keeps["speaker-memory"] == keeps["speaker-memory-swapped"] == str(8 * (4 + 1 + 4) + 4 * 4)
+    assert keeps["emo-tta + filter"] == str(4 * 5 + 4) and keeps["blstm"] == "all of it"
 
 
 def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, settings, tmp_path, monkeypatch):

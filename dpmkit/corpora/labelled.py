@@ -94,7 +94,7 @@ def load(settings: Settings) -> Corpus:
     session = composed.sessions((u.speaker for u in utterances), seed)
     if len(session) < LEAST or len(emotions) < 2:
         raise UserError(f"root {root} has {len(utterances)} usable recordings of {len(session)} speaker(s) and "
-                        f"{len(emotions)} emotion(s); {LEAST} speakers and two emotions are needed: add recordings, "
+                        f"{len(emotions)} emotion(s); {LEAST} speakers and two emotions are needed: add recordings "
                         "as <root>/<emotion>/<speaker>_<number>.wav (mp3, m4a, …), or mend the setting "
                         f"source.pattern{example(skipped)}")
     chain = dynamics.chain(emotions)
@@ -137,8 +137,8 @@ def _own(text: str, names: Mapping[Path, str]) -> tuple[Labels, list[Skipped]]:
     except (re.error, OverflowError, RecursionError):
         groups = set()
     if groups not in ({"speaker"}, {"speaker", "emotion"}):
-        raise UserError(f"setting source.pattern {text!r} must be a regular expression with the named group speaker "
-                        "and, if you like, emotion, e.g. '^(?P<speaker>[^_]+)_' for spk1_003.wav")
+        raise UserError(f"setting source.pattern {text!r} must be a regular expression with the named group "
+                        "speaker and, if you like, emotion, e.g. '^(?P<speaker>[^_]+)_' for spk1_003.wav")
     labels, skipped = {}, []
     for path in files.sounds(names):
         folder, inside, _ = names[path].partition("/")
