@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from PIL import Image, UnidentifiedImageError
 
 from . import records, runs, tables
 from .settings import UserError
@@ -30,6 +32,7 @@ BENCHES = {  # kind -> what is to be known of it
             "of lengths that come again, recorded and replayed as CUDA graphs (auto). The script lies beside the "
             "record.",
 }
+DRAWN = ("headline", "ablations", "robustness", "positions", "cost")  # on a run's page; notebooks have all figures
 DETAILS = {  # what stands folded below a run: title -> kind of record, its table
     "Every method, filter, control and bound, and what each of them hears": (
         "methods", partial(tables.methods, protocol="all-lengths")),
@@ -124,13 +127,22 @@ def page(made: Sequence[Record], root: Path) -> str:
 def run_page(kinds: Kinds, root: Path) -> str:
     """The page of one run: its findings, figures and details."""
     record = next(iter(kinds.values()))
-    figures = sorted((root / _place(kinds)).parent.glob(f"figures/*-{record['run']}.png"))
+    folder = (root / _place(kinds)).parent
+    figures = [f for name in DRAWN if (f := folder / "figures" / f"{name}-{record['run']}.png").is_file()]
     blocks = [f"# {_title(kinds)}", _claims(kinds), *_found(kinds), _ran_on(kinds),
-              " ".join(f"![{f.stem}, {_title(kinds)}](figures/{f.name})" for f in figures)]
+              *(f"![{of}](figures/{f.name})<br>*{of}*" for f in figures for of in (_caption(f, kinds),))]
     for title, (kind, of) in DETAILS.items():
         if kind in kinds:
             blocks += [f"## {title}", markdown(of(kinds[kind]))]
     return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _caption(figure: Path, kinds: Kinds) -> str:
+    """What `plots.saved` wrote into a figure; of one that is older than that, its name and its run."""
+    with suppress(UnidentifiedImageError), Image.open(figure) as image:
+        if told := image.info.get("Description"):
+            return told
+    return f"{figure.stem.partition('-fold')[0]}, {_title(kinds)}"
 
 
 def _walk(made: Sequence[Record]) -> list[list[Kinds]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 import pandas as pd
-from pandas.io.formats.style import Styler
+from IPython.display import HTML
 
 from .metrics import MEASURES
 
@@ -45,9 +46,24 @@ BENCH_COLUMNS = {  # others are called as in the record
     "gpu_hours": "GPU hours", "gigabytes": "GB per GPU", "price": "price of a GPU hour"}
 
 
-def shown(table: pd.DataFrame) -> Styler:
-    """The table as a notebook shows it: no index, words from the left."""
-    return table.style.hide(axis="index").set_properties(**{"text-align": "left"})
+def shown(table: pd.DataFrame, escape: bool = True) -> HTML:
+    """The table as a notebook shows it: no index, words from the left, no interval on two lines; cells are HTML
+    where `escape` is false. No style sheet, which a repository's page drops; words stand at the left there, too."""
+    with pd.option_context("display.max_colwidth", None):
+        html = table.to_html(index=False, border=0, na_rep="", justify="left", float_format="{:g}".format,
+                             escape=escape)
+    html = re.sub(r"<td>[^<]*\[[^<]*</td>", lambda cell: cell[0].replace(" ", "&nbsp;"), html)
+    return HTML(html.replace("<td>", '<td style="text-align: left">'))
+
+
+def rounded(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+    """The columns of `names` (own name -> shown name), in their order, fractions as text: shares, where the shown
+    name ends in `, %`, in percent with one decimal, others with three."""
+    out = table[list(names)].rename(columns=names)
+    for name in out.select_dtypes("float"):
+        share = name.endswith(", %")
+        out[name] = (out[name] * (100 if share else 1)).map(f"{{:.{1 if share else 3}f}}".format)
+    return out
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -126,7 +142,7 @@ def attribution(made: Sequence[Record]) -> pd.DataFrame:
             if len(runs) == 1:
                 row["runs"] = f"fold {runs[0]['fold']}, seed {runs[0]['seed']}"
             for title, pair in SHARES.items():
-                found = [one for record in runs if (one := _difference(record, protocol, *pair))]
+                found = [one for record in runs if (one := difference(record, protocol, *pair))]
                 if len(found) == len(runs):
                     values, interval = zip(*found, strict=True)
                     row[title] = sum(values) / len(values)
@@ -137,7 +153,7 @@ def attribution(made: Sequence[Record]) -> pd.DataFrame:
     return _table(rows, {name: name for name in ("corpus", "targets", "runs")} | {t: f"{t}:+.1f" for t in SHARES})
 
 
-def _difference(record: Record, protocol: str, a: str, b: str) -> tuple[float, Sequence[float] | None] | None:
+def difference(record: Record, protocol: str, a: str, b: str) -> tuple[float, Sequence[float] | None] | None:
     """WA of one method less another's, with the interval that a record has of it; None where one was not run."""
     part = record["results"]["protocols"][protocol]
     of = _by(part["methods"], "method")
@@ -227,6 +243,15 @@ def windows(record: Record) -> pd.DataFrame:
             *({"tokens": n, **dict.fromkeys(MEASURES, "not run"), "paper": of} for n, of in PAPER_4.items())]
     return _table(rows, {"history, tokens": "tokens", **{m: f"{m}:.1f" for m in MEASURES},
                          "paper, IEMOCAP (WA / UA / WF1)": "paper"})
+
+
+def costs(record: Record) -> pd.DataFrame:
+    """What a sentence costs by each method of a `context` record, beside WA of the test fold."""
+    rows = [{**row, "ms": 1000 * row["seconds_per_sentence"], "mflop": row["flops_per_sentence"] / 1e6,
+             "ms_range": [1000 * of for of in row["seconds_per_sentence_range"]], "mb": row["peak_bytes"] / 1e6,
+             "kept": f"{row['parameters']:,}"} for row in record["results"]["methods"]]
+    return _table(rows, {"method": "method", "WA, %": "WA:.1f", "ms per sentence [lowest, highest]": "ms:.2f",
+                         "MFLOP per sentence": "mflop:.0f", "peak memory, MB": "mb:.1f", "numbers kept": "kept"})
 
 
 def bench(results: dict[str, Any]) -> pd.DataFrame:

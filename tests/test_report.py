@@ -4,6 +4,8 @@ import tomllib
 
 import pandas as pd
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from test_records import CHECKOUT, save
 
 from dpmkit import metrics, records, report, tables
@@ -44,6 +46,22 @@ def test_the_reports_are_made_of_records_alone(tmp_path):
     readme.write_text("no markers")
     with pytest.raises(UserError, match="lacks the marker"):
         report.publish(root, readme)
+
+
+def test_a_runs_page_draws_a_few_figures_with_what_their_files_tell(tmp_path):
+    record = saved(tmp_path, 62.0)
+    folder = tmp_path / "results" / "demo-demo" / "figures"
+    folder.mkdir()
+    for name in ("cost", "headline", "losses"):
+        told = PngInfo()
+        told.add_text("Description", f"Told of {name}")
+        Image.new("L", (1, 1)).save(folder / f"{name}-fold1-seed0.png", pnginfo=told)
+    Image.new("L", (1, 1)).save(folder / "ablations-fold1-seed0.png")
+    page = report.run_page({"methods": record}, tmp_path / "results")
+    drawn = [line for line in page.splitlines() if "![" in line]
+    assert drawn[::2] == ["![Told of headline](figures/headline-fold1-seed0.png)<br>*Told of headline*",
+                          "![Told of cost](figures/cost-fold1-seed0.png)<br>*Told of cost*"]
+    assert drawn[1].startswith("![ablations, `demo` profile on `demo`, fold 1, seed 0](figures/ablations-")
 
 
 def test_seeds_share_one_table_of_means(tmp_path):
