@@ -69,7 +69,7 @@ def players(corpus: Corpus, utterances: Sequence[Utterance], told: pd.DataFrame 
         told = pd.DataFrame({"emotion": [u.emotion for u in utterances], "speaker": [u.speaker for u in utterances],
                              "length, s": [f"{u.seconds:.1f}" for u in utterances],
                              "utterance": [u.id for u in utterances]})
-    told, sound = told.fillna("–").map(lambda of: escape(str(of))), picked or corpus.name == "demo"
+    told, sound = told.map(lambda of: "–" if pd.isna(of) else escape(str(of))), picked or corpus.name == "demo"
     if sound:
         told["play"] = list(map(player, utterances))
     return HTML(tables.shown(told, escape=False).data + ("" if sound else f"<p>{SILENT}</p>"))
