@@ -7,7 +7,7 @@ as many conversations (or speakers) as there are, the same for every method (Dav
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -191,6 +191,22 @@ def losses(tables: dict[str, pd.DataFrame], how: EvaluationSettings) -> dict[str
                       "interval": interval(means[a] - means[b], how.confidence), "n": len(known)}
                      for a, b in (("own", "none"), ("swapped", "none"), ("own", "swapped"))]
     return out
+
+
+def pooled(runs: Sequence[dict[str, pd.DataFrame]], protocol: str, a: str, b: str, resamples: int,
+           confidence: float) -> dict[str, Any]:
+    """WA of method a less b's in points over all targets of several runs on different conversations (folds), with
+    `WA_interval` over conversations and `WA_speakers` over speakers; `n` targets, `conversations`, `speakers`."""
+    tables = {name: pd.concat([targets(run[name], protocol) for run in runs]) for name in {a, b}}
+    emotions = tuple(c.removeprefix("p_") for c in tables[a] if c.startswith("p_"))
+    gains = []
+    for by in ("conversation", "speaker"):
+        values = resampled(tables, emotions, resamples, by)
+        gains.append(values[a]["WA"] - values[b]["WA"])
+    found = tables[a]
+    return {"WA": float(gains[0][0]), "WA_interval": interval(gains[0], confidence),
+            "WA_speakers": interval(gains[1], confidence), "n": len(found),
+            "conversations": found["conversation"].nunique(), "speakers": found["speaker"].nunique()}
 
 
 def mcnemar(a: pd.DataFrame, b: pd.DataFrame, emotions: tuple[str, ...]) -> dict[str, float]:

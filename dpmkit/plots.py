@@ -1,4 +1,4 @@
-"""Figures of tables and records, and the players of notebook 01. Lines and markers differ, for grey paper."""
+"""Figures of tables and records, and how they are shown. Lines and markers differ, for grey paper."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import HTML, Audio, display
+from IPython.display import HTML, Image, display
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator
+from scipy import signal
 from sklearn.metrics import ConfusionMatrixDisplay
 
-from . import audio, runs
-from .corpora import Corpus, Utterance
+from . import audio, machine, runs
 from .settings import Settings
 
 COLOURS = ("#1b4f72", "#c0562f", "#3f8f5f", "#8e5ea2", "#6b6b6b", "#b8860b", "#2a9d9d", "#b03060")
@@ -35,12 +35,47 @@ plt.rcParams.update({
     + plt.cycler(linestyle=["-", "--", ":", "-."] * 2)})
 
 
-def save(figure: Figure, settings: Settings, name: str) -> Path:
-    """Write a figure to figures/<name>-<run name>.png of a user's results (atomically); its path."""
+CAPTIONS = {  # of a figure by its name, which is its alternative text, too; with what it is of (see `saved`)
+    "durations": "How long utterances and conversations are",
+    "transitions": "How often an emotion (row) is followed by another (column) of the same speaker",
+    "codes": "One utterance: its spectrogram, and below on the same seconds its codes",
+    "losses": "Losses, and WA and UA on validation conversations, by epoch",
+    "sequence": "A training sequence: which tokens each loss predicts, and what its last sentence is given",
+    "confusion": "What the SLLM answers (columns) to utterances of each true label (rows), shares of a row",
+    "headline": "WA of the window, DPM, its control, filters, memories and a bound",
+    "confusions": "Answers (columns) by true label (rows), shares of a row; the diagonal is recall",
+    "reliability": "How often answers are right, by how sure they are",
+    "lengths": "WA by the length of the conversation",
+    "trace": "One conversation, turn by turn: probabilities, true labels, L_t and the size of the memory",
+    "ablations": "What a setting of the memory gains over none, in points of WA, one at a time",
+    "engine": "What layers, decay and stepping gain over no memory, in points of WA",
+    "rules": "What other write rules gain over no memory, in points of WA, by learning rate",
+    "robustness": "WA under noise, overlap and other boundaries",
+    "positions": "WA by the turn of the conversation",
+    "pareto": "WA against milliseconds per sentence; none beats the methods on the line in both",
+    "cost": "Seconds and peak memory to a label, by the length of the recording"}
+
+
+def saved(figure: Figure, settings: Settings, name: str, of: str) -> tuple[Path, str]:
+    """Write a figure to figures/<name>-<run name>.png of a user's results (atomically); its path and its caption.
+
+    The run stands in the image, and the caption in the file (its PNG text `Description`). `of`: what is drawn, and
+    how many, in words."""
+    run = (f"{settings.profile} on {settings.corpus}, fold {settings.fold}, seed {settings.seed}, "
+           f"commit {machine.origin()['commit']}")
+    caption = f"{CAPTIONS[name]} ({of}; {run})"
+    figure.supxlabel(run, x=0.995, ha="right", fontsize=6.5, color="#666666")
     path = settings.results_path / "figures" / f"{name}-{settings.run_name}.png"
     with runs.atomic(path) as temporary:
-        figure.savefig(temporary)
-    return path
+        figure.savefig(temporary, format="png", metadata={"Description": caption})
+    plt.close(figure)  # else a notebook draws it once more
+    return path, caption
+
+
+def shown(figure: Figure, settings: Settings, name: str, of: str) -> None:
+    """Show a figure with alternative text and a caption, as `saved` writes it."""
+    path, caption = saved(figure, settings, name, of)
+    display(Image(path.read_bytes(), alt=caption), HTML(f"<p><em>{caption}</em></p>"))
 
 
 def _legend(figure: Figure) -> Figure:
@@ -101,36 +136,65 @@ def durations(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def utterance(waveform: np.ndarray, codes: np.ndarray, frame_rate: float) -> Figure:
-    """One utterance: its waveform and, below on the same seconds, its codes."""
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 3.2), sharex=True)
-    top.plot(np.arange(len(waveform)) / audio.RATE, waveform, lw=0.4, marker="")
-    top.set(ylabel="amplitude", title="one utterance, as samples and as codes")
-    bottom.plot((np.arange(len(codes)) + 0.5) / frame_rate, codes, ".-", drawstyle="steps-mid", color=COLOURS[1])
-    bottom.set(xlabel="seconds", ylabel="code")
+def utterance(waveform: np.ndarray, codes: np.ndarray, frame_rate: float, codebook_size: int) -> Figure:
+    """One utterance: its spectrogram and, below on the same seconds, its codes, a colour and a number each."""
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 3.4), sharex=True, height_ratios=(4, 1))
+    loud = 10 * np.log10(signal.ShortTimeFFT(np.hanning(400), 160, audio.RATE, mfft=512).spectrogram(
+        np.pad(waveform, (0, max(0, 400 - len(waveform))))) + 1e-10)  # (257, frames), dB
+    seconds = len(waveform) / audio.RATE
+    top.imshow(loud, origin="lower", aspect="auto", cmap=plt.get_cmap("magma", 14), interpolation="nearest",
+               vmin=loud.max() - 70, extent=(0, seconds, 0, audio.RATE / 2000))  # 5 dB a colour: a small file
+    top.set(ylabel="kHz")
+    edges = np.arange(len(codes) + 1) / frame_rate
+    bottom.pcolormesh(edges, [0, 1], codes[None], cmap="turbo", vmin=0, vmax=codebook_size - 1)
+    for edge, code in zip(edges, codes if len(codes) <= 60 else (), strict=False):
+        bottom.text(edge + 0.5 / frame_rate, 0.5, code, rotation=90, ha="center", va="center", fontsize=6,
+                    bbox={"fc": "white", "ec": "none", "pad": 0.6})
+    bottom.set(xlabel="seconds", ylabel="codes", yticks=[], xlim=(0, max(seconds, edges[-1])))
     return figure
 
 
-def players(corpus: Corpus, utterances: Sequence[Utterance]) -> None:
-    """A player per utterance. Audio is embedded for the demo corpus alone: the others are not ours to pass on."""
-    for one in utterances:
-        display(HTML(f"<b>{one.emotion}</b>, speaker {one.speaker}, {one.seconds:.1f} s ({one.id})"))
-        if corpus.name == "demo":
-            sound = audio.read(one.audio.path, one.audio.start, one.audio.end)
-            display(Audio(sound, rate=audio.RATE, normalize=False))
-    if corpus.name != "demo":
-        display(HTML("No sound is embedded, as this corpus' licence does not let us pass it on."))
+def sequence(one: Mapping[str, Any], emotions: Sequence[str], n_o: int, n_p: int, n_q: int) -> Figure:
+    """A training sequence of `finetune.sequences`, arrays or tensors of (tokens,): above, the weight that each
+    token has in L_a, and below the labels of L_e; and, of the last sentence that has each, how many tokens its
+    n_o, n_p and n_q are here."""
+    weight, label = (np.asarray(one[name]) for name in ("code_weight", "emotion"))
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 3.6), sharex=True, height_ratios=(3, 2))
+    top.fill_between(np.arange(len(weight) + 1), np.append(weight, 0), step="post", color=COLOURS[0], alpha=0.5)
+    room = max(weight.max(), 1e-9)
+    top.set(ylabel="weight of a token\nin $L_a$", ylim=(0, 2.1 * room))
+    ends = np.flatnonzero(label >= 0)
+    bottom.vlines(ends + 0.5, 0, 0.35, color=[COLOURS[i % 8] for i in label[ends]])
+    bottom.set(xlabel=f"token of the sequence ({len(weight)} in all)", ylabel="labels of $L_e$", ylim=(0, 1),
+               yticks=[], xlim=(0, len(weight)))
+    bottom.legend([plt.Line2D([], [], color=COLOURS[i % 8], marker="") for i in range(len(emotions))], emotions,
+                  ncols=len(emotions), loc="upper left")
+    spans = []
+    if weight.any():
+        n = np.flatnonzero(weight)[-1] + 1
+        own = min(n_o, n)
+        spans += [(top, n - own, n, "n_o", 1.25 * room), (top, max(0, n - own - n_p), n - own, "n_p", 1.25 * room)]
+    if len(ends):
+        spans.append((bottom, max(0, ends[-1] + 1 - n_q), ends[-1] + 1, "n_q", 0.48))
+    for axes, start, stop, name, height in spans:
+        axes.annotate("", (start, height), (stop, height), arrowprops={"arrowstyle": "|-|,widthA=.3,widthB=.3"})
+        axes.annotate(f"${name}$: {stop - start}", ((start + stop) / 2, height), (0, 5), ha="center",
+                      textcoords="offset points")
+    return figure
 
 
 def losses(history: pd.DataFrame) -> Figure:
     """Losses of training and validation per epoch, and validation WA and UA; `history`: `Finetuned.history`."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 2.8))
     table = history.set_index("epoch")
-    table[["train_loss", "eval_loss", "eval_l_a", "eval_l_e"]].plot(ax=left, ylabel="nats per token")
-    (100 * table[["eval_wa", "eval_ua"]]).plot(ax=right, ylabel="validation, %")
+    names = {"train_loss": "L, training", "eval_loss": "L, validation", "eval_l_a": "$L_a$, validation",
+             "eval_l_e": "$L_e$, validation"}
+    table[list(names)].rename(columns=names).plot(ax=left, ylabel="nats per token")
+    (100 * table[["eval_wa", "eval_ua"]]).set_axis(["WA", "UA"], axis=1).plot(ax=right, ylabel="validation, %")
     right.axvline(table["eval_l_e"].idxmin(), color="0.6", lw=0.8)
     right.set(xlabel="epoch (line: the one kept)")
     for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
@@ -157,7 +221,7 @@ def trace(table: pd.DataFrame, emotions: Sequence[str]) -> Figure:
 
 def headline(record: Mapping[str, Any]) -> Figure:
     """Of a `methods` record, WA with its interval of the few methods that answer the paper's question, a look for
-    each group, and which run it is."""
+    each group."""
     made = pd.DataFrame(record["results"]["protocols"]["all-lengths"]["methods"]).set_index("method")
     group = {row["method"]: row["group"] for row in record["results"]["listed"]}
     shown = [name for name in HEADLINE if name in made.index]
@@ -170,24 +234,8 @@ def headline(record: Mapping[str, Any]) -> Figure:
                           label=name, **look)
     axes.axvline(made.loc["window", "WA"], color="#999999", lw=0.8, zorder=0, marker="", ls="-")
     axes.set(yticks=range(len(shown)), yticklabels=shown, ylim=(len(shown) - 0.5, -0.5),
-             xlabel="WA of every utterance, %",
-             title=f"{record['profile']} on {record['corpus']}, fold {record['fold']}, seed {record['seed']}, "
-                   f"commit {record['commit'][:12]}")
+             xlabel="WA of every utterance, %")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
-def methods(rows: Rows, title: str) -> Figure:
-    """WA of each method with its interval, and its gain over the window baseline, the first on top."""
-    table = pd.DataFrame(rows)[::-1]
-    table = table[table["method"] != "majority"]  # would squeeze the others
-    figure, panels = plt.subplots(1, 2, figsize=(9, 0.45 + 0.32 * len(table)), sharey=True)
-    for axes, key in zip(panels, ("WA", "WA_gain"), strict=True):
-        axes.hlines(table["method"], *_ends(table, key), color=COLOURS[0], lw=1.6)
-        axes.plot(table[key], table["method"], "o", ms=5)
-    panels[0].set(xlabel="WA, %", title=title)
-    panels[1].axvline(0, color="0.5", lw=0.8)
-    panels[1].set(xlabel="WA against the window baseline, points")
     return figure
 
 
@@ -217,18 +265,6 @@ def reliability(rows_by_method: Mapping[str, Rows]) -> Figure:
         axes.plot("confidence", "accuracy", data=pd.DataFrame(rows), label=method)
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence: probability of the answer",
              ylabel="accuracy: share that is right")
-    return _legend(figure)
-
-
-def recalls(by_method: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
-    """Recall and F1 of each emotion, a bar per method: `metrics.per_emotion` of each."""
-    support = next(iter(by_method.values()))
-    figure, panels = plt.subplots(1, 2, figsize=(max(6.4, 1.9 + 1.4 * len(support)), 2.9), sharey=True)
-    for axes, key, name in zip(panels, ("recall", "f1"), ("recall, %", "F1, %"), strict=True):
-        table = pd.DataFrame({method: {f"{e}\n{row['n']:.0f}": 100 * row[key] for e, row in of.items()}
-                              for method, of in by_method.items()})
-        table.plot.bar(ax=axes, rot=0, width=0.8, color=COLOURS, legend=False, title=name,
-                       xlabel="emotion and its number of utterances")
     return _legend(figure)
 
 

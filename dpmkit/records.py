@@ -49,6 +49,14 @@ def save_answers(settings: Settings, answers: Mapping[str, pd.DataFrame]) -> Pat
     return target
 
 
+def load_answers(root: Path, record: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """Method -> the predictions beside a `methods` record below a folder of results; empty where there are none."""
+    place = f"{record['profile']}-{record['corpus']}/records/answers-{record['run']}.parquet"
+    if not (root / place).is_file():
+        return {}
+    return dict(iter(pd.read_parquet(root / place).groupby("method", sort=False)))
+
+
 def save_bench(settings: Settings, name: str, results: dict[str, Any], seconds: float) -> Path:
     """Write bench/<name>-<profile>.json (with changed settings their digits) of a user's results; its path."""
     target = _bench_path(settings.own_path, settings, name)

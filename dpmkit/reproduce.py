@@ -17,8 +17,10 @@ import papermill
 from bs4 import BeautifulSoup
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
+from latex2mathml import converter
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from papermill.translators import translate_parameters
@@ -116,8 +118,21 @@ def page_of(notebook: NotebookNode) -> str:
     exporter = HTMLExporter(template_name="basic", raw_template=template, exclude_input_prompt=True,
                             exclude_output_prompt=True, anchor_link_text="#")
     exporter.register_filter("headings", _headings)
+    markdown = MarkdownWithMath(renderer=_Formulas(escape=False, anchor_link_text="#"))
+    exporter.register_filter("markdown2html", markdown.render)
     style = HtmlFormatter(style="default").get_style_defs(".highlight")
     return exporter.from_notebook_node(notebook, {"code_style": style})[0]
+
+
+class _Formulas(IPythonRenderer):
+    """Markdown whose LaTeX becomes MathML, which browsers draw themselves: nbconvert's own leaves it to MathJax,
+    a script from the network."""
+
+    def block_math(self, body: str) -> str:
+        return converter.convert(body, display="block")
+
+    def inline_math(self, body: str) -> str:
+        return converter.convert(body)
 
 
 def _headings(html: str) -> list[dict[str, str]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 import pandas as pd
-from pandas.io.formats.style import Styler
+from IPython.display import HTML
 
 from .metrics import MEASURES
 
@@ -45,9 +46,24 @@ BENCH_COLUMNS = {  # others are called as in the record
     "gpu_hours": "GPU hours", "gigabytes": "GB per GPU", "price": "price of a GPU hour"}
 
 
-def shown(table: pd.DataFrame) -> Styler:
-    """The table as a notebook shows it: no index, words from the left."""
-    return table.style.hide(axis="index").set_properties(**{"text-align": "left"})
+def shown(table: pd.DataFrame, escape: bool = True) -> HTML:
+    """The table as a notebook shows it: no index, words from the left, no interval on two lines; cells are HTML
+    where `escape` is false. No style sheet, which a repository's page drops; words stand at the left there, too."""
+    with pd.option_context("display.max_colwidth", None):
+        html = table.to_html(index=False, border=0, na_rep="", justify="left", float_format="{:g}".format,
+                             escape=escape)
+    html = re.sub(r"<td>[^<]*\[[^<]*</td>", lambda cell: cell[0].replace(" ", "&nbsp;"), html)
+    return HTML(html.replace("<td>", '<td style="text-align: left">'))
+
+
+def rounded(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+    """The columns of `names` (own name -> shown name), in their order, fractions as text: shares, where the shown
+    name ends in `, %`, in percent with one decimal, others with three."""
+    out = table[list(names)].rename(columns=names)
+    for name in out.select_dtypes("float"):
+        share = name.endswith(", %")
+        out[name] = (out[name] * (100 if share else 1)).map(f"{{:.{1 if share else 3}f}}".format)
+    return out
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -111,10 +127,11 @@ def contrasts(record: Record, protocol: str) -> pd.DataFrame:
         "WF1, points": "WF1:+.1f", f"paper, {corpus}: {measure}": "paper"})
 
 
-def attribution(made: Sequence[Record]) -> pd.DataFrame:
+def attribution(made: Sequence[Record], pooled: Callable[..., Row] = lambda *asked: {}) -> pd.DataFrame:
     """What the paper's contrast is made of, and what else history gives, in points of WA: a row for each protocol,
-    corpus, profile and change of settings of `methods` records, with the interval of one run or the mean of several
-    [lowest, highest]; real voices first, and below them what the paper reports."""
+    corpus, profile and change of settings of `methods` records, with the interval of one run, of all targets of
+    several folds (as `pooled` says of records, a protocol and two methods), or the mean of several runs [lowest,
+    highest]; real voices first, and below them what the paper reports."""
     def where(record: Record) -> tuple[bool, str, str]:
         changed = "".join(f", {name} = {of}" for name, of in record["changed"].items())
         return record["corpus"] == "demo", record["corpus"], f"`{record['profile']}`{changed}"
@@ -122,23 +139,37 @@ def attribution(made: Sequence[Record]) -> pd.DataFrame:
     rows, papers = [], next(iter(SHARES))
     for protocol, targets in TARGETS.items():
         for (_, corpus, how), same in groupby(sorted(made, key=where), where):
-            runs = list(same)
-            row = {"corpus": f"{corpus}, {how}", "targets": targets, "runs": f"{len(runs)} runs"}
-            if len(runs) == 1:
-                row["runs"] = f"fold {runs[0]['fold']}, seed {runs[0]['seed']}"
-            for title, pair in SHARES.items():
-                found = [one for record in runs if (one := _difference(record, protocol, *pair))]
-                if len(found) == len(runs):
-                    values, interval = zip(*found, strict=True)
-                    row[title] = sum(values) / len(values)
-                    row[f"{title}_interval"] = interval[0] if len(runs) == 1 else (min(values), max(values))
-            rows.append(row)
+            for some in _alike(list(same)):
+                row = {"corpus": f"{corpus}, {how}", "targets": targets, "runs": _runs(some)}
+                for title, pair in SHARES.items():
+                    if len(some) > 1 and (over := pooled(some, protocol, *pair)):
+                        row |= {title: over["WA"], f"{title}_interval": over["WA_interval"]}
+                        continue
+                    found = [one for record in some if (one := difference(record, protocol, *pair))]
+                    if len(found) == len(some):
+                        values, interval = zip(*found, strict=True)
+                        row[title] = sum(values) / len(values)
+                        row[f"{title}_interval"] = interval[0] if len(some) == 1 else (min(values), max(values))
+                rows.append(row)
         told = " / ".join(f"{paper['dpm'] - paper['at-once']:+.1f}" for paper in PAPER_1[protocol].values())
         rows.append({"corpus": "the paper, IEMOCAP (WA) / MELD (WF1)", "targets": targets, papers: told})
     return _table(rows, {name: name for name in ("corpus", "targets", "runs")} | {t: f"{t}:+.1f" for t in SHARES})
 
 
-def _difference(record: Record, protocol: str, a: str, b: str) -> tuple[float, Sequence[float] | None] | None:
+def _alike(made: Sequence[Record]) -> list[list[Record]]:
+    """Of the first seed all folds, and of the first fold all seeds; a run that is alone by itself."""
+    made = sorted(made, key=lambda r: (r["seed"], r["fold"]))
+    groups = [[r for r in made if r[name] == made[0][name]] for name in ("seed", "fold")]
+    return [group for group in groups if len(group) > 1] or [made[:1]]
+
+
+def _runs(some: Sequence[Record]) -> str:
+    """Which folds and seeds these are."""
+    found = {name: sorted({r[name] for r in some}) for name in ("fold", "seed")}
+    return ", ".join(f"{name}{'s' * (len(of) > 1)} {', '.join(map(str, of))}" for name, of in found.items())
+
+
+def difference(record: Record, protocol: str, a: str, b: str) -> tuple[float, Sequence[float] | None] | None:
     """WA of one method less another's, with the interval that a record has of it; None where one was not run."""
     part = record["results"]["protocols"][protocol]
     of = _by(part["methods"], "method")
@@ -228,6 +259,15 @@ def windows(record: Record) -> pd.DataFrame:
             *({"tokens": n, **dict.fromkeys(MEASURES, "not run"), "paper": of} for n, of in PAPER_4.items())]
     return _table(rows, {"history, tokens": "tokens", **{m: f"{m}:.1f" for m in MEASURES},
                          "paper, IEMOCAP (WA / UA / WF1)": "paper"})
+
+
+def costs(record: Record) -> pd.DataFrame:
+    """What a sentence costs by each method of a `context` record, beside WA of the test fold."""
+    rows = [{**row, "ms": 1000 * row["seconds_per_sentence"], "mflop": row["flops_per_sentence"] / 1e6,
+             "ms_range": [1000 * of for of in row["seconds_per_sentence_range"]], "mb": row["peak_bytes"] / 1e6,
+             "kept": f"{row['parameters']:,}"} for row in record["results"]["methods"]]
+    return _table(rows, {"method": "method", "WA, %": "WA:.1f", "ms per sentence [lowest, highest]": "ms:.2f",
+                         "MFLOP per sentence": "mflop:.0f", "peak memory, MB": "mb:.1f", "numbers kept": "kept"})
 
 
 def bench(results: dict[str, Any]) -> pd.DataFrame:

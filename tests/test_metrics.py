@@ -28,6 +28,7 @@ from dpmkit.metrics import (
     measures,
     nll,
     per_emotion,
+    pooled,
     reliability,
     resampled,
     scored,
@@ -468,6 +469,26 @@ def test_p_has_a_floor_that_is_marked_and_equal_answers_have_1():
     best, same, _ = contrasts(tables, TWO, draws(500))
     assert (best["p"], best["floor"], best["p_holm"]) == (2 / 500, True, 4 / 500)
     assert (same["p"], same["floor"], same["p_holm"], same["WA_interval"]) == (1, False, 1, [0, 0])
+
+
+def test_folds_are_pooled_as_one_table_of_all_their_targets():
+    folds = []
+    for fold in range(3):
+        truth = random_table(fold)
+        truth["conversation"] += f"f{fold}"
+        who = (truth["conversation"] + "ab"[fold % 2]).tolist()
+        who[::3] = [f"s{fold}"] * len(who[::3])
+        folds.append({"a": random_table(10 + fold, truth=truth, skill=2.0).assign(speaker=who),
+                      "b": truth.assign(speaker=who)})
+    got = pooled(folds, "all-lengths", "a", "b", 400, 0.9)
+    whole = {name: pd.concat([fold[name] for fold in folds]) for name in "ab"}
+    rows = targets(whole["a"])
+    assert [got[name] for name in ("n", "conversations", "speakers")] == [
+        len(rows), rows["conversation"].nunique(), rows["speaker"].nunique()]
+    assert got["WA"] == pytest.approx(wa(whole["a"], EMOTIONS) - wa(whole["b"], EMOTIONS))
+    for by, name in (("conversation", "WA_interval"), ("speaker", "WA_speakers")):
+        values = resampled({name: targets(t) for name, t in whole.items()}, EMOTIONS, 400, by)
+        assert got[name] == pytest.approx(interval(values["a"]["WA"] - values["b"]["WA"], 0.9))
 
 
 def test_too_few_speakers_have_no_interval_and_single_targets_mcnemar_s_p():

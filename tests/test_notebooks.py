@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import in_process
@@ -16,10 +17,11 @@ import pytest
 import tree_iemocap
 import tree_manifest
 import tree_meld
+from bs4 import BeautifulSoup
 from conftest import import_silero, without_times
 from test_recording import say
 
-from dpmkit import records
+from dpmkit import findings, plots, records
 from dpmkit.__main__ import main
 from dpmkit.metrics import DECLARED
 from dpmkit.reproduce import NOTEBOOKS
@@ -83,21 +85,51 @@ def test_a_run_from_elsewhere_leaves_records_figures_and_pages(smoke):
     for name in NOTEBOOKS:
         page = (folder / "fold1-seed0" / f"{name}.html").read_text(encoding="utf-8")
         assert not any(w in page for w in ("Traceback (most recent", "<progress", str(home)))
-        assert (folder / "fold1-seed0" / f"{name}.ipynb").is_file()
-    assert 'audio/wav;base64' in (folder / "fold1-seed0" / "01_data_prep.html").read_text(encoding="utf-8")
+        assert (folder / "fold1-seed0" / f"{name}.ipynb").stat().st_size < len(page) < 2_000_000
     settings = Settings.of("smoke", home=str(home))
     for kind in records.KINDS:
         assert str(home) not in json.dumps(records.load(settings, kind))
-    for figure in ("durations", "transitions", "codes", "losses", "confusion", "trace", "headline", "methods",
-                   "recalls", "confusions", "reliability", "lengths", "ablations", "engine", "rules", "robustness",
-                   "positions", "pareto", "cost"):
-        path = folder / "figures" / f"{figure}-fold1-seed0.png"
-        assert 2_000 < path.stat().st_size < 300_000, figure
+    assert {p.name for p in (folder / "figures").iterdir()} == {f"{f}-fold1-seed0.png" for f in plots.CAPTIONS}
+    for path in (folder / "figures").iterdir():
+        assert 2_000 < path.stat().st_size < 300_000, path
     assert digests() == before, "papermill must not write its input"
     assert "| dpm |" in done.stdout and "[1/5] 01_data_prep" in done.stderr
-    for page, least in ((home / "results" / "README.md", 18), (folder / "fold1-seed0.md", 18)):
+    for page, least in ((home / "results" / "README.md", 18), (folder / "fold1-seed0.md", 5)):
         links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
         assert len(links) >= least and all((page.parent / link).is_file() for link in links), page
+
+
+def test_pages_are_to_be_read_and_play_before_anything_is_run(smoke):
+    """Formulas, captioned figures, each once, players, findings of the record at the end; no style that a
+    repository's page drops."""
+    settings, drawn = Settings.of("smoke", home=str(smoke[0])), []
+    for name, kind in zip(NOTEBOOKS, records.KINDS, strict=True):
+        text = (settings.results_path / settings.run_name / f"{name}.html").read_text(encoding="utf-8")
+        soup = BeautifulSoup(text, "html.parser").main
+        assert "$" not in "".join(s for s in soup.find_all(string=True) if not s.find_parent(("pre", "code")))
+        assert len(soup.select("math")) >= {NOTEBOOKS[1]: 8, NOTEBOOKS[2]: 20}.get(name, 2), name
+        captions = [img["alt"] for img in soup.select("img")]
+        assert captions == [em.get_text() for em in soup.select(".output_area p > em:only-child")], name
+        drawn += [figure for at in captions for figure, of in plots.CAPTIONS.items() if at.startswith(f"{of} (")]
+        notebook = nbformat.read(settings.results_path / settings.run_name / f"{name}.ipynb", as_version=4)
+        outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+        html = "".join("".join(o.get("data", {}).get("text/html", "")) for o in outputs)
+        assert "<style" not in html and "widget" not in text, name
+        assert outputs[-1].data["text/markdown"] == findings.learnt(records.load(settings, kind)), name
+        players = len(soup.select("audio[src^='data:audio/mpeg;base64,']"))
+        assert players >= {NOTEBOOKS[0]: 5, NOTEBOOKS[2]: 6}.get(name, 0), name
+    assert sorted(drawn) == sorted(plots.CAPTIONS)
+    lines = [c.source for c in notebook.cells if c.cell_type == "markdown"]
+    assert lines[-1].startswith("## What we learnt")
+
+
+def test_the_algorithm_is_numbered_with_the_papers_equations_and_notebooks_link_to_their_neighbours():
+    text = {p.stem: nbformat.read(p, as_version=4).cells[0].source for p in SOURCES}
+    steps = re.findall(r"^(\d)\. (.*)$", text["03_dpm_inference"], re.M)
+    assert [n for n, _ in steps] == list("1234567") and [s[-6:] for _, s in steps if s.endswith(")")] == [
+        "(3, 4)", "(5, 6)"]
+    for before, after in pairwise(NOTEBOOKS):
+        assert f"[{after}]({after}.ipynb)" in text[before] and f"[{before}]({before}.ipynb)" in text[after]
 
 
 def test_the_methods_record_is_complete(smoke):

@@ -76,7 +76,7 @@ def test_runs_are_named_by_what_was_changed_and_keep_a_record_each(tmp_path):
     page = report.page(made, tmp_path / "results")
     for lr in ("0.001", "0.01"):
         assert f"[`demo` profile on `demo`, fold 1, seed 0, `memory.lr` = {lr}](demo-demo/fold1-seed0-" in page
-        assert f"| demo, `demo`, memory.lr = {lr} |" in report.summary(made)
+        assert f"| demo, `demo`, memory.lr = {lr} |" in report.summary(made, tmp_path)
     assert "Seeds" not in page and swept[0].run_name in page
 
 

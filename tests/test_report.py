@@ -4,6 +4,8 @@ import tomllib
 
 import pandas as pd
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from test_records import CHECKOUT, save
 
 from dpmkit import metrics, records, report, tables
@@ -46,12 +48,28 @@ def test_the_reports_are_made_of_records_alone(tmp_path):
         report.publish(root, readme)
 
 
+def test_a_runs_page_draws_a_few_figures_with_what_their_files_tell(tmp_path):
+    record = saved(tmp_path, 62.0)
+    folder = tmp_path / "results" / "demo-demo" / "figures"
+    folder.mkdir()
+    for name in ("cost", "headline", "losses"):
+        told = PngInfo()
+        told.add_text("Description", f"Told of {name}")
+        Image.new("L", (1, 1)).save(folder / f"{name}-fold1-seed0.png", pnginfo=told)
+    Image.new("L", (1, 1)).save(folder / "ablations-fold1-seed0.png")
+    page = report.run_page({"methods": record}, tmp_path / "results")
+    drawn = [line for line in page.splitlines() if "![" in line]
+    assert drawn[::2] == ["![Told of headline](figures/headline-fold1-seed0.png)<br>*Told of headline*",
+                          "![Told of cost](figures/cost-fold1-seed0.png)<br>*Told of cost*"]
+    assert drawn[1].startswith("![ablations, `demo` profile on `demo`, fold 1, seed 0](figures/ablations-")
+
+
 def test_seeds_share_one_table_of_means(tmp_path):
     made = [saved(tmp_path, 62.0), saved(tmp_path, 64.0, seed=1)]
     table = tables.spread(made, "seeds").set_index("method")
     assert table.loc["dpm"].tolist() == ["63.0 [62.0, 64.0]", "+3.0 [+2.0, +4.0]"]
-    summary, page = report.summary(made[::-1]), report.page(made, tmp_path)
-    assert "| 2 runs |  | +3.0 [+2.0, +4.0] |" in summary and "headline-fold1-seed0.png" in summary
+    summary, page = report.summary(made[::-1], tmp_path), report.page(made, tmp_path)
+    assert "| fold 1, seeds 0, 1 |  | +3.0 [+2.0, +4.0] |" in summary and "headline-fold1-seed0.png" in summary
     assert "Seeds 0, 1 of fold 1" in page and "| dpm | 63.0 [62.0, 64.0] |" in page
 
 
@@ -68,7 +86,7 @@ def test_the_committed_pages_are_those_of_the_committed_records():
     made = records.load_all(root)
     assert (root / "README.md").read_text(encoding="utf-8") == report.page(made, root)
     readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    assert readme.partition(report.BEGIN)[2].partition(report.END)[0].strip() == report.summary(made)
+    assert readme.partition(report.BEGIN)[2].partition(report.END)[0].strip() == report.summary(made, root)
     assert len(readme.splitlines()) <= 130
     for same in report._walk(made):
         for kinds in same:
@@ -113,7 +131,7 @@ def test_after_notebooks_01_and_02_a_runs_page_says_what_they_found(tmp_path):
     said = run_page(tmp_path / "results")
     assert "best epoch 2 of 3; validation there: L_a 6.000, L_e 0.800, WA 67.0, UA 66.0." in said
     assert said.startswith("# `smoke` profile on `demo`, fold 1, seed 0\n")
-    assert "No record yet" in report.summary(records.load_all(tmp_path / "results"))
+    assert "No record yet" in report.summary([], tmp_path)
 
 
 def test_one_version_stands_everywhere():

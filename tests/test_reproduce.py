@@ -134,7 +134,8 @@ def soup():
         return new_output("display_data", data=data)
 
     return BeautifulSoup(reproduce.page_of(new_notebook(metadata=PYTHON, cells=[
-        new_markdown_cell("# 01 · Données & `codes` <i>x</i>\n\n$L_t$ is plain text, [a link](https://arxiv.org/abs/1)."),
+        new_markdown_cell("# 01 · Données & `codes` <i>x</i>\n\n$L_t < 1$ and\n\n$$\\frac{1}{m} \\sum_{j=1}^m x_j$$"
+                          "\n\n[a link](https://arxiv.org/abs/1)."),
         new_markdown_cell("## Load\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n```python\n# no heading\nx = 1\n```"),
         new_code_cell("answer = 42  # <b>", execution_count=7, outputs=[new_output("stream", text="<printed>\n")]),
         new_code_cell("silent = 1"),
@@ -183,6 +184,13 @@ def test_outputs_are_kept(soup):
 def test_it_fits_a_phone_and_paper(soup):
     assert "width=device-width" in soup.find("meta", attrs={"name": "viewport"})["content"]
     assert "@media print" in soup.style.get_text()
+
+
+def test_formulas_are_mathml_which_needs_no_script(soup):
+    inline, block = soup.select("main math")
+    assert inline["display"] == "inline" and inline.get_text() == "Lt<1" and inline.select_one("msub")
+    assert block["display"] == "block" and block.select_one("mfrac") and block.select_one("munderover")
+    assert "$" not in soup.main.get_text()
 
 
 def test_a_notebook_without_a_heading():

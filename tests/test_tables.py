@@ -143,12 +143,25 @@ def test_attribution_splits_the_papers_contrast_real_voices_first():
                                 run(changed={"memory.lr": 0.1})])
     assert table["corpus"].tolist() == ["emodb, `demo`", "demo, `demo`", "demo, `demo`, memory.lr = 0.1",
                                         "the paper, IEMOCAP (WA) / MELD (WF1)"] * 2
-    assert table["runs"].tolist()[:4] == ["fold 1, seed 0", "2 runs", "fold 1, seed 0", ""]
+    assert table["runs"].tolist()[:4] == ["fold 1, seed 0", "folds 1, 2, seed 0", "fold 1, seed 0", ""]
     papers, short, memory = table.columns[3:]
     assert table[papers].tolist()[1:4] == ["+2.8 [+2.5, +3.0]", "+2.5 [+1.5, +3.5]", "+2.2 / +0.3"]
     assert table[papers].iloc[-1] == "+6.6 / +3.3" and table[short].tolist()[:2] == ["+2.0", "+2.5 [+2.0, +3.0]"]
     assert table[memory].tolist()[:2] == ["+0.5 [+0.0, +1.0]", "+0.2 [+0.0, +0.5]"]
     assert (short, memory) == ("= window - at-once, a short window", "+ dpm - window, the memory")
+
+
+def test_attribution_pools_the_folds_of_a_seed_and_sets_seeds_apart():
+    made, asked = [run(), run(2), run() | {"seed": 1}], []
+
+    def pooled(some, protocol, a, b):
+        asked.append(([(r["fold"], r["seed"]) for r in some], protocol, a, b))
+        return {"WA": 1.25, "WA_interval": [0.5, 2.0]} if len({r["fold"] for r in some}) == len(some) else {}
+
+    table = tables.attribution(made, pooled)
+    assert table["runs"].tolist()[:2] == ["folds 1, 2, seed 0", "fold 1, seeds 0, 1"]
+    assert table[table.columns[3]].tolist()[:2] == ["+1.2 [+0.5, +2.0]", "+2.5 [+2.5, +2.5]"]
+    assert ([(1, 0), (2, 0)], "all-lengths", "dpm", "at-once") in asked
 
 
 def test_gains_have_their_intervals_and_leave_out_what_was_not_measured():
