@@ -162,7 +162,7 @@ def _written(said: pd.DataFrame, emotions: Sequence[str], recording: Path, lengt
         player="video" if (mimetypes.guess_type(recording.name)[0] or "").startswith("video") else "audio",
         summary=f"{len(said)} turns, {_clock((said['end'] - said['start']).sum())} of speech in {_clock(length)}; "
                 f"{made}",
-        colours=[COLOURS[i % len(COLOURS)] for i in range(len(emotions))])
+        spoken=any(said["speaker"]), colours=[COLOURS[i % len(COLOURS)] for i in range(len(emotions))])
     written = {".csv": said.to_csv(index=False), ".vtt": "\n".join(["WEBVTT\n", *cues]), ".txt": "".join(labels),
                ".html": page}
     paths = [out / f"{files.plain(recording.stem)}{suffix}" for suffix in written]

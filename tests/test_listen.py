@@ -71,7 +71,8 @@ def test_turns_of_a_table_are_heard_as_the_memory_hears_them(sllm, talk, tmp_pat
     assert cues.startswith(f"WEBVTT\n\n00:00:00.000 --> 00:00:00.900\nAnn: {first}\n\n00:00:00.900 --> 00:00:01.5")
     assert labels.splitlines()[1] == f"0.900\t1.500\t<Bob>: {second}"
     assert '<audio id="player"' in page and 'src="../audio/a%20talk.wav"' in page and "<Bob>" not in page
-    assert "decide nothing about people" in page and "http" not in page
+    assert "decide nothing about people" in page and "http" not in page and "<table>" in page
+    assert "3 turns, 00:00:01.900 of speech in 00:00:02.000; SLLM of profile smoke, trained on demo" in page
     drawn = json.loads(re.search(r"const turns = (.*), emotions = \[", page)[1])
     assert drawn == [[*row[:3], EMOTIONS.index(row[3]), *row[4:8]] for row in said.itertuples(index=False)]
     assert said["end"].tolist() == [0.9, 1.5, 2.0] and "1 turn(s)" in capsys.readouterr().out
@@ -100,7 +101,8 @@ def test_hours_are_heard_in_blocks_as_in_one_piece(sllm, tmp_path, monkeypatch):
             said, written = listen.listen(settings, recording, sllm, tmp_path)
         assert len(said) >= 10
         pd.testing.assert_frame_equal(said, whole)
-    assert '<video id="player"' in written[-1].read_text(encoding="utf-8")
+    page = written[-1].read_text(encoding="utf-8")
+    assert '<video id="player"' in page and '<table class="alone">' in page  # no column of nobody
 
 
 def test_a_run_that_is_stopped_leaves_what_it_heard(sllm, talk, tmp_path, monkeypatch):
