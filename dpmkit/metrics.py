@@ -193,20 +193,22 @@ def losses(tables: dict[str, pd.DataFrame], how: EvaluationSettings) -> dict[str
     return out
 
 
-def pooled(runs: Sequence[dict[str, pd.DataFrame]], protocol: str, a: str, b: str, resamples: int,
-           confidence: float) -> dict[str, Any]:
-    """WA of method a less b's in points over all targets of several runs on different conversations (folds), with
-    `WA_interval` over conversations and `WA_speakers` over speakers; `n` targets, `conversations`, `speakers`."""
-    tables = {name: pd.concat([targets(run[name], protocol) for run in runs]) for name in {a, b}}
-    emotions = tuple(c.removeprefix("p_") for c in tables[a] if c.startswith("p_"))
-    gains = []
-    for by in ("conversation", "speaker"):
-        values = resampled(tables, emotions, resamples, by)
-        gains.append(values[a]["WA"] - values[b]["WA"])
-    found = tables[a]
-    return {"WA": float(gains[0][0]), "WA_interval": interval(gains[0], confidence),
-            "WA_speakers": interval(gains[1], confidence), "n": len(found),
-            "conversations": found["conversation"].nunique(), "speakers": found["speaker"].nunique()}
+def joined(runs: Sequence[dict[str, pd.DataFrame]],
+           protocol: str) -> tuple[dict[str, pd.DataFrame], tuple[str, ...]]:
+    """The targets of several runs on different conversations (folds) as one table per method that all of them have,
+    and the emotions."""
+    shared = [name for name in runs[0] if all(name in run for run in runs)]
+    tables = {name: pd.concat([targets(run[name], protocol) for run in runs]) for name in shared}
+    return tables, tuple(c.removeprefix("p_") for c in runs[0][shared[0]] if c.startswith("p_"))
+
+
+def pooled(runs: Sequence[dict[str, pd.DataFrame]], protocol: str, a: str, b: str,
+           how: EvaluationSettings) -> tuple[float, list[float]]:
+    """WA of method a less b's in points over all targets of several runs (see `joined`), and its interval over
+    conversations."""
+    values = resampled(*joined([{name: run[name] for name in (a, b)} for run in runs], protocol), how.bootstrap)
+    gain = values[a]["WA"] - values[b]["WA"]
+    return float(gain[0]), interval(gain, how.confidence)
 
 
 def mcnemar(a: pd.DataFrame, b: pd.DataFrame, emotions: tuple[str, ...]) -> dict[str, float]:

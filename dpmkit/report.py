@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from . import metrics, records, runs, tables
-from .settings import UserError
+from .settings import EvaluationSettings, UserError
 from .tables import markdown
 
 Record = dict[str, Any]
@@ -43,39 +42,30 @@ DETAILS = {  # what stands folded below a run: title -> kind of record, its tabl
 }
 
 
-def write(root: Path) -> Path:
-    """Write README.md of a user's results at `root`, beside the reference's figures, and a page for each run;
-    returns the first's path."""
-    made, reference = records.load_all(root), records.load_all(records.REFERENCE)
-    compared = [tables.beside(r, reference) for r in made if r["kind"] == "methods"]
-    _pages(made, root)
-    return _written(root / "README.md", "\n\n".join([page(made, root), *compared]))
-
-
-def publish(root: Path, readme: Path) -> list[Path]:
-    """Write README.md of the reference at `root`, a page for each run, and the marked block of the project's
-    README; returns their paths."""
-    made = records.load_all(root)
-    block, old = f"{BEGIN}\n{summary(made, root)}\n{END}", readme.read_text(encoding="utf-8")
-    new, found = re.subn(f"{BEGIN}.*?{END}", lambda _: block, old, flags=re.DOTALL)
-    if not found:
-        raise UserError(f"README.md lacks the markers {BEGIN} and {END}: put them back where the table belongs")
-    return [_written(root / "README.md", page(made, root)), *_pages(made, root), _written(readme, new)]
-
-
-def _pages(made: Sequence[Record], root: Path) -> list[Path]:
-    return [_written(root / _place(kinds), run_page(kinds, root)) for same in _walk(made) for kinds in same]
+def write(root: Path, readme: Path | None = None) -> list[Path]:
+    """Write README.md of a folder of results and a page for each run; with the project's README (of the reference)
+    its marked block, else one's own figures beside the reference's. Returns the paths."""
+    made, written = records.load_all(root), {}
+    blocks = [page(made, root)]
+    if readme:
+        block, old = f"{BEGIN}\n{summary(made, root)}\n{END}", readme.read_text(encoding="utf-8")
+        written[readme], found = re.subn(f"{BEGIN}.*?{END}", lambda _: block, old, flags=re.DOTALL)
+        if not found:
+            raise UserError(f"README.md lacks the markers {BEGIN} and {END}: put them back where the table belongs")
+    else:
+        reference = records.load_all(records.REFERENCE)
+        blocks += [tables.beside(r, reference) for r in made if r["kind"] == "methods"]
+    written |= {root / "README.md": "\n\n".join(blocks),
+                **{root / _place(kinds): run_page(kinds, root) for kinds in _runs(made)}}
+    for path, text in written.items():
+        with runs.atomic(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return list(written)
 
 
 def _place(kinds: Kinds) -> str:
     record = next(iter(kinds.values()))
     return f"{record['profile']}-{record['corpus']}/{record['run']}.md"
-
-
-def _written(path: Path, text: str) -> Path:
-    with runs.atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
 
 
 def summary(made: Sequence[Record], root: Path, folder: str = "results/") -> str:
@@ -94,37 +84,53 @@ def summary(made: Sequence[Record], root: Path, folder: str = "results/") -> str
         "\n".join(f"- {sentence}" for sentence in tables.verdict(first) if "`dpm-tuned" not in sentence)])
 
 
-def _pooled(root: Path, some: Sequence[Record], protocol: str, a: str, b: str) -> dict[str, Any]:
-    """A contrast over the folds of one seed, by their published predictions (see `metrics.pooled`); else empty."""
+def _folds(root: Path, some: Sequence[Record]) -> tuple[list[dict[str, pd.DataFrame]], EvaluationSettings]:
+    """The published predictions of several folds, and how they are scored; none where they are not all folds, or
+    one of them has none."""
     answers = [records.load_answers(root, record) for record in some]
-    if len({r["fold"] for r in some}) < len(some) or not all({a, b} <= {*of} for of in answers):
-        return {}
-    how = some[0]["settings"]
-    return metrics.pooled(answers, protocol, a, b, how["evaluation.bootstrap"], how["evaluation.confidence"])
+    apart = 1 < len(some) == len({r["fold"] for r in some})
+    how = {name: some[0]["settings"][f"evaluation.{name}"] for name in ("bootstrap", "confidence")}
+    return answers if apart and all(answers) else [], EvaluationSettings(**how)
+
+
+def _pooled(root: Path, some: Sequence[Record], protocol: str, a: str, b: str) -> tuple | None:
+    """A contrast over all targets of the folds of one seed, by their published predictions."""
+    answers, how = _folds(root, some)
+    return metrics.pooled(answers, protocol, a, b, how) if answers else None
+
+
+def _levels(root: Path, some: Sequence[Record]) -> list[str]:
+    """Every method over all targets of the folds of one seed, by their published predictions."""
+    answers, how = _folds(root, some)
+    if not answers:
+        return []
+    joined, emotions = metrics.joined(answers, "all-lengths")
+    found = [metrics.compare(joined, emotions, "window", how, by) for by in ("conversation", "speaker")]
+    of = joined["window"]
+    folds, title = ", ".join(str(r["fold"]) for r in some), _title({"methods": some[0]}, fold=False)
+    return [f"## Over folds {folds}: {title}",
+            f"{len(of)} utterances, {of['conversation'].nunique()} conversations, {of['speaker'].nunique()} speakers.",
+            markdown(tables.levels(*found))]
 
 
 def findings(made: Sequence[Record]) -> str:
     """What each run found, for a terminal."""
-    return "\n\n".join(block for same in _walk(made) for kinds in same
-                       for block in (f"**{_title(kinds)}**", *_found(kinds)))
+    return "\n\n".join(block for kinds in _runs(made) for block in (f"**{_title(kinds)}**", *_found(kinds)))
 
 
 def page(made: Sequence[Record], root: Path) -> str:
-    """README.md of a folder of results: what the paper's contrast is made of, an index of the runs, means over
-    seeds and folds, and the benches."""
+    """README.md of a folder of results: what the paper's contrast is made of, an index of the runs, and the
+    benches."""
     blocks = ["# Results",
               "Generated by dpmkit from the JSON records in `*/records/`; nothing here is typed by hand. "
               "Intervals are 95 % paired-bootstrap intervals over conversations, or speakers where it says so; "
               "gains are points against `window`, the same frozen SLLM with the same n_r tokens and no memory."]
     blocks.append(summary(made, root, ""))
-    blocks += [f"**{_title(kinds)}**\n\n{claims}" for same in _walk(made) for kinds in same[:1]
-               if (claims := _claims(kinds))]
-    blocks.append(markdown(pd.DataFrame([_indexed(kinds, root) for same in _walk(made) for kinds in same])))
-    for same in _walk(made):
-        if over := _spreads(same):
-            blocks += [f"## Over seeds and folds: {_title(same[0], ())}", *over]
-    blocks += ["## Others, as the paper quotes them", "Audio only, from its Table 2; none of them was run here.",
-               markdown(tables.PAPER_2)]
+    blocks += [f"**{_title(kinds)}**\n\n{_claims(kinds)}" for kinds in _runs(made) if "context" in kinds]
+    blocks.append(markdown(pd.DataFrame([_indexed(kinds, root) for kinds in _runs(made)])))
+    of_methods = [r for r in made if r["kind"] == "methods"]
+    for same in ([r for r in of_methods if where(r) == one] for one in sorted({*map(where, of_methods)})):
+        blocks += [block for some in tables.alike(same) for block in _levels(root, some)]
     for name, record in records.benches(root).items():
         kind, results = record["kind"].removeprefix("bench "), record["results"]
         if kind in BENCHES:  # not one that is gone
@@ -155,21 +161,23 @@ def _caption(figure: Path, kinds: Kinds) -> str:
     return f"{figure.stem.partition('-fold')[0]}, {_title(kinds)}"
 
 
-def _walk(made: Sequence[Record]) -> list[list[Kinds]]:
-    """The runs of each profile, corpus and change of settings, by fold and seed: a run's records by kind."""
-    def where(record: Record) -> tuple[str, str, str]:
-        return record["profile"], record["corpus"], str(record["changed"])
+def _runs(made: Sequence[Record]) -> list[Kinds]:
+    """The records of each run by kind; runs by profile, corpus, change of settings, fold and seed."""
+    def run(record: Record) -> tuple:
+        return *where(record), record["fold"], record["seed"]
 
-    ordered = sorted(made, key=lambda r: (*where(r), r["fold"], r["seed"]))
-    return [[{r["kind"]: r for r in run} for _, run in groupby(same, itemgetter("fold", "seed"))]
-            for _, same in groupby(ordered, where)]
+    return [{r["kind"]: r for r in of} for _, of in groupby(sorted(made, key=run), run)]
 
 
-def _title(kinds: Kinds, names: Sequence[str] = ("fold", "seed")) -> str:
+def where(record: Record) -> tuple[str, str, str]:
+    """What runs of one corpus and the same settings share."""
+    return record["profile"], record["corpus"], str(record["changed"])
+
+
+def _title(kinds: Kinds, fold: bool = True) -> str:
     record = next(iter(kinds.values()))
-    return ", ".join([f"`{record['profile']}` profile on `{record['corpus']}`",
-                      *(f"{name} {record[name]}" for name in names),
-                      *(f"`{name}` = {value}" for name, value in record["changed"].items())])
+    return ", ".join([f"`{record['profile']}` profile on `{record['corpus']}`", *[f"fold {record['fold']}"] * fold,
+                      f"seed {record['seed']}", *(f"`{name}` = {of}" for name, of in record["changed"].items())])
 
 
 def _ran_on(kinds: Kinds) -> str:
@@ -226,17 +234,6 @@ def _short(record: Record, table: pd.DataFrame) -> str:
     named = {m for r in results["protocols"]["all-lengths"]["contrasts"] for m in r["contrast"].split(" - ")}
     named |= {r["method"] for r in results["listed"] if r["group"] not in ("filter", "control")}
     return markdown(table[table["method"].isin(named)])
-
-
-def _spreads(same: Sequence[Kinds]) -> list[str]:
-    """Means over the seeds of a fold, each trained anew, and over the folds of a seed, each with other speakers."""
-    made, blocks = [kinds["methods"] for kinds in same if "methods" in kinds], []
-    for what, of in (("seed", "fold"), ("fold", "seed")):
-        for value, some in groupby(sorted(made, key=itemgetter(of, what)), itemgetter(of)):
-            if len(some := list(some)) > 1:
-                blocks += [f"{what.capitalize()}s {', '.join(str(r[what]) for r in some)} of {of} {value}:",
-                           _short(some[0], tables.spread(some, f"{what}s"))]
-    return blocks
 
 
 def _indexed(kinds: Kinds, root: Path) -> dict[str, str]:

@@ -23,6 +23,7 @@ from dpmkit.metrics import (
     ece,
     holm,
     interval,
+    joined,
     losses,
     mcnemar,
     measures,
@@ -480,15 +481,14 @@ def test_folds_are_pooled_as_one_table_of_all_their_targets():
         who[::3] = [f"s{fold}"] * len(who[::3])
         folds.append({"a": random_table(10 + fold, truth=truth, skill=2.0).assign(speaker=who),
                       "b": truth.assign(speaker=who)})
-    got = pooled(folds, "all-lengths", "a", "b", 400, 0.9)
-    whole = {name: pd.concat([fold[name] for fold in folds]) for name in "ab"}
-    rows = targets(whole["a"])
-    assert [got[name] for name in ("n", "conversations", "speakers")] == [
-        len(rows), rows["conversation"].nunique(), rows["speaker"].nunique()]
-    assert got["WA"] == pytest.approx(wa(whole["a"], EMOTIONS) - wa(whole["b"], EMOTIONS))
-    for by, name in (("conversation", "WA_interval"), ("speaker", "WA_speakers")):
-        values = resampled({name: targets(t) for name, t in whole.items()}, EMOTIONS, 400, by)
-        assert got[name] == pytest.approx(interval(values["a"]["WA"] - values["b"]["WA"], 0.9))
+    whole, emotions = joined([fold | {"c": fold["a"]} if i else fold for i, fold in enumerate(folds)], "complete")
+    assert {*whole} == {"a", "b"} and emotions == EMOTIONS and len(whole["a"]) == len(targets(whole["a"]))
+    for name in "ab":
+        pd.testing.assert_frame_equal(whole[name], pd.concat([targets(fold[name], "complete") for fold in folds]))
+    got, ends = pooled(folds, "complete", "a", "b", draws(400, 0.9))
+    assert got == pytest.approx(wa(whole["a"], EMOTIONS) - wa(whole["b"], EMOTIONS)) and got != 0
+    values = resampled(whole, EMOTIONS, 400)
+    assert ends == pytest.approx(interval(values["a"]["WA"] - values["b"]["WA"], 0.9))
 
 
 def test_too_few_speakers_have_no_interval_and_single_targets_mcnemar_s_p():
