@@ -106,10 +106,10 @@ def _levels(root: Path, some: Sequence[Record]) -> list[str]:
         return []
     joined, emotions = metrics.joined(answers, "all-lengths")
     found = [metrics.compare(joined, emotions, "window", how, by) for by in ("conversation", "speaker")]
-    of = joined["window"]
+    counts = {name: joined["window"][name].nunique() for name in ("utterance", "conversation", "speaker")}
     folds, title = ", ".join(str(r["fold"]) for r in some), _title({"methods": some[0]}, fold=False)
     return [f"## Over folds {folds}: {title}",
-            f"{len(of)} utterances, {of['conversation'].nunique()} conversations, {of['speaker'].nunique()} speakers.",
+            ", ".join(f"{n} {name}s" for name, n in counts.items()) + ".",
             markdown(tables.levels(*found))]
 
 
