@@ -29,15 +29,18 @@ from .settings import Settings, UserError
 
 RATES = (0.0, 5e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 ERRORS = 8  # how many are listed
-SHOWN = {"emotion": "true label", "p": "its probability", "loss": "L_t, nats", "window": "window answers"}
+SHOWN = {"turn": "turn", "speaker": "speaker", "emotion": "true label", "answer": "answer", "p": "its probability",
+         "window": "window answers", "loss": "L_t, nats"}
 SILENT = "No sound is embedded, as the corpus is not ours to pass on: run the notebook, and pick something to hear."
 
 
 class Place:
-    """Outputs of a cell that are drawn anew in place; `words` stand in for a figure that cannot be drawn."""
+    """Outputs of a cell that are drawn anew in place; what cannot be is told in `words` above the last ones."""
 
     def __init__(self, *controls: widgets.Widget):
         self.words, self.drawn = widgets.HTML(), []
+        for control in controls:
+            control.style.description_width = "7em"
         display(widgets.VBox([*controls, self.words]))
 
     def show(self, make: Callable[[], Sequence[Any]]) -> None:
@@ -45,6 +48,8 @@ class Place:
         try:
             made = make()
         except UserError as error:
+            if not self.drawn:
+                raise
             self.words.value = escape(str(error))
             return
         self.words.value = ""
@@ -98,7 +103,7 @@ def utterances(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> dict[s
     place.show(made)
     for widget in (which, turn):
         widget.observe(picked, "value")
-    return {"conversation": which, "turn": turn}
+    return {"conversation": which, "turn": turn, "words": place.words}
 
 
 def errors(corpus: Corpus, answers: Mapping[str, pd.DataFrame], method: str = "dpm-tuned") -> widgets.Dropdown:
@@ -111,7 +116,7 @@ def errors(corpus: Corpus, answers: Mapping[str, pd.DataFrame], method: str = "d
         table = answers[which.value].dropna(subset="emotion")
         table = table.assign(p=table[columns].max(axis=1), answer=_answers(table, corpus.emotions))
         wrong = table[table["answer"] != table["emotion"]].nlargest(ERRORS, "p").round({"p": 2})
-        told = wrong[["conversation", "turn", "speaker", "emotion", "answer", "p"]]
+        told = wrong[["conversation", *list(SHOWN)[:5]]]
         return [players(corpus, [by_id[i] for i in wrong["utterance"]], told.rename(columns=SHOWN),
                         picked=bool(place.drawn))]
 
@@ -149,9 +154,9 @@ def conversations(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned:
         if asked != own:
             table = heard(settings.but(memory=asked), codes, tuned, one, corpus.emotions, progress)
         window = answers["window"][answers["window"]["conversation"] == one.id]
-        told = table[["turn", "speaker", "emotion", "loss"]].round({"loss": 3}).assign(
+        told = table.round({"loss": 3}).assign(
             answer=_answers(table, corpus.emotions).to_numpy(), p=table[columns].max(axis=1).round(2),
-            window=_answers(window, corpus.emotions).to_numpy())
+            window=_answers(window, corpus.emotions).to_numpy())[[*SHOWN]]
         right = [f"{(told[name] == told['emotion']).sum()} of {told['emotion'].notna().sum()}"
                  for name in ("answer", "window")]
         of = (f"{one.id}, {len(table)} turns; dpm at lr {asked.lr:g}, steps {asked.steps}, n_r {asked.prefix} "
@@ -162,7 +167,7 @@ def conversations(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned:
     place.show(made)
     for widget in (which, *given.values()):
         widget.observe(lambda _: place.show(made), "value")
-    return {"conversation": which, **given, "progress": progress}
+    return {"conversation": which, **given, "progress": progress, "words": place.words}
 
 
 def heard(settings: Settings, codes: CorpusCodes, tuned: Finetuned, one: Conversation, emotions: Sequence[str],

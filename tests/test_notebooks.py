@@ -10,6 +10,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import browser
 import in_process
 import nbformat
 import pandas as pd
@@ -192,6 +193,42 @@ def test_a_recording_of_ones_own_is_heard_by_the_sllm_of_the_run(smoke, tmp_path
     folder = home / "results" / "smoke-demo" / "fold1-seed0"
     unasked = (folder / "03_dpm_inference.html").read_text(encoding="utf-8")
     assert "to hear a recording of yours, set recording =" in unasked and "my talk" not in unasked
+
+
+def test_a_reader_runs_all_notebooks_in_jupyterlab_and_plays_with_them(smoke, tmp_path):
+    """A real browser and server: every cell runs, and what is picked or moved is drawn anew in its place."""
+    chromium, playwright = browser.needed()
+    names, folder = [f"{name}.ipynb" for name in NOTEBOOKS], tmp_path / "notebooks"
+    browser.copies(SOURCES, folder, {"profile": "smoke", "home": str(smoke[0])})
+    with browser.lab(folder, CHECKOUT) as url, playwright.sync_playwright() as driver:
+        page = browser.opened(driver, chromium, url, names)
+
+        def act(call, what, words):
+            """Act on the widgets of a cell: its figure, or its table, changes in place, and says these words."""
+            cell = page.locator(".jp-CodeCell", has_text=f"explore.{call}(")
+            shown = cell.locator("img, table").first
+            before = shown.evaluate("it => it.outerHTML")
+            what(cell)
+            browser.until(lambda: shown.evaluate("it => it.outerHTML") != before)
+            playwright.expect(cell.locator(".jp-OutputArea")).to_contain_text(words, timeout=browser.TIMEOUT)
+            assert cell.locator("img").count() <= 1 <= cell.locator("audio").count()
+
+        def pick(cell):
+            cell.locator("select").select_option(index=1)
+
+        def faster(cell):
+            cell.locator(".noUi-handle").first.press("ArrowRight")
+
+        for name in names:
+            browser.run_all(page, name)
+            assert not browser.errors(page), name
+            if "01" in name:
+                act("utterances", pick, "s1c02u00, speaker")
+            if "03" in name:
+                act("conversations", pick, "turns; dpm at lr 0.001, steps 1, n_r 32 answers")
+                act("conversations", faster, "turns; dpm at lr 0.003, steps 1, n_r 32 answers")
+                act("errors", pick, "true label")
+            assert not browser.errors(page), name
 
 
 def laid_out(corpus: str, folder: Path) -> Path:
