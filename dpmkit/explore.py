@@ -93,7 +93,7 @@ def utterances(settings: Settings, corpus: Corpus, codes: CorpusCodes) -> dict[s
         waveform = audio.read(one.audio.path, one.audio.start, one.audio.end)
         figure = plots.utterance(waveform, codes.codes[one.id], codes.facts["frame_rate"],
                                  codes.facts["codebook_size"])
-        of = f"{one.id}, speaker {one.speaker}, {one.emotion}, {one.seconds:.1f} s"
+        of = f"{one.id}, speaker {one.speaker}, {one.emotion or 'no label'}, {one.seconds:.1f} s"
         return [*_drawn(figure, settings, "codes", of, place), players(corpus, [one], picked=bool(place.drawn))]
 
     def picked(_: Any) -> None:
@@ -115,8 +115,8 @@ def errors(corpus: Corpus, answers: Mapping[str, pd.DataFrame], method: str = "d
     def made() -> list[Any]:
         table = answers[which.value].dropna(subset="emotion")
         table = table.assign(p=table[columns].max(axis=1), answer=_answers(table, corpus.emotions))
-        wrong = table[table["answer"] != table["emotion"]].nlargest(ERRORS, "p").round({"p": 2})
-        told = wrong[["conversation", *list(SHOWN)[:5]]]
+        wrong = table[table["answer"] != table["emotion"]].nlargest(ERRORS, "p")
+        told = wrong.assign(p=wrong["p"].map("{:.2f}".format))[["conversation", *list(SHOWN)[:5]]]
         return [players(corpus, [by_id[i] for i in wrong["utterance"]], told.rename(columns=SHOWN),
                         picked=bool(place.drawn))]
 
@@ -152,10 +152,11 @@ def conversations(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned:
         one = by_id[which.value]
         table = known.get_group(one.id)
         if asked != own:
-            table = heard(settings.but(memory=asked), codes, tuned, one, corpus.emotions, progress)
+            table = heard(settings.but(memory=asked), corpus, codes, tuned, one, progress)
         window = answers["window"][answers["window"]["conversation"] == one.id]
-        told = table.round({"loss": 3}).assign(
-            answer=_answers(table, corpus.emotions).to_numpy(), p=table[columns].max(axis=1).round(2),
+        told = table.assign(
+            loss=table["loss"].map("{:.3f}".format, na_action="ignore"),
+            answer=_answers(table, corpus.emotions).to_numpy(), p=table[columns].max(axis=1).map("{:.2f}".format),
             window=_answers(window, corpus.emotions).to_numpy())[[*SHOWN]]
         right = [f"{(told[name] == told['emotion']).sum()} of {told['emotion'].notna().sum()}"
                  for name in ("answer", "window")]
@@ -170,19 +171,20 @@ def conversations(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned:
     return {"conversation": which, **given, "progress": progress, "words": place.words}
 
 
-def heard(settings: Settings, codes: CorpusCodes, tuned: Finetuned, one: Conversation, emotions: Sequence[str],
-          progress: widgets.IntProgress | None = None) -> pd.DataFrame:
+def heard(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, one: Conversation,
+          progress: widgets.IntProgress) -> pd.DataFrame:
     """One conversation by `dpm` at `settings.memory`: the rows of `protocols.predict`; `progress` goes with it."""
-    progress, turns = progress or widgets.IntProgress(), []
+    turns, fold = [], corpus.folds[settings.fold - 1]
     progress.max, progress.value = len(one.utterances), 0
-    memory = cheaper.memory(tuned.sllm, settings.memory, 1, settings.seed)
+    chain = protocols.inertia_of(corpus, fold) if settings.memory.target == "filtered" else None
+    memory = cheaper.memory(tuned.sllm, settings.memory, 1, settings.seed, chain)
     spoken, speakers = zip(*((codes.codes[u.id], u.speaker) for u in one.utterances), strict=True)
     for turn in memory.listen(spoken, speakers=speakers):
         turns.append(turn)
         progress.value += 1
     done = pd.DataFrame(map(vars, turns))
     p = np.stack(done.pop("probabilities"))
-    return protocols.answered(protocols.rows([one]), emotions, p).join(done)
+    return protocols.answered(protocols.rows([one]), corpus.emotions, p).join(done)
 
 
 def _drawn(figure: Figure, settings: Settings, name: str, of: str, place: Place) -> list[Any]:

@@ -107,6 +107,16 @@ def test_a_slider_hears_that_one_conversation_again(run, answers, shown, monkeyp
     assert [row[:7] for row in rows_of(shown[2][-1])] == rows_of(shown[2][0]), "as it was"
 
 
+def test_a_rule_with_a_target_of_its_own_is_heard_by_it(run):
+    settings, corpus, codes, tuned = run
+    asked = settings.override({"memory.rule": "emotion", "memory.target": "filtered"})
+    one = corpus.select(corpus.folds[0].test)[1]
+    table = explore.heard(asked, corpus, codes, tuned, one, explore.widgets.IntProgress())
+    expected = protocols.predict(asked, corpus, codes, tuned, "dpm")
+    expected = expected[expected["conversation"] == one.id].reset_index(drop=True)
+    pd.testing.assert_frame_equal(table, expected, atol=1e-5, check_dtype=False)
+
+
 def test_what_is_impossible_cannot_be_chosen(run, answers, shown):
     settings, corpus, codes, tuned = run
     widgets = explore.conversations(*run, answers)
