@@ -186,7 +186,8 @@ def test_a_recording_of_ones_own_is_heard_by_the_sllm_of_the_run(smoke, tmp_path
     monkeypatch.chdir(tmp_path)
     in_process.execute_notebook(SOURCES[2], notebook, {"profile": "smoke", "home": str(home),
                                                        "recording": "my talk.wav"})
-    table, link = nbformat.read(notebook, as_version=4).cells[-1].outputs[-2:]
+    cells = nbformat.read(notebook, as_version=4).cells
+    table, link = next(c for c in cells if "listen.listen(" in c.source).outputs[-2:]
     said, page = pd.read_csv(home / "runs" / "listen" / "my talk.csv"), home / "runs" / "listen" / "my talk.html"
     assert len(said) == 3 and table["data"]["text/html"].count("<tr") == 1 + 3
     assert f"href='{os.path.relpath(page)}'" in link["data"]["text/html"] and page.is_file()
