@@ -21,11 +21,6 @@ PAPER_1 = {  # WA on IEMOCAP, WF1 on MELD
                  "MELD": {"dpm": 51.22, "at-once": 47.90, "classifier": 44.78}},
     "all-lengths": {"IEMOCAP": {"dpm": 75.38, "at-once": 73.15, "classifier": 66.19},
                     "MELD": {"dpm": 52.82, "at-once": 52.53, "classifier": 46.84}}}
-PAPER_2 = pd.DataFrame(  # others, audio only
-    [("ESA-CRF", 73.17, 74.47, "–", "–"), ("MER-HAN", 73.33, 74.2, 73.66, 40.5), ("Mi-CGA", "–", "–", 73.77, "–"),
-     ("MER-TL", 75.76, 76.07, "–", "–"), ("GatedxLSTM", 76.34, "–", 75.97, "–"),
-     ("MERITS-L", "–", "–", 77.95, 49.32)],
-    columns=["method", "IEMOCAP: WA", "UA", "WF1", "MELD: WF1"])
 PAPER_3 = {  # stepping on MELD: WF1, speed against a step per sentence
     "sentence": (51.22, 1.0), "stride-64": (49.61,), "stride-128": (49.64,), "stride-256": (47.63,),
     "stride-512": (43.25, 6.26), "stride-1024": (37.87, 12.72)}
@@ -38,12 +33,12 @@ SHARES = {  # what `attribution` tells apart: its title -> the two methods
     "speaker-memory - window": ("speaker-memory", "window")}
 
 BENCH_COLUMNS = {  # others are called as in the record
-    "n": "rounds", "n_r": "n_r, tokens", "rate": "sentences per second", "ratio": "times the PEFT loop",
+    "n": "rounds", "rate": "sentences per second", "ratio": "times the PEFT loop",
     "flops_per_sentence": "FLOP per sentence", "share_of_the_matmul_peak": "share of a large product's rate",
     "WA": "WA, %", "WA_gain": "WA against exact, points", "changed": "share of answers that changed",
     "largest_change": "largest change of a probability", "peak_bytes": "peak memory, bytes",
     "teraflops": "TFLOP/s of a large product", "utilisation": "share of it that is reached",
-    "gpu_hours": "GPU hours", "gigabytes": "GB per GPU", "price": "price of a GPU hour"}
+    "gpu_hours": "GPU hours", "gigabytes": "GB per GPU"}
 
 
 def shown(table: pd.DataFrame, escape: bool = True) -> HTML:
@@ -219,20 +214,6 @@ def losses(record: Record) -> pd.DataFrame:
                          "difference, nats": "mean:+.4f"})
 
 
-def spread(made: Sequence[Record], what: str) -> pd.DataFrame:
-    """Mean WA and gain over `methods` records that differ in `what` alone, seeds or folds, [lowest, highest]."""
-    rows = [{"method": method, **{key: part[key].mean() for key in ("WA", "WA_gain")},
-             **{f"{key}_range": (part[key].min(), part[key].max()) for key in ("WA", "WA_gain")}}
-            for method, part in pd.concat(map(_rows, made)).groupby("method", sort=False) if len(part) == len(made)]
-    return _table(rows, {"method": "method", f"WA, mean of {len(made)} {what} [lowest, highest]": "WA:.1f",
-                         "WA against window": "WA_gain:+.1f"})
-
-
-def _rows(record: Record) -> pd.DataFrame:
-    """A row per method of a `methods` record, every utterance."""
-    return pd.DataFrame(record["results"]["protocols"]["all-lengths"]["methods"]).set_index("method")
-
-
 def gains(rows: Sequence[Row]) -> pd.DataFrame:
     """Rows of an `ablations` record, its grid or the `final` ones: WA, and the gain over no memory, in points."""
     return _table([{key: of for key, of in row.items() if of is not None} for row in rows], {
@@ -310,25 +291,15 @@ def verdict(record: Record) -> list[str]:
 
 
 def beside(own: Record, reference: Sequence[Record]) -> str:
-    """Markdown: a `methods` record's WA and gains beside the reference's of the same run. A row is within where it
-    differs by at most twice the sample deviation over the reference's seeds, and not judged with a single one."""
-    name = f"`{own['profile']}` on `{own['corpus']}`, {own['run']}"
-    seeds = [r for r in reference if all(r[k] == own[k] for k in ("kind", "profile", "corpus", "fold", "changed"))]
-    same = [r for r in seeds if r["seed"] == own["seed"]]
+    """Markdown: a `methods` record's WA and gains beside the reference's of the same run."""
+    run = f"`{own['profile']}` on `{own['corpus']}`, {own['run']}"
+    same = [r for r in reference if all(r[k] == own[k] for k in ("kind", "profile", "corpus", "run"))]
     if not same:
-        return f"No reference for {name}: nothing to compare it with."
-    columns = {"reference": same[0], "own": own} | dict(enumerate(seeds))
-    columns = {column: _rows(of)[["WA", "WA_gain"]].stack() for column, of in columns.items()}
-    figures = pd.concat(columns, axis=1, sort=False).drop(index=("window", "WA_gain"))  # 0 by definition
-    table = figures[["reference", "own"]].assign(difference=figures["own"] - figures["reference"],
-                                                 deviation=figures[[*range(len(seeds))]].std(axis=1))
-    judged = table.dropna()
-    within = judged["difference"].abs() <= 2 * judged["deviation"] + 1e-9
-    table = table.map("{:.1f}".format).replace("nan", "–")
-    table["within"] = within.map({True: "yes", False: "NO"}).reindex(table.index, fill_value="–")
-    return "\n\n".join([
-        f"## Beside the reference: {name}",
-        "WA of every utterance, and its gain over `window`, in points; within: the difference is at most twice the "
-        f"sample deviation over the reference's {len(seeds)} seed(s), – not judged.",
-        markdown(table.reset_index(names=["method", "figure"])),
-        f"reproduced: {within.sum()} of {len(judged)} within"])
+        return f"No reference for {run}: nothing to compare it with."
+    was, now = (_by(r["results"]["protocols"]["all-lengths"]["methods"], "method") for r in (same[0], own))
+    rows = [{"method": name, "was": was[name]["WA"], "own": row["WA"], "difference": row["WA"] - was[name]["WA"],
+             "gained": was[name]["WA_gain"], "gain": row["WA_gain"]} for name, row in now.items() if name in was]
+    table = _table(rows, {"method": "method", "WA: reference": "was:.1f", "own": "own:.1f",
+                          "difference": "difference:+.1f", "WA against window: reference": "gained:+.1f",
+                          "own, too": "gain:+.1f"})
+    return f"## Beside the reference: {run}\n\nEvery utterance, in points.\n\n{markdown(table)}"

@@ -64,21 +64,12 @@ def test_a_runs_page_draws_a_few_figures_with_what_their_files_tell(tmp_path):
     assert drawn[1].startswith("![ablations, `demo` profile on `demo`, fold 1, seed 0](figures/ablations-")
 
 
-def test_seeds_share_one_table_of_means(tmp_path):
-    made = [saved(tmp_path, 62.0), saved(tmp_path, 64.0, seed=1)]
-    table = tables.spread(made, "seeds").set_index("method")
-    assert table.loc["dpm"].tolist() == ["63.0 [62.0, 64.0]", "+3.0 [+2.0, +4.0]"]
-    summary, page = report.summary(made[::-1], tmp_path), report.page(made, tmp_path)
-    assert "| fold 1, seeds 0, 1 |  | +3.0 [+2.0, +4.0] |" in summary and "headline-fold1-seed0.png" in summary
-    assert "Seeds 0, 1 of fold 1" in page and "| dpm | 63.0 [62.0, 64.0] |" in page
-
-
-def test_folds_share_one_table_of_means_and_only_the_first_has_its_own(tmp_path):
+def test_runs_share_a_row_of_means_and_have_a_page_each(tmp_path):
     made = [saved(tmp_path, wa, fold=fold) for wa, fold in ((62.0, 1), (64.0, 2), (66.0, 4))]
-    page = report.page(made[::-1], tmp_path)
-    assert "Folds 1, 2, 4 of seed 0" in page and "Seeds" not in page and page.count(".md) |") == 3
-    assert "| dpm | 64.0 [62.0, 66.0] | +4.0 [+2.0, +6.0] |" in page
-    assert page.count("## Over seeds and folds: `demo` profile on `demo`\n") == 1
+    summary, page = report.summary(made[::-1], tmp_path), report.page(made[::-1], tmp_path)
+    assert "| 3 runs |  | +4.0 [+2.0, +6.0] |" in summary and "headline-fold1-seed0.png" in summary
+    places = [page.index(f"(demo-demo/fold{fold}-seed0.md) |") for fold in (1, 2, 4)]
+    assert places == sorted(places) and page.count(".md) |") == 3
 
 
 def test_the_committed_pages_are_those_of_the_committed_records():
@@ -88,10 +79,9 @@ def test_the_committed_pages_are_those_of_the_committed_records():
     readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
     assert readme.partition(report.BEGIN)[2].partition(report.END)[0].strip() == report.summary(made, root)
     assert len(readme.splitlines()) <= 130
-    for same in report._walk(made):
-        for kinds in same:
-            page = (root / report._place(kinds)).read_text(encoding="utf-8")
-            assert page == report.run_page(kinds, root) and len(page.splitlines()) <= 200
+    for kinds in report._runs(made):
+        page = (root / report._place(kinds)).read_text(encoding="utf-8")
+        assert page == report.run_page(kinds, root) and len(page.splitlines()) <= 200
 
 
 def test_every_wa_of_every_table_comes_out_of_the_published_predictions():
@@ -113,7 +103,7 @@ def test_every_wa_of_every_table_comes_out_of_the_published_predictions():
 
 
 def run_page(root):
-    (kinds,), = report._walk(records.load_all(root))
+    kinds, = report._runs(records.load_all(root))
     return report.run_page(kinds, root)
 
 
