@@ -42,7 +42,6 @@ LEAST = {"precision": "bfloat16", "layers": "top-2", "prefix_states": "reuse"}
 RUNGS: dict[str, dict[str, Any]] = {
     "exact": {},
     "exact, read before the write": {"read": "before"},
-    "detach": {"prefix_states": "detach"},
     "reuse": {"prefix_states": "reuse"},
     "stride-256": {"stepping": "stride-256"},
     "top-2": {"layers": "top-2"},

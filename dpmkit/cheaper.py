@@ -2,9 +2,8 @@
 
 - layers = top-k: a memory in the last k blocks alone; those below run once per sentence.
 - read = before: the answer is that of the forward that writes.
-- prefix_states = detach: no gradient through the prefix. reuse: its keys and values are those of earlier steps
-  (Temp-LoRA, Wang et al. 2024, arXiv 2401.11504); with sinks the first tokens' stay (StreamingLLM, Xiao et al.
-  2024, arXiv 2309.17453).
+- prefix_states = reuse: the prefix's keys and values are those of earlier steps (Temp-LoRA, Wang et al. 2024, arXiv
+  2401.11504); with sinks the first tokens' stay (StreamingLLM, Xiao et al. 2024, arXiv 2309.17453).
 - stepping: a step per so many tokens or sentences.
 - rule: a step lowers the surprise at a target made of the own answer, instead of L_t or beside it.
 """
@@ -77,7 +76,7 @@ class CheaperMemory(DynamicParameterMemory):
             raise UserError("setting memory.target = filtered needs the emotions' transitions and prior: pass "
                             "inertia=(transition, prior)")
         self.inertia, self.reuse = inertia, settings.prefix_states == "reuse"
-        self.nothing = None if settings.prefix_states == "recompute" else self._no_states()
+        self.nothing = self._no_states() if self.reuse else None
         self.targets: Tensor | None = None  # of the write that is going on, (rows, emotions)
         self.lowest = min(int(name.split(".")[0]) for name in self.lora.modules)  # block with a memory
 
@@ -96,9 +95,8 @@ class CheaperMemory(DynamicParameterMemory):
         heads = config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
         if 2 * len(turns) != size:  # Gemma 3 has two sets, StableLM turns parts of heads
-            raise UserError(f"setting memory.prefix_states = {self.settings.prefix_states} needs a backbone whose "
-                            f"heads turn whole and alike with the position, not a {config.model_type}: choose "
-                            "recompute")
+            raise UserError("setting memory.prefix_states = reuse needs a backbone whose heads turn whole and alike "
+                            f"with the position, not a {config.model_type}: choose recompute")
         heads = getattr(config, "num_key_value_heads", None) or heads
         return turns.new_empty(len(self.decoder.layers), 2, heads, 0, size, dtype=self.sllm.causal_lm.dtype)
 
@@ -108,8 +106,8 @@ class CheaperMemory(DynamicParameterMemory):
         before, losses, logits = self.settings.read == "before", defaultdict(list), {}
         due = {i: self._due(i, sentence) for i, sentence in sentences.items()}
         # An answer is read from the very tokens that are written, or apart from them.
-        shared = {i for i, s in sentences.items() if due[i] and self._writes_itself(s) and (
-            self.reuse or (self.settings.prefix_states == "recompute" and len(due[i]) == 1))}
+        shared = {i for i, s in sentences.items()
+                  if due[i] and self._writes_itself(s) and (self.reuse or len(due[i]) == 1)}
         apart = {i: s for i, s in sentences.items() if i not in shared}
         if before:
             logits |= self._read_apart(apart)
@@ -192,13 +190,12 @@ class CheaperMemory(DynamicParameterMemory):
         return surprise if self.settings.rule == "emotion" else losses + surprise
 
     def _target(self, parts: Sequence[Part], streams: Sequence[int], p: Tensor) -> Tensor:
-        """What the probabilities of an answer become, (rows, emotions): squared, the filter's belief, or kept."""
+        """What the probabilities of an answer become, (rows, emotions): the filter's belief, or squared."""
         if self.settings.target == "filtered":
             believed = [forward_step(self.histories[i].beliefs.get(part.sentence.speaker), row, *self.inertia)
                         for i, part, row in zip(streams, parts, p.cpu().numpy().astype(float), strict=True)]
             return torch.from_numpy(np.array(believed)).to(p)
-        p = p.square() if self.settings.target == "sharpened" else p
-        return p / p.sum(-1, keepdim=True)
+        return p.square() / p.square().sum(-1, keepdim=True)
 
     def _ends(self, part: Part) -> bool:
         return int(part.piece[-1]) == self.sllm.vocabulary.end
@@ -206,11 +203,11 @@ class CheaperMemory(DynamicParameterMemory):
     # -- the prefix and the lower blocks ------------------------------------------------------------------------
 
     def _prepared(self, parts: Sequence[Part], streams: Sequence[int]) -> Rows:
-        """With `reuse` or `detach`: parts that go on after the states of their prefixes. The last token of a prefix
-        runs again, as it predicts what follows."""
+        """With `reuse`: parts that go on after the states of their prefixes. The last token of a prefix runs again,
+        as it predicts what follows."""
         if isinstance(parts, Rows):
             return parts
-        if self.nothing is None or not (self.reuse or any(len(p.prefix) for p in parts)):
+        if not self.reuse:
             return Rows(parts)
         states = [self.histories[i].states.get(_donated(p), self.nothing).to(self.nothing.device)
                   for i, p in zip(streams, parts, strict=True)]

@@ -23,7 +23,7 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Several = Annotated[tuple[T, ...], Field(min_length=1, strict=False)]  # JSON has lists
 Rule = Literal["semantic", "emotion", "both"]
-Target = Literal["soft", "sharpened", "filtered"]
+Target = Literal["sharpened", "filtered"]
 Layers = Annotated[str, Field(pattern=r"^(all|top-[1-9][0-9]*)$")]
 Disturbance = Annotated[str, Field(  # s each | dB of speech over it | share that the next utterance starts early
     pattern=r"^(none|silero|chunks [1-9]\d{0,2}|(white|babble) (-20|-?1?\d|[2-5]\d|60)|overlap 0\.([0-8]\d*|9))$")]
@@ -168,13 +168,13 @@ class MemorySettings(Group):
     decay: Share = 0.0  # share of the memory that each step forgets
     # Write rules: what a step lowers, and for whom. The defaults are the paper's.
     rule: Rule = "semantic"  # L_t of the codes | emotion: of the own answer at <audio_end> | both
-    target: Target = "sharpened"  # of rule emotion: the own answer as it is (soft), squared, or filtered by inertia
+    target: Target = "sharpened"  # of rule emotion: the own answer squared, or filtered by inertia
     reset_every: Size = 0  # sentences; 0: never (a control)
     sinks: Size = 0  # reuse: the first tokens' keys and values, kept beside the last ones' (StreamingLLM)
     # Rungs below the exact method: cheaper, with other answers (`dpmkit bench memory` says by how much).
     read: Literal["after", "before"] = "after"  # the sentence's own write: before shares one forward with it
     loss_vocabulary: Literal["codes", "all"] = "codes"  # of the softmax of L_t
-    prefix_states: Literal["recompute", "detach", "reuse"] = "recompute"  # no gradient | those of earlier steps
+    prefix_states: Literal["recompute", "reuse"] = "recompute"  # reuse: those of earlier steps
     shapes: Literal["auto", "free", "bucketed"] = "auto"  # rows of lengths that come again: on a GPU (auto), always
     precision: Literal["", "float32", "bfloat16"] = ""  # of the frozen weights alone; empty: the backbone's
 
@@ -186,10 +186,8 @@ class MemorySettings(Group):
             "rule = emotion or both goes with memory.stepping = sentence: a longer step ends at no <audio_end>":
                 emotion and longer,
             "sinks needs memory.prefix_states = reuse: there is no cache to keep in": self.sinks > 0 and not reuse,
-            f"target = {self.target} needs memory.rule = emotion or both: rule semantic has no target":
-                self.target != "sharpened" and not emotion,
-            "target = soft needs memory.rule = both and memory.steps of 2 or more: the codes must move it first":
-                self.target == "soft" and (self.rule != "both" or self.steps < 2),
+            "target = filtered needs memory.rule = emotion or both: rule semantic has no target":
+                self.target == "filtered" and not emotion,
         }
 
 

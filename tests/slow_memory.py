@@ -96,12 +96,6 @@ class SlowMemory:
         token to be predicted, cache)."""
         if kept is not None:
             states, position, row = *kept.past(self.model), torch.cat([kept.last if self.n_r else NONE, piece])
-        elif self.settings.prefix_states == "detach" and len(prefix):
-            states, position, row = DynamicCache(config=self.model.config), len(prefix) - 1, torch.cat(
-                [prefix[-1:], piece])
-            if position:
-                with torch.no_grad():
-                    self.model(prefix[None, :-1], past_key_values=states)
         else:
             states, position, row = DynamicCache(config=self.model.config), 0, torch.cat([prefix, piece])
 
@@ -152,8 +146,7 @@ class SlowMemory:
         if self.settings.target == "filtered":
             self.beliefs[speaker] = forward_step(self.beliefs.get(speaker), answer.double().numpy(), *self.inertia)
             return torch.tensor(self.beliefs[speaker]).float()
-        power = answer.square() if self.settings.target == "sharpened" else answer
-        return power / power.sum()
+        return answer.square() / answer.square().sum()
 
     def turns(self, sentences, written=None, speakers=(), labels=()):
         s, waiting = self.settings, NONE

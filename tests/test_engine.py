@@ -69,7 +69,7 @@ def test_a_queue_equals_algorithm_1_in_plain_peft(sllm, turns, streams, rank, pr
         close(got[number], expected, 1e-4)
 
 
-@pytest.mark.parametrize("change", [{}, {"prefix_states": "reuse"}, {"prefix_states": "detach"}, {"read": "before"},
+@pytest.mark.parametrize("change", [{}, {"prefix_states": "reuse"}, {"read": "before"},
                                     {"stepping": "stride-5"}, {"layers": "top-1", "prefix_states": "reuse"},
                                     {"layers": "top-1", "read": "before", "prefix_states": "reuse"}])
 def test_a_conversation_is_the_same_alone_in_two_and_in_sixteen(sllm, change):
@@ -109,7 +109,7 @@ def test_without_a_step_every_rung_hears_the_same(sharp):
     still = BASE.but(lr=0.0)
     exact = [t.probabilities for t in cheaper.memory(sharp, still).listen(conversation)]
     losses = [t.loss for t in cheaper.memory(sharp, still).listen(conversation)]
-    for change in ({"read": "before"}, {"prefix_states": "detach"}, {"layers": "top-1"}):
+    for change in ({"read": "before"}, {"layers": "top-1"}):
         turns = listened(sharp, still.but(**change), conversation)
         close(([t.probabilities for t in turns], [t.loss for t in turns]), (exact, losses), 1e-5)
     # A token that `reuse` kept had heard the n_r before it at its time, not only what the window holds now: equal

@@ -21,14 +21,14 @@ CHAIN = np.full((4, 4), 0.05) + 0.8 * np.eye(4), np.full(4, 0.25)
 OTHER = [("rank", 4), ("alpha", 8.0), ("layers", "top-1"), ("prefix", 20), ("optimizer", "adamw"), ("lr", 0.3),
          ("steps", 2), ("weight_decay", 3.0), ("history_emotions", "predicted"),
          ("stepping", "stride-5"), ("stepping", "every-2"), ("decay", 0.3), ("rule", "emotion"), ("rule", "both"),
-         ("target", "soft"), ("target", "filtered"), ("reset_every", 2), ("sinks", 2),
-         ("read", "before"), ("loss_vocabulary", "all"), ("prefix_states", "detach"), ("prefix_states", "reuse"),
+         ("target", "filtered"), ("reset_every", 2), ("sinks", 2),
+         ("read", "before"), ("loss_vocabulary", "all"), ("prefix_states", "reuse"),
          ("precision", "bfloat16")]
 EDGES = [{"prefix": 0}, {"prefix": 1}, {"steps": 0}, {"lr": 0.0}, {"decay": 1.0}, {"reset_every": 1},
          {"stepping": "stride-1", "history_emotions": "predicted"}, {"prefix": 0, "prefix_states": "reuse"},
-         {"prefix": 0, "prefix_states": "detach"}, {"prefix": 0, "prefix_states": "reuse", "sinks": 2},
+         {"prefix": 0, "prefix_states": "reuse", "sinks": 2},
          {"precision": "float32"}]
-DEEPER = [{"rule": "both", "steps": 2, "target": "filtered"}, {"rule": "both", "steps": 2, "target": "soft"},
+DEEPER = [{"rule": "both", "steps": 2, "target": "filtered"},
           {"prefix_states": "reuse", "sinks": 2, "read": "before"}]
 
 
@@ -78,8 +78,7 @@ def refused(settings):
     """What must not be: settings that contradict each other, or one that would do nothing."""
     s, longer, reuse = settings, settings.stepping != "sentence", settings.prefix_states == "reuse"
     return any((longer and (reuse or s.rule != "semantic"), reuse and s.history_emotions == "predicted",
-                s.sinks and not reuse, s.target != "sharpened" and s.rule == "semantic",
-                s.target == "soft" and (s.rule != "both" or s.steps < 2)))
+                s.sinks and not reuse, s.target != "sharpened" and s.rule == "semantic"))
 
 
 def examined(sllm, change, kind):

@@ -113,7 +113,7 @@ def test_no_true_label_changes_a_prediction(method, history, settings, toy, tune
         pd.testing.assert_frame_equal(got.drop(columns="emotion"), table.drop(columns="emotion"), check_exact=True)
 
 
-@pytest.mark.parametrize("change", [{}, {"read": "before"}, {"prefix_states": "reuse"}, {"prefix_states": "detach"},
+@pytest.mark.parametrize("change", [{}, {"read": "before"}, {"prefix_states": "reuse"},
                                     {"stepping": "stride-5"}, {"layers": "top-1"}, {"steps": 2},
                                     {"history_emotions": "predicted"}])
 def test_a_label_of_the_bound_reaches_later_predictions_of_its_conversation_alone(change, settings, toy, tuned):
