@@ -95,8 +95,8 @@ class CheaperMemory(DynamicParameterMemory):
         heads = config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
         if 2 * len(turns) != size:  # Gemma 3 has two sets, StableLM turns parts of heads
-            raise UserError("setting memory.prefix_states = reuse needs a backbone whose heads turn whole and alike "
-                            f"with the position, not a {config.model_type}: choose recompute")
+            raise UserError("setting memory.prefix_states = reuse needs a backbone whose heads turn whole and "
+                            f"alike with the position, not a {config.model_type}: choose recompute")
         heads = getattr(config, "num_key_value_heads", None) or heads
         return turns.new_empty(len(self.decoder.layers), 2, heads, 0, size, dtype=self.sllm.causal_lm.dtype)
 

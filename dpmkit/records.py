@@ -28,12 +28,8 @@ def path(settings: Settings, kind: str) -> Path:
 
 
 def save(settings: Settings, kind: str, results: dict[str, Any], inputs: dict[str, str], seconds: float) -> Path:
-    """Write a record; its path. `inputs`: the keys of the artefacts that it was made from; its `origins` says which
-    packages, machine and commit made each of them, where these were not the record's own."""
-    record = _record(settings, kind, results, seconds)
-    origins = {name: {k: v for k, v in runs.made(settings, key).items() if v != record[k]}
-               for name, key in inputs.items()}
-    runs.write_json(path(settings, kind), record | {"inputs": inputs, "origins": origins})
+    """Write a record; its path. `inputs`: the keys of the artefacts that it was made from."""
+    runs.write_json(path(settings, kind), _record(settings, kind, results, seconds) | {"inputs": inputs})
     return path(settings, kind)
 
 

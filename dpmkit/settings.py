@@ -73,7 +73,6 @@ class SourceSettings(Group):
     """How a corpus on disk is read; a parser takes what concerns it."""
     classes: Literal[4, 6] = 4  # iemocap: 4 (exc merged into hap: the paper's) or 6; emodb, cremad, ravdess, nemo
     allow_partial: bool = False  # the same corpora: read a tree whose counts are not the published ones
-    validation: Fraction = 0.1  # share of the training dialogues that is held out, where no split is given
     pattern: str = ""  # folders: a regular expression; its groups speaker, emotion are found in a file's name
 
 

@@ -148,7 +148,7 @@ def import_silero():
 
 # What may differ between two equal runs: when, how fast, from which commit.
 TIMED = frozenset({"made", "seconds", "commit", "cost", "real_time_factor", "machine", "bench", "peak_bytes",
-                   "origins", "seconds_per_sentence", "seconds_per_sentence_range", "protocol_seconds",
+                   "seconds_per_sentence", "seconds_per_sentence_range", "protocol_seconds",
                    "crossings"})
 
 

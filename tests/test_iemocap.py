@@ -4,7 +4,6 @@ of a test session is trained or validated on."""
 import os
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -149,12 +148,6 @@ def test_folds_leave_a_session_out_and_validate_inside_the_others(corpus):
         assert len(strata) == 8
         for stratum, size in strata.items():  # within one dialogue of its share
             assert abs(held[stratum] - size * len(validation) / (151 - len(test))) < 1
-
-
-@real
-def test_the_share_of_validation(corpus):
-    folds = iemocap._folds(Path(), corpus.conversations, 0.3, seed=0)
-    assert [len(f.validation) for f in folds] == [37, 37, 36, 37, 36]
 
 
 @real
@@ -367,14 +360,12 @@ def test_a_wav_of_another_length_is_heard_whole(copy, load):
     assert len(audio.read(clip.path, clip.start, clip.end)) == 16_000
 
 
-def test_validation_follows_its_seed_and_share_alone(pristine, home):
+def test_validation_follows_its_seed_alone(pristine, home):
     first = corpora.load(settings(pristine, home, allow_partial=True))
     assert corpora.load(settings(pristine, home, {"seed": 3, "memory.lr": 0.1}, allow_partial=True)) == first
     seeded = corpora.load(settings(pristine, home, {"conversation.seed": 2**40 + 1}, allow_partial=True))
-    shared = corpora.load(settings(pristine, home, validation=0.4, allow_partial=True))
-    for other in (seeded, shared):
-        assert other.folds != first.folds and other.key != first.key
-        assert [f.test for f in other.folds] == [f.test for f in first.folds]
+    assert seeded.folds != first.folds and seeded.key != first.key
+    assert [f.test for f in seeded.folds] == [f.test for f in first.folds]
 
 
 def test_the_order_of_the_directory_changes_nothing(copy, load, monkeypatch):
@@ -455,8 +446,9 @@ def test_two_sessions_are_two_folds_and_a_lone_dialogue_cannot_train(copy, load)
 
 
 @pytest.mark.parametrize(("share", "held"), [(0.01, 1), (0.25, 2), (0.5, 4), (0.99, 7)])
-def test_a_small_tree_validates_as_evenly_as_it_can(load, share, held):
-    for fold in load(validation=share).folds:
+def test_a_small_tree_validates_as_evenly_as_it_can(load, monkeypatch, share, held):
+    monkeypatch.setattr(iemocap, "VALIDATION", share)
+    for fold in load().folds:
         sessions = Counter(i[:5] for i in fold.validation)
         assert sum(sessions.values()) == held and len(fold.train) == 8 - held
         if held == 4:

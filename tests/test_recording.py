@@ -51,7 +51,8 @@ def test_the_table_is_labelled_and_loaded_as_a_corpus(tmp_path, settings, comman
     assert list(table) == ["conversation", "utterance", "speaker", "start", "end", "emotion", "path", "split"]
     assert table["emotion"].isna().all() and table["speaker"].isna().all() and len(table) == 9
     assert table["path"].unique().tolist() == [f"../audio/talk{i}.wav" for i in range(3)]
-    table.assign(emotion=["hap", "sad", "neu"] * 3, split=np.repeat(["train", "dev", "test"], 3)).to_csv(out / "manifest.csv", index=False)
+    split = np.repeat(["train", "dev", "test"], 3)
+    table.assign(emotion=["hap", "sad", "neu"] * 3, split=split).to_csv(out / "manifest.csv", index=False)
     corpus = corpora.load(Settings.of("smoke", corpus="manifest", root=str(out), home=settings.home))
     assert not corpus.skipped
     for own, path in zip(corpus.conversations, paths, strict=True):

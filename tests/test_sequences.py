@@ -10,7 +10,7 @@ from test_composed import WANTED, recordings
 from test_labelled import PARTIAL, emodb, load
 
 from dpmkit import corpora
-from dpmkit.corpora import composed, dynamics, sequences
+from dpmkit.corpora import composed, dynamics
 from dpmkit.settings import Settings, UserError
 
 EMOTIONS = dynamics.EMOTIONS
@@ -34,11 +34,11 @@ DIALOGUE = ("one,Ann,NEU", "one,Bob,hap", "one,Ann,neu", "one,Cy,sad", "one,Bob,
 def test_turns_stay_in_order_and_what_is_left_out_is_counted(tmp_path):
     path = written(tmp_path, *DIALOGUE, *("two,Ann,neu",) * 5, *("three,Ann,neu", "three,Bob,hap"),
                    "four,Ann,neu", "four,Bob,exc", "four,Ann,neu", "four,Bob,hap")
-    dialogues, note = sequences.load(asked(path), EMOTIONS)
+    dialogues, note = composed.sequences(asked(path), EMOTIONS)
     assert dialogues == [[(1, "neu"), (0, "hap"), (1, "neu"), (0, "ang")]]
-    assert note == ("Emotions follow the 1 conversations of labels.csv, 4 turns; left out: 2 turns in other "
-                    "emotions, 1 turns of further speakers, 3 conversations of one speaker or fewer than 4 turns.",)
-    assert sequences.load(asked("", home=str(tmp_path)), EMOTIONS) == ([], ())
+    assert note == ("Emotions follow 1 of 4 conversations of labels.csv, 4 of 17 turns: those of two speakers in "
+                    "the emotions of the recordings.",)
+    assert composed.sequences(asked("", home=str(tmp_path)), EMOTIONS) == ([], ())
 
 
 def test_conversations_follow_a_dialogue_by_two_voices_of_a_session():
@@ -67,13 +67,13 @@ def test_conversations_follow_a_dialogue_by_two_voices_of_a_session():
     (("one,Ann,neu", "one,Bob,neu"), "no conversation of two speakers and 4 turns")])
 def test_a_table_of_no_use_is_named(tmp_path, rows, words):
     with pytest.raises(UserError, match=words) as error:
-        sequences.load(asked(written(tmp_path, *rows)), EMOTIONS)
+        composed.sequences(asked(written(tmp_path, *rows)), EMOTIONS)
     assert "labels.csv" in str(error.value)
 
 
 def test_a_table_that_is_not_there_and_a_corpus_that_composes_nothing(tmp_path):
     with pytest.raises(UserError, match=r"conversation\.sequences: .*nowhere\.csv is no file; give a CSV with"):
-        sequences.load(asked(tmp_path / "nowhere.csv"), EMOTIONS)
+        composed.sequences(asked(tmp_path / "nowhere.csv"), EMOTIONS)
     with pytest.raises(UserError, match=r"conversation\.sequences is for corpora .* not for 'demo'"):
         corpora.load(asked(tmp_path / "labels.csv", corpus="demo"))
 
@@ -85,7 +85,7 @@ def test_iemocaps_labels_are_followed(tmp_path):
         rows = [(r["utterance"].rpartition("_"), r["emotion"]) for r in csv.DictReader(file)]
     path = written(tmp_path, *(f"{name},{turn[0]},{'hap' if e == 'exc' else e}" for (name, _, turn), e in rows))
     long = {"conversation.min_turns": 20, "conversation.max_turns": 60}
-    dialogues, _ = sequences.load(asked(path, **long), EMOTIONS)
+    dialogues, _ = composed.sequences(asked(path, **long), EMOTIONS)
     same = Counter()
     for dialogue in dialogues:
         for who in (0, 1):
@@ -108,7 +108,7 @@ def test_a_corpus_of_recordings_follows_it_and_its_key_is_what_it_says(tmp_path)
     for conversation in one.conversations:
         emotions = [u.emotion for u in conversation.utterances]
         assert 4 <= len(emotions) <= 6 and emotions == (["neu", "sad"] * 3)[:len(emotions)]
-    assert "Emotions follow the 1 conversations of labels.csv, 6 turns; left out: nothing." in one.notes
+    assert any("Emotions follow 1 of 1 conversations of labels.csv, 6 of 6 turns" in note for note in one.notes)
     assert not any("Emotions follow" in note for note in plain.notes)
     cut = load(root, "emodb", **PARTIAL, **{"conversation.sequences": str(same / "labels.csv"),
                                             "conversation.max_turns": 4})

@@ -4,24 +4,39 @@ Two speakers of a session take turns; each stays itself, and its emotion follows
 utterance is heard twice in a conversation. A chain that is bent to what recordings are left loses its inertia. So a
 conversation ends, even below `min_turns`, before the turn of a speaker who has no recording left of the emotion
 that it is in: an end that is settled before the draw leaves every drawn transition as the chain has it.
+
+Instead of a chain they may follow the labels of a corpus whose sound one has not: conversation.sequences, a CSV
+with a row for each turn in order, `conversation, speaker, emotion`, emotions by the names that the recordings have.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import AfterValidator, BaseModel
 
-from ..settings import ConversationSettings
-from . import dynamics
-from .base import Conversation, Utterance
-from .sequences import Dialogue
+from ..settings import ConversationSettings, Settings, UserError
+from . import dynamics, table
+from .base import Conversation, Utterance, some
 
 SESSIONS = 5  # where speakers are enough for it
 KEEP_TURN = 0.22  # chance that the speaker of the last turn speaks again: 2,009 of 8,951 in MELD's training
 PAUSE = (0.1, 1.3)  # seconds between two turns, uniform: the middle half of MELD's
+
+Dialogue = list[tuple[int, str]]  # a speaker, 0 or 1, and an emotion, turn by turn
+
+
+class Row(BaseModel):
+    """One turn of a label sequence."""
+
+    conversation: table.Name
+    speaker: table.Name
+    emotion: Annotated[table.Words, AfterValidator(str.lower)]
 
 
 def sessions(speakers: Iterable[str], seed: int) -> dict[str, str]:
@@ -58,6 +73,38 @@ def compose(utterances: Iterable[Utterance], session: Mapping[str, str], wanted:
                 turns = _turns(rng, pair, own, most, emotions, matrix)
             conversations.append(Conversation(name, own_session, _timeline(rng, name, turns)))
     return conversations
+
+
+def sequences(settings: Settings, recorded: Collection[str]) -> tuple[list[Dialogue], tuple[str, ...]]:
+    """The conversations of the table, of their two busiest speakers in emotions that are `recorded`, and a note on
+    how much of it they are; those of one speaker or of fewer than `conversation.min_turns` turns then are left out.
+    Nothing where no table is named. UserError for a table that cannot be read, or where nothing is left.
+    """
+    if not settings.conversation.sequences:
+        return [], ()
+    path = settings.home_path / Path(settings.conversation.sequences).expanduser()
+    if not path.is_file():
+        raise UserError(f"setting conversation.sequences: {path} is no file; give a CSV with the columns "
+                        "conversation, speaker, emotion")
+    rows, faults = table.read(path, Row)
+    table.refuse(path, faults, "mend them, a row for each turn")
+    spoken, dialogues, least = defaultdict(list), [], settings.conversation.min_turns
+    for row in rows.values():
+        spoken[row.conversation].append(row)
+    for own in spoken.values():
+        pair = [speaker for speaker, _ in Counter(row.speaker for row in own).most_common(2)]
+        turns = [(pair.index(row.speaker), row.emotion) for row in own
+                 if row.speaker in pair and row.emotion in recorded]
+        if len({who for who, _ in turns}) == 2 and len(turns) >= least:
+            dialogues.append(turns)
+    if not dialogues:
+        raise UserError(f"{path} has no conversation of two speakers and {least} turns (conversation.min_turns) in "
+                        f"{some(sorted(recorded))}; its emotions are "
+                        f"{some(sorted({row.emotion for row in rows.values()}))}")
+    note = (f"Emotions follow {len(dialogues)} of {len(spoken)} conversations of {path.name}, "
+            f"{sum(map(len, dialogues)):,} of {len(rows):,} turns: those of two speakers in the emotions of the "
+            "recordings.")
+    return dialogues, (note,)
 
 
 def notes(conversations: Sequence[Conversation], recordings: int, session: Mapping[str, str],

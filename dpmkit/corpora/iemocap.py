@@ -27,6 +27,7 @@ PUBLISHED = {  # utterances a session and label
     "Ses04": {"ang": 327, "hap": 65, "exc": 238, "neu": 258, "sad": 143, "fru": 481},
     "Ses05": {"ang": 170, "hap": 143, "exc": 299, "neu": 384, "sad": 245, "fru": 381},
 }
+VALIDATION = 0.1  # share of the dialogues of the sessions that are not tested
 # source.classes -> the emotions, and the labels that are merged into others
 CLASSES = {4: (dynamics.EMOTIONS, {"exc": "hap"}), 6: (("ang", "exc", "fru", "hap", "neu", "sad"), {})}
 PLACE = re.compile(r"(?P<release>(.*/)?)session[1-5]/(dialog/emoevaluation/(?P<dialogue>ses0[1-5][fm]_"
@@ -73,10 +74,10 @@ def load(settings: Settings) -> Corpus:
     counts = tuple(Count(session, e, sum(n for label, n in row.items() if merged.get(label, label) == e),
                          found[session, e]) for session, row in PUBLISHED.items() for e in emotions)
     notes = checked(settings, root, "IEMOCAP", counts, skipped)
-    share, seed = settings.source.validation, settings.conversation.seed % 2**32  # scikit-learn takes no more
-    folds = _folds(root, conversations, share, seed)
+    seed = settings.conversation.seed % 2**32  # scikit-learn takes no more
+    folds = _folds(root, conversations, seed)
     content = [[i, *turns[i], surveyed[wavs[i]].sha256] for i in sorted(turns) if not faults[i]]
-    key = runs.key("iemocap", settings.source.classes, share, seed, content, skipped, runs.code_version(load))
+    key = runs.key("iemocap", settings.source.classes, seed, content, skipped, runs.code_version(load))
     return Corpus("iemocap", conversations, emotions, folds, tuple(skipped), key, notes, counts)
 
 
@@ -118,8 +119,8 @@ def _turns(dialogue: str, data: bytes) -> tuple[dict[str, Turn], list[Skipped]]:
     return turns, skipped
 
 
-def _folds(root: Path, conversations: Sequence[Conversation], share: float, seed: int) -> tuple[Fold, ...]:
-    """A fold a session; of the others' dialogues this share, rounded up, validates, drawn from each session and
+def _folds(root: Path, conversations: Sequence[Conversation], seed: int) -> tuple[Fold, ...]:
+    """A fold a session; of the others' dialogues VALIDATION, rounded up, validates, drawn from each session and
     kind (improvised, scripted) alike, where a tree is not too small for that."""
     sessions = Counter(c.session for c in conversations)
     if len(conversations) - max(sessions.values(), default=0) < 2:
@@ -128,7 +129,7 @@ def _folds(root: Path, conversations: Sequence[Conversation], share: float, seed
     folds = []
     for test in sorted(sessions):
         rest = [c for c in conversations if c.session != test]
-        held = min(math.ceil(share * len(rest)), len(rest) - 1)
+        held = min(math.ceil(VALIDATION * len(rest)), len(rest) - 1)
         kinds = [f"{c.session} {'impro' if 'impro' in c.id else 'script'}" for c in rest]
         sizes = Counter(kinds)
         alike = min(sizes.values()) > 1 and len(sizes) <= min(held, len(rest) - held)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .. import runs
 from ..settings import Settings, UserError
-from . import composed, dynamics, files, sequences
+from . import composed, dynamics, files
 from .base import Clip, Corpus, Count, Skipped, Utterance, checked, example, leave_one_out
 
 
@@ -98,7 +98,7 @@ def load(settings: Settings) -> Corpus:
                         "as <root>/<emotion>/<speaker>_<number>.wav (mp3, m4a, …), or mend the setting "
                         f"source.pattern{example(skipped)}")
     chain = dynamics.chain(emotions)
-    dialogues, followed = sequences.load(settings, {u.emotion for u in utterances})
+    dialogues, followed = composed.sequences(settings, {u.emotion for u in utterances})
     notes += followed
     if emotions != dynamics.EMOTIONS and not dialogues:
         notes += (f"Emotions follow a chain that nobody measured: a speaker keeps its emotion {chain[0, 0]:.0%} of "
