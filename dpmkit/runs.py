@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
-from importlib.util import resolve_name
+from importlib import import_module
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -50,34 +51,27 @@ def code_version(*makers: Callable) -> str:
     todo, found = [maker.__module__ for maker in makers], {}
     while todo:
         module = todo.pop()
-        if module not in found and module not in CARRIERS and _file(module):
+        if module not in found and module not in CARRIERS:
             found[module], imported = parsed(module)
             todo += imported.values()
     return hashlib.sha256(json.dumps(sorted(found.items())).encode()).hexdigest()[:12]
-
-
-def _file(module: str) -> Path | None:
-    """The file of a module of this package; None where there is no such module."""
-    package, *names = module.split(".")
-    place = Path(__file__).parent.joinpath(*names)
-    files = (place / "__init__.py", place.with_suffix(".py")) if package == __package__ else ()
-    return next((file for file in files if file.is_file()), None)
 
 
 @cache
 def parsed(module: str) -> tuple[str, dict[str, str]]:
     """A module's syntax tree without docstrings, as text; and name -> module of what it imports from this package.
     A name that a package's `__init__` has from one of its modules comes from there: its others do not count."""
-    file, names = _file(module), {}
-    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    own, names = import_module(module), {}
+    tree = ast.parse(Path(own.__file__).read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
-            base = resolve_name("." * node.level + (node.module or ""), package)
-            passed_on = parsed(base)[1] if base != package and _file(base).name == "__init__.py" else {}
+            base = resolve_name("." * node.level + (node.module or ""), own.__package__)
+            package = hasattr(import_module(base), "__path__")
+            passed_on = parsed(base)[1] if package and base != own.__package__ else {}
             for alias in node.names:
                 inner = f"{base}.{alias.name}"
-                names[alias.asname or alias.name] = inner if _file(inner) else passed_on.get(alias.name, base)
+                found = package and find_spec(inner)
+                names[alias.asname or alias.name] = inner if found else passed_on.get(alias.name, base)
         elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
     return ast.dump(tree), names
