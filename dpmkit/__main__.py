@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    home, values, corpus = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+    home, values, corpus, cells = (argparse.ArgumentParser(add_help=False) for _ in range(4))
     home.add_argument("--home", default="", help="folder of runs/ and results/ (default: the checkout)")
     values.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
                         help="override a setting, e.g. memory.lr=1e-3 (may be repeated)")
@@ -39,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     corpus.add_argument("--profile", default="demo", help=f"one of {', '.join(PROFILES)}")
     corpus.add_argument("--corpus", default="", help="default: the profile's")
     corpus.add_argument("--root", default="", help="the corpus' folder; relative to the working directory")
+    cells.add_argument("--folds", type=numbers, default=[1], help="e.g. 1, or 1,3, or all (default 1)")
+    cells.add_argument("--seeds", type=numbers, default=[0], help="e.g. 0 or 0,1,2 (default 0)")
     parser = argparse.ArgumentParser(prog="dpmkit", description="Dynamic Parameter Memory, reproduced")
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -47,9 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=does)
         return added
 
-    reproduce = command(_reproduce, values, corpus)
-    reproduce.add_argument("--folds", type=numbers, default=[1], help="e.g. 1, or 1,3, or all (default 1)")
-    reproduce.add_argument("--seeds", type=numbers, default=[0], help="e.g. 0 or 0,1,2 (default 0)")
+    reproduce = command(_reproduce, values, corpus, cells)
     reproduce.add_argument("--notebooks", default="", help="e.g. 01,03 (default: all five)")
     reproduce.add_argument("--ray", nargs="?", const="local", default="", metavar="ADDRESS",
                            help="run folds and seeds side by side on Ray: on this machine, or at this address")
@@ -67,9 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     listen.add_argument("--out", default=".", metavar="FOLDER", help="of table, labels and page (default: here)")
     listen.add_argument("--turns", default="", metavar="CSV", help="start, end, speaker of each turn, in seconds "
                         "(default: turns are found by voice activity)")
-    plan = command(_plan, values, corpus)
-    plan.add_argument("--folds", type=numbers, default=[], help="e.g. 1, or 1,3, or all (default)")
-    plan.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
+    plan = command(_plan, values, corpus, cells)
     plan.add_argument("--tflops", type=float, default=0.0,
                       help="rate of a large product on the GPU planned for (default: of this machine, measured)")
     command(_bench, values, corpus).add_argument("what", choices=("memory", "context", "reproduce"))
@@ -213,14 +211,14 @@ def _listen(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    """GPU hours of all folds and seeds, from shapes and lengths alone"""
+    """GPU hours of folds and seeds, from shapes and lengths alone"""
     from . import corpora, estimate, finetune, methods, records, tables
 
     settings, _ = _asked(options)
     corpus = corpora.load(settings)
     writers = len(methods.TUNED) + 2  # dpm and dpm-swapped at the paper's rate, then all at validation's
-    path = estimate.plan(settings, corpus, _folds(options, corpus), options.seeds, finetune.sizes, writers,
-                         options.tflops)
+    path = estimate.plan(settings, corpus, _folds(options, corpus), len(options.seeds), finetune.sizes,
+                         writers, options.tflops)
     print(tables.bench(records.read(path)["results"]).T.to_string(header=False))
 
 
