@@ -164,7 +164,7 @@ def _report(options: argparse.Namespace) -> None:
     """write the page of one's own results from their records"""
     from . import report
 
-    print(f"wrote {report.write(Settings(home=options.home).own_path)}", file=sys.stderr)
+    print("wrote", report.write(Settings(home=options.home).own_path)[0], file=sys.stderr)
 
 
 def _publish(options: argparse.Namespace) -> None:
@@ -175,7 +175,7 @@ def _publish(options: argparse.Namespace) -> None:
     if not readme.is_file():
         raise UserError(f"{records.REFERENCE.parent} is no checkout of dpmkit: publish from a clone")
     print("published", *records.publish(Settings(home=options.home).own_path, records.REFERENCE), file=sys.stderr)
-    print("wrote", *report.publish(records.REFERENCE, readme), file=sys.stderr)
+    print("wrote", *report.write(records.REFERENCE, readme), file=sys.stderr)
 
 
 def _segment(options: argparse.Namespace) -> int:

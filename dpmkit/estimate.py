@@ -26,7 +26,6 @@ from .sllm import EmotionSLLM, Vocabulary
 
 SPARE = 0.95  # of the memory at hand may be asked for
 UTILISATION = 0.4  # of the rate of a large product, which training reaches
-GPUS = (1, 15)  # that a plan's hours are shared out over; no number takes less than the longest cell
 PUBLISHED = {"s3-v2-25hz": (6561, 25.0), "mimi": (2048, 12.5)}  # codes and rate where the setting is 0
 PASSES = 2  # of a frozen backbone per step: forward, and the gradient of its activations
 
@@ -151,8 +150,7 @@ def plan(settings: Settings, corpus: Corpus, folds: Sequence[int], seeds: int, s
     known = (records.load_bench(settings, "plan") or {"results": {"rows": []}})["results"]["rows"]
     rows = [row for row in known if row["corpus"] != settings.corpus]
     rows.append({"profile": settings.profile, "corpus": settings.corpus, "seeds": seeds, "teraflops": rate / 1e12,
-                 "utilisation": UTILISATION, "cells": cells, "gpu_hours": sum(hours),
-                 "hours_on": {str(n): max(*hours, sum(hours) / n) for n in GPUS}})
+                 "utilisation": UTILISATION, "cells": cells, "gpu_hours": sum(hours), "longest_hours": max(hours)})
     return records.save_bench(settings, "plan", {"rows": rows}, time.perf_counter() - started)
 
 

@@ -42,39 +42,30 @@ DETAILS = {  # what stands folded below a run: title -> kind of record, its tabl
 }
 
 
-def write(root: Path) -> Path:
-    """Write README.md of a user's results at `root`, beside the reference's figures, and a page for each run;
-    returns the first's path."""
-    made, reference = records.load_all(root), records.load_all(records.REFERENCE)
-    compared = [tables.beside(r, reference) for r in made if r["kind"] == "methods"]
-    _pages(made, root)
-    return _written(root / "README.md", "\n\n".join([page(made, root), *compared]))
-
-
-def publish(root: Path, readme: Path) -> list[Path]:
-    """Write README.md of the reference at `root`, a page for each run, and the marked block of the project's
-    README; returns their paths."""
-    made = records.load_all(root)
-    block, old = f"{BEGIN}\n{summary(made, root)}\n{END}", readme.read_text(encoding="utf-8")
-    new, found = re.subn(f"{BEGIN}.*?{END}", lambda _: block, old, flags=re.DOTALL)
-    if not found:
-        raise UserError(f"README.md lacks the markers {BEGIN} and {END}: put them back where the table belongs")
-    return [_written(root / "README.md", page(made, root)), *_pages(made, root), _written(readme, new)]
-
-
-def _pages(made: Sequence[Record], root: Path) -> list[Path]:
-    return [_written(root / _place(kinds), run_page(kinds, root)) for kinds in _runs(made)]
+def write(root: Path, readme: Path | None = None) -> list[Path]:
+    """Write README.md of a folder of results and a page for each run; with the project's README (of the reference)
+    its marked block, else one's own figures beside the reference's. Returns the paths."""
+    made, written = records.load_all(root), {}
+    blocks = [page(made, root)]
+    if readme:
+        block, old = f"{BEGIN}\n{summary(made, root)}\n{END}", readme.read_text(encoding="utf-8")
+        written[readme], found = re.subn(f"{BEGIN}.*?{END}", lambda _: block, old, flags=re.DOTALL)
+        if not found:
+            raise UserError(f"README.md lacks the markers {BEGIN} and {END}: put them back where the table belongs")
+    else:
+        reference = records.load_all(records.REFERENCE)
+        blocks += [tables.beside(r, reference) for r in made if r["kind"] == "methods"]
+    written |= {root / "README.md": "\n\n".join(blocks),
+                **{root / _place(kinds): run_page(kinds, root) for kinds in _runs(made)}}
+    for path, text in written.items():
+        with runs.atomic(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return list(written)
 
 
 def _place(kinds: Kinds) -> str:
     record = next(iter(kinds.values()))
     return f"{record['profile']}-{record['corpus']}/{record['run']}.md"
-
-
-def _written(path: Path, text: str) -> Path:
-    with runs.atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
 
 
 def summary(made: Sequence[Record], root: Path, folder: str = "results/") -> str:

@@ -38,7 +38,7 @@ BENCH_COLUMNS = {  # others are called as in the record
     "WA": "WA, %", "WA_gain": "WA against exact, points", "changed": "share of answers that changed",
     "largest_change": "largest change of a probability", "peak_bytes": "peak memory, bytes",
     "teraflops": "TFLOP/s of a large product", "utilisation": "share of it that is reached",
-    "gpu_hours": "GPU hours", "gigabytes": "GB per GPU"}
+    "gpu_hours": "GPU hours", "longest_hours": "hours of the longest cell", "gigabytes": "GB per GPU"}
 
 
 def shown(table: pd.DataFrame, escape: bool = True) -> HTML:
@@ -261,8 +261,7 @@ def bench(results: dict[str, Any]) -> pd.DataFrame:
             if row["shape"] == results["rates"][0]["shape"]:  # the weights of the others are random
                 row |= changes.get(row["rung"], {})
         if "cells" in row:
-            row |= {"folds": len(row["cells"]), "gigabytes": max(c["gigabytes"] for c in row["cells"]),
-                    **{f"hours on {n} GPU(s)": hours for n, hours in row["hours_on"].items()}}
+            row |= {"folds": len(row["cells"]), "gigabytes": max(c["gigabytes"] for c in row["cells"])}
         rows.append({BENCH_COLUMNS.get(key, key.replace("_", " ")): value(row, key, ".4g" * isinstance(of, float))
                      for key, of in row.items() if isinstance(of, str | int | float)})
     return pd.DataFrame(rows).fillna("")

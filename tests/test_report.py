@@ -37,15 +37,15 @@ def test_the_reports_are_made_of_records_alone(tmp_path):
     report.write(root)
     assert "62.0 [61.0, 63.0]" in page.read_text() and readme.read_text() == MARKED
     page.unlink()
-    assert report.publish(root, readme) == [root / "README.md", page, readme]
+    assert report.write(root, readme) == [readme, root / "README.md", page]
     first = (root / "README.md").read_text(), readme.read_text()
     assert all("+2.0 [+1.0, +3.0]" in text for text in first) and "62.0 [61.0, 63.0]" in page.read_text()
     assert "(demo-demo/fold1-seed0.md)" in first[0] and "stale" not in first[1] and first[1].endswith("\nrest\n")
-    report.publish(root, readme)
+    report.write(root, readme)
     assert first == ((root / "README.md").read_text(), readme.read_text())
     readme.write_text("no markers")
     with pytest.raises(UserError, match="lacks the marker"):
-        report.publish(root, readme)
+        report.write(root, readme)
 
 
 def test_a_runs_page_draws_a_few_figures_with_what_their_files_tell(tmp_path):
