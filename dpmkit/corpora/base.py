@@ -117,13 +117,12 @@ class Corpus:
 
 def leave_one_out(group: Mapping[str, str]) -> tuple[Fold, ...]:
     """A fold per group of conversations, in the order of their names: it is the test, the next one (cyclic) the
-    validation, the others the training. `group`: of each conversation id; those of "" always train."""
-    names, folds = sorted(set(group.values()) - {""}), []
-    ids = {name: tuple(c for c, own in group.items() if own == name) for name in ("", *names)}
-    for test, validation in zip(names, names[1:] + names[:1], strict=True):
-        train = tuple(c for name in ids if name not in (test, validation) for c in ids[name])
-        folds.append(Fold(train, ids[validation], ids[test]))
-    return tuple(folds)
+    validation, the others the training. `group`: of each conversation id."""
+    names = sorted(set(group.values()))
+    ids = {name: tuple(c for c, own in group.items() if own == name) for name in names}
+    return tuple(Fold(tuple(c for name in names if name not in (test, validation) for c in ids[name]),
+                      ids[validation], ids[test])
+                 for test, validation in zip(names, names[1:] + names[:1], strict=True))
 
 
 def in_turn(utterances: Sequence[Utterance]) -> tuple[Utterance, ...]:
