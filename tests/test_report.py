@@ -67,7 +67,7 @@ def test_a_runs_page_draws_a_few_figures_with_what_their_files_tell(tmp_path):
 def test_runs_share_a_row_of_means_and_have_a_page_each(tmp_path):
     made = [saved(tmp_path, wa, fold=fold) for wa, fold in ((62.0, 1), (64.0, 2), (66.0, 4))]
     summary, page = report.summary(made[::-1], tmp_path), report.page(made[::-1], tmp_path)
-    assert "| 3 runs |  | +4.0 [+2.0, +6.0] |" in summary and "headline-fold1-seed0.png" in summary
+    assert "| folds 1, 2, 4, seed 0 |  | +4.0 [+2.0, +6.0] |" in summary and "headline-fold1-seed0.png" in summary
     places = [page.index(f"(demo-demo/fold{fold}-seed0.md) |") for fold in (1, 2, 4)]
     assert places == sorted(places) and page.count(".md) |") == 3
 
