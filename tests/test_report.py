@@ -72,6 +72,25 @@ def test_runs_share_a_row_of_means_and_have_a_page_each(tmp_path):
     assert places == sorted(places) and page.count(".md) |") == 3
 
 
+def test_folds_with_predictions_are_pooled_and_each_method_stands_over_all_of_them(tmp_path):
+    for fold, hits in ((1, [1, 1, 0]), (2, [1, 0, 0])):
+        settings = save(tmp_path, {"window": 60.0, "dpm": 61.0}, {"evaluation.bootstrap": 50}, fold=fold)
+        rows = pd.DataFrame({"conversation": [f"f{fold}c{i}" for i in range(3)], "speaker": f"s{fold}", "turn": 0,
+                             "utterance": [f"f{fold}u{i}" for i in range(3)], "emotion": "neu"})
+        given = {"window": [0, 0, 0], "dpm": hits}
+        records.save_answers(settings, {name: rows.assign(p_neu=[0.4 + 0.2 * hit for hit in of], p_sad=0.5)
+                                        for name, of in given.items()})
+    root = tmp_path / "results"
+    made = records.load_all(root)
+    page = report.page(made, root)
+    assert "## Over folds 1, 2: `demo` profile on `demo`, seed 0" in page and "6 utterances, 6 conv" in page
+    assert "| dpm | 50.0 [16.7, 83.3] | 50.0" in page and "| window | 0.0 [0.0, 0.0] |" in page
+    assert "folds 1, 2, seed 0 |  | +50.0 [+16.7, +83.3]" in report.summary(made, root)
+    assert records.load_answers(root, made[0]).keys() == {"window", "dpm"}
+    next(root.rglob("answers-fold2*")).unlink()
+    assert "## Over folds" not in report.page(made, root) and not records.load_answers(root, made[1])
+
+
 def test_the_committed_pages_are_those_of_the_committed_records():
     root = records.REFERENCE
     made = records.load_all(root)
