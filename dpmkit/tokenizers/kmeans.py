@@ -28,7 +28,7 @@ from .. import runs
 from ..settings import Settings, UserError
 from . import acoustics
 
-FITTED = "tokenizer.safetensors"
+FITTED, PARTS = "tokenizer.safetensors", ("mean", "projections", "offsets", "centroids")
 CONTEXT = 0.75  # seconds on either side, whose mean a supervised frame goes with: emotion is slower than sound
 HELD_OUT = 10  # groups of training speakers, each encoded along directions of the others
 COMPONENTS, WEIGHT = 16, 0.5  # principal components beside the directions of emotion, and theirs in the distance
@@ -44,7 +44,9 @@ class KMeansTokenizer:
 
     name, learns = "kmeans", inf
     mean = centroids = None  # (features,), (codebook_size, dims) once fitted
-    projections = None  # (1 + groups, features, dims): that of strangers, then those of each `group`
+    # (1 + groups, features, dims), (1 + groups, dims), of strangers and then of each `group`: a frame lies at its
+    # features less `mean`, @ projection, less offset.
+    projections = offsets = None
 
     def __init__(self, settings: Settings):
         codes = settings.codes
@@ -84,35 +86,35 @@ class KMeansTokenizer:
                             f"only {len(x)} frames; lower it or give more audio")
         self.mean, scale = self.standard(x)
         x, self.projections, self.group = (x - self.mean) * scale, np.diag(scale)[None], {}
+        self.offsets = np.zeros((1, x.shape[1]), np.float32)
         kmeans = MiniBatchKMeans(self.codebook_size, batch_size=4096, n_init=3, max_no_improvement=20,
                                  random_state=0)
         with threadpool_limits(1):  # sums in one order, whatever the machine has
             if self.supervised:
-                lengths = [*map(len, frames)]
                 self.group, group = held_out(speakers)
-                found = directions(x, np.repeat(np.array(emotions, object), lengths), np.repeat(group, lengths))
-                x, self.projections = self._placed(x, np.repeat(group, lengths), found), scale[:, None] * found
+                lengths = [*map(len, frames)]
+                group, labels = np.repeat(group, lengths), np.repeat(np.array(emotions, object), lengths)
+                found, self.offsets = directions(x, labels, group)
+                placed = np.empty((len(x), found.shape[2]), np.float32)
+                for number in np.unique(group):
+                    its = group == number
+                    placed[its] = x[its] @ found[number] - self.offsets[number]
+                x, self.projections = placed, scale[:, None] * found
             kmeans.fit(x)
         self.centroids = kmeans.cluster_centers_.astype(np.float32)
-
-    @staticmethod
-    def _placed(x: np.ndarray, group: np.ndarray, found: np.ndarray) -> np.ndarray:
-        placed = np.empty((len(x), found.shape[2]), np.float32)
-        for number, along in enumerate(found):
-            placed[group == number] = x[group == number] @ along
-        return placed
 
     def encode(self, waveform: np.ndarray, acoustic: np.ndarray | None = None, speaker: str = "") -> np.ndarray:
         """The nearest centroid of every frame, (frames,). `speaker`: who it is, where that may be one of those that
         it was fitted on."""
+        group = self.group.get(speaker, 0)
         x = self.features(self.frames(waveform, acoustic)) - self.mean
-        x = x @ self.projections[self.group.get(speaker, 0)]
+        x = x @ self.projections[group] - self.offsets[group]
         codes, _ = vq(x.astype(float), self.centroids.astype(float))  # in float32 its distances have 5 digits
         return codes.astype(np.int64)
 
     def save(self, folder: Path) -> None:
         """`tokenizer.safetensors`, atomically."""
-        kept = {"mean": self.mean, "projections": self.projections, "centroids": self.centroids}
+        kept = {name: getattr(self, name) for name in PARTS}
         kept = {name: np.ascontiguousarray(part) for name, part in kept.items()}  # safetensors writes raw memory
         with runs.atomic(folder / FITTED) as temporary:
             save_file(kept, temporary, {"group": json.dumps(self.group)})
@@ -122,7 +124,8 @@ class KMeansTokenizer:
         path = folder / FITTED
         with (runs.refused(f"{path} is not the tokenizer of these settings: delete its folder and run again"),
               safe_open(path, "np") as kept):
-            self.mean, self.projections, self.centroids = map(kept.get_tensor, ("mean", "projections", "centroids"))
+            for name in PARTS:
+                setattr(self, name, kept.get_tensor(name))
             self.group = json.loads(kept.metadata()["group"])
             if len(self.centroids) != self.codebook_size:
                 raise ValueError(f"it has {len(self.centroids)} centroids")
@@ -136,12 +139,13 @@ def held_out(speakers: Sequence[str]) -> tuple[dict[str, int], np.ndarray]:
     return group, np.array([group.get(speaker, 0) for speaker in speakers])
 
 
-def directions(x: np.ndarray, emotions: np.ndarray, group: np.ndarray) -> np.ndarray:
+def directions(x: np.ndarray, emotions: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where to look for emotion in frames beside their means, (frames, 2 * features), by the `emotions` of their
     utterances (None: no label): first by all of them, then for each `group`, (frames,), from 1 on, by those of the
     others; (1 + groups, 2 * features, dims). Along linear discriminant analysis, one direction less than emotions,
     of unit deviation within them, and beside them at WEIGHT along the frames' own first principal components,
-    whitened. UserError for one emotion."""
+    whitened. And where the middle of the emotions lies along them, (1 + groups, dims), for a group as for all.
+    UserError for one emotion."""
     known = np.array([emotion is not None for emotion in emotions])
     classes = sorted(set(emotions[known]))
     if len(classes) < 2:
@@ -157,31 +161,36 @@ def directions(x: np.ndarray, emotions: np.ndarray, group: np.ndarray) -> np.nda
     counts, sums = np.zeros((groups, len(classes))), np.zeros((groups, len(classes), x.shape[1]))
     squares = np.zeros((groups, x.shape[1], x.shape[1]))
     for number in range(groups):
-        its = x[known][group[known] == number].astype(float)
-        of = np.eye(len(classes))[labels[group[known] == number]]  # (frames, emotions)
+        chosen = known & (group == number)
+        its, of = x[chosen].astype(float), np.eye(len(classes))[labels[chosen[known]]]  # of: (frames, emotions)
         counts[number], sums[number], squares[number] = of.sum(0), of.T @ its, its.T @ its
     totals = [part.sum(0) for part in (counts, sums, squares)]
-    every, means = _discriminants(*totals)
-    found = [every]
+    every, means, centre = _discriminants(*totals)
+    found, centres = [every], [centre @ every]
     for number in range(1, groups):
         others = [total - part[number] for total, part in zip(totals, (counts, sums, squares), strict=True)]
         if others[0].min() < 1:  # an emotion of the group alone: its own must do
             found.append(every)
+            centres.append(centres[0])
             continue
-        along, theirs = _discriminants(*others)
+        along, theirs, centre = _discriminants(*others)
         turned, _ = orthogonal_procrustes(theirs @ along, means @ every)  # in the same order, with the same signs
         found.append(along @ turned)
-    return np.stack([np.hstack([along, components]) for along in found]).astype(np.float32)
+        centres.append(centre @ found[-1])
+    middle = np.tile(x.mean(axis=0, dtype=float) @ components, (groups, 1))
+    return (np.stack([np.hstack([along, components]) for along in found]).astype(np.float32),
+            np.hstack([np.stack(centres), middle]).astype(np.float32))
 
 
-def _discriminants(counts: np.ndarray, sums: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Linear discriminants, (features, emotions - 1), and where the emotions lie about their mean, (emotions,
-    features), by how many frames each has, (emotions,), their sums, (emotions, features), and all squares,
-    (features, features)."""
+def _discriminants(counts: np.ndarray, sums: np.ndarray,
+                   squares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Linear discriminants, (features, emotions - 1), where the emotions lie about their middle, (emotions,
+    features), and that, (features,), by how many frames each has, (emotions,), their sums, (emotions, features),
+    and all squares, (features, features)."""
     means, total = sums / counts[:, None], counts.sum()
     within = (squares - sums.T @ means) / total
     within += 1e-6 * np.trace(within) / len(within) * np.eye(len(within))  # a feature that never moves: no 1 / 0
     apart = means - sums.sum(0) / total
     _, vectors = eigh(apart.T @ (counts[:, None] * apart) / total, within,
                       subset_by_index=[len(within) - len(counts) + 1, len(within) - 1])
-    return vectors[:, ::-1], means - means.mean(0)
+    return vectors[:, ::-1], means - means.mean(0), means.mean(0)
