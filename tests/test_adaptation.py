@@ -9,6 +9,7 @@ from conftest import changed, make_toy
 from test_speakers import EMOTIONS, P, model
 
 from dpmkit import adaptation, protocols, speakers
+from dpmkit.corpora.dynamics import forward_filter
 from dpmkit.finetune import Finetuned
 
 
@@ -84,6 +85,27 @@ def test_every_rule_answers_with_a_distribution_and_what_was_tried_is_told(prepa
     assert [row["strength"] for row in tried] == 2 * list(adaptation.STRENGTHS)
     for name in ("normalised + filter", "emo-tta + filter", "speaker-lstm"):
         assert np.abs(tables[name][P] - tables[f"{name}-swapped"][P]).to_numpy().max() > 1e-4
+
+
+def test_the_strength_is_that_of_the_lowest_loss_on_validation(prepared):
+    (settings, corpus, codes, tuned, m), answers = prepared
+    tables, tried = answers()
+    table, states, _ = speakers.states(settings, corpus, codes, tuned, "test")
+    for name, rule in (("normalised + filter", adaptation.normalised), ("emo-tta + filter", adaptation.emo_tta)):
+        _, best = min((row["nll"], row["strength"]) for row in tried if row["method"] == name)
+        alone = adaptation.remembered(rule, m, best, table, m.project(states))
+        expected = forward_filter(alone, list(zip(table["conversation"], table["speaker"], strict=True)),
+                                  m.transition, m.prior)
+        np.testing.assert_allclose(tables[name][P], expected, atol=1e-9)
+
+
+def test_before_a_speaker_is_known_the_control_answers_as_the_method(prepared):
+    tables, _ = prepared[1]()
+    first = tables["speaker-lstm"].groupby(["conversation", "speaker"]).cumcount() == 0
+    for name in ("normalised + filter", "emo-tta + filter", "speaker-lstm"):
+        one, other = tables[name].loc[:, P], tables[f"{name}-swapped"].loc[:, P]
+        np.testing.assert_allclose(one[first], other[first], atol=1e-6)
+        assert np.abs(one - other)[~first].to_numpy().max() > 1e-4
 
 
 def test_later_utterances_and_true_labels_of_the_test_change_no_answer(prepared):

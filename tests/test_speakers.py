@@ -273,3 +273,32 @@ def test_the_kept_memory_and_the_oracle_by_hand(prepared):
         alone = m.prior * np.exp(m.power * (near - near.max(axis=1, keepdims=True)))
         alone = forward_filter(alone / alone.sum(1, keepdims=True), list(who[rows]), m.transition, m.prior)
         np.testing.assert_allclose(got["speaker-oracle"].loc[rows, P], alone, atol=1e-9)
+
+
+def test_beliefs_and_offsets_alone_and_their_controls_by_hand(prepared):
+    settings, corpus, codes, tuned = prepared
+    m, _ = speakers.fitted(settings, corpus, codes, tuned)
+    got = speakers.predict(settings, corpus, codes, tuned, m)
+    table, states, _ = speakers.states(settings, corpus, codes, tuned, "test")
+    z, alone = m.project(states), got["speaker-head"][P].to_numpy()
+    any_order = dataclasses.replace(m, transition=np.tile(m.prior, (4, 1)))
+    known, beliefs, donors = {}, {}, protocols.donors(table, "conversation")
+    for (c, who), rows in table.groupby(["conversation", "speaker"], sort=False).indices.items():
+        memory = SpeakerMemory(any_order, settings.speaker.paths)
+        trail = known.setdefault(c, {}).setdefault(who, [memory.offset(who)])
+        beliefs.setdefault(c, {})[who] = [None, *got["speaker-head + filter"][P].to_numpy()[rows]]
+        for i in rows:
+            np.testing.assert_allclose(got["speaker-offset"][P].loc[i], memory.hear(who, z[i]), atol=1e-9)
+            trail.append(memory.offset(who))
+    before = table.groupby(["conversation", "speaker"]).cumcount()
+    for i, (c, who) in enumerate(zip(table["conversation"], table["speaker"], strict=True)):
+        place = list(known[c]).index(who)
+        trail, belief = (list(of[donors[c]].values()) for of in (known, beliefs))
+        trail, belief = trail[place % len(trail)], belief[place % len(belief)]
+        mean, covariance = trail[min(before[i], len(trail) - 1)]
+        expected = m.posterior((z[i] - mean)[None], m.within + covariance)[0]
+        np.testing.assert_allclose(got["speaker-offset-swapped"][P].loc[i], expected, atol=1e-9)
+        last = belief[min(before[i], len(belief) - 1)]
+        expected = (m.prior if last is None else last @ m.transition) * alone[i] / m.prior
+        swapped = got["speaker-head-swapped + filter"][P].loc[i]
+        np.testing.assert_allclose(swapped, expected / expected.sum(), atol=1e-9)

@@ -462,6 +462,18 @@ def test_what_is_heard_to_fit_is_bounded(models):
         assert tokenizer.learns * rate == neural.FRAMES
 
 
+def test_supervised_states_are_standardised_and_others_are_as_they_are(models):
+    x = np.random.default_rng(0).normal(5, 3, (100, 4)).astype(np.float32)
+    x[:, 3] = 7  # never moves
+    plain, supervised = (tokenizers.create(asked(models[0], "hubert-kmeans", **{"codes.supervised": value}))
+                         for value in (False, True))
+    mean, scale = plain.standard(x)
+    assert not mean.any() and (scale == 1).all()
+    mean, scale = supervised.standard(x)
+    np.testing.assert_allclose(((x - mean) * scale).std(0), [1, 1, 1, 0], atol=1e-5)
+    np.testing.assert_allclose(((x - mean) * scale).mean(0), 0, atol=1e-4)
+
+
 def test_a_codebook_of_other_settings_is_refused(models, ready, tmp_path):
     ready["hubert-kmeans"].save(tmp_path)
     other = tokenizers.create(asked(models[0], "hubert-kmeans", **{"codes.codebook_size": 16}))
