@@ -25,7 +25,7 @@ from sklearn.metrics import recall_score
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from . import backbones, estimate, machine, runs
 from .codes import CorpusCodes
@@ -216,6 +216,8 @@ def fit(model: nn.Module, train_data: Dataset, validation_data: Dataset, collate
     _one_gpu(arguments, where)
     trainer = _Trainer(model=model, args=arguments, train_dataset=train_data, eval_dataset=validation_data,
                        data_collator=collate, callbacks=[_Epochs(train_data, tune.patience)])
+    if trainer.pop_callback(ProgressCallback):
+        trainer.add_callback(_Bar)
     try:
         with machine.tf32(model):
             trainer.train(resume_from_checkpoint=checkpoint)
@@ -261,6 +263,13 @@ class _Epochs(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         control.should_training_stop |= _stalled(state) >= self.patience
+
+
+class _Bar(ProgressCallback):
+    """The Trainer's progress bar, without a line per epoch: those are in the history."""
+
+    def on_log(self, args, state, control, **kwargs):
+        """Says nothing."""
 
 
 def _stalled(state: TrainerState) -> int:

@@ -168,6 +168,12 @@ def test_the_patience_that_was_spent_stays_spent(learning, toy, whole):
     assert same(train(learning, corpus, codes), whole)
 
 
+def test_training_shows_a_bar_and_prints_no_losses(learning, toy, capfd):
+    train(learning.replace("finetune.epochs", 1), *toy)
+    printed = capfd.readouterr()
+    assert "100%" in printed.err and not any("loss" in part for part in printed)
+
+
 def test_finished_epochs_are_not_trained_again(learning, toy, monkeypatch):
     corpus, codes = toy
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
