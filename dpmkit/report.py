@@ -115,7 +115,12 @@ def _levels(root: Path, some: Sequence[Record]) -> list[str]:
 
 def findings(made: Sequence[Record]) -> str:
     """What each run found, for a terminal."""
-    return "\n\n".join(block for kinds in _runs(made) for block in (f"**{_title(kinds)}**", *_found(kinds)))
+    blocks = []
+    for kinds in _runs(made):
+        blocks += [f"**{_title(kinds)}**", *_found(kinds)]
+        if "methods" in kinds:
+            blocks.append(_short(kinds["methods"]))
+    return "\n\n".join(blocks)
 
 
 def page(made: Sequence[Record], root: Path) -> str:
@@ -126,7 +131,8 @@ def page(made: Sequence[Record], root: Path) -> str:
               "Intervals are 95 % paired-bootstrap intervals over conversations, or speakers where it says so; "
               "gains are points against `window`, the same frozen SLLM with the same n_r tokens and no memory."]
     blocks.append(summary(made, root, ""))
-    blocks += [f"**{_title(kinds)}**\n\n{_claims(kinds)}" for kinds in _runs(made) if "context" in kinds]
+    first = {where(next(iter(kinds.values()))): kinds for kinds in reversed(_runs(made))}  # of each corpus
+    blocks += [f"**{_title(kinds)}**\n\n{claims}" for kinds in first.values() if (claims := _claims(kinds))]
     blocks.append(markdown(pd.DataFrame([_indexed(kinds, root) for kinds in _runs(made)])))
     of_methods = [r for r in made if r["kind"] == "methods"]
     for same in ([r for r in of_methods if where(r) == one] for one in sorted({*map(where, of_methods)})):
@@ -187,7 +193,7 @@ def _ran_on(kinds: Kinds) -> str:
 
 
 def _found(kinds: Kinds) -> list[str]:
-    """Verdict, contrasts, what the memory stores and the method table; corpus, reference classifiers and SLLM."""
+    """Verdict, contrasts and what the memory stores; corpus, reference classifiers and SLLM."""
     if "methods" not in kinds:
         return _prepared(kinds)
     record = kinds["methods"]
@@ -200,7 +206,7 @@ def _found(kinds: Kinds) -> list[str]:
             f"test fold. `dpm` writes at lr {record['settings']['memory.lr']:g}, `dpm-tuned` at {tuned['lr']:g}, "
             f"the best of {tuned['tried']} on {tuned['conversations']} validation conversations. "
             + " ".join(record["results"]["notes"]),
-            _short(record, tables.methods(record, "all-lengths").drop(columns="hears")), *_prepared(kinds)]
+            *_prepared(kinds)]
 
 
 def _claims(kinds: Kinds) -> str:
@@ -228,9 +234,9 @@ def _prepared(kinds: Kinds) -> list[str]:
     return blocks
 
 
-def _short(record: Record, table: pd.DataFrame) -> str:
-    """A method table without the filters and controls that no contrast names."""
-    results = record["results"]
+def _short(record: Record) -> str:
+    """The method table without the filters and controls that no contrast names."""
+    results, table = record["results"], tables.methods(record, "all-lengths").drop(columns="hears")
     named = {m for r in results["protocols"]["all-lengths"]["contrasts"] for m in r["contrast"].split(" - ")}
     named |= {r["method"] for r in results["listed"] if r["group"] not in ("filter", "control")}
     return markdown(table[table["method"].isin(named)])
