@@ -59,6 +59,17 @@ class Rows(list[Part]):
         self.left: list[Any] = []  # each block's keys and values, those before the rows included
 
 
+def layers(sllm: EmotionSLLM, settings: MemorySettings) -> dict[str, nn.Module]:
+    """Name -> each linear layer that has a memory of these settings. UserError for more blocks than there are."""
+    modules = sllm.linear_layers()
+    if settings.layers == "all":
+        return modules
+    blocks, count = len(sllm.causal_lm.get_decoder().layers), int(settings.layers.removeprefix("top-"))
+    if count > blocks:
+        raise UserError(f"setting memory.layers = top-k must have a k from 1 to {blocks}, not {count}")
+    return {name: m for name, m in modules.items() if int(name.split(".")[0]) >= blocks - count}
+
+
 class CheaperMemory(DynamicParameterMemory):
     """As `DynamicParameterMemory`, by any settings. `inertia`: for the target `filtered`."""
 
@@ -81,13 +92,7 @@ class CheaperMemory(DynamicParameterMemory):
         self.lowest = min(int(name.split(".")[0]) for name in self.lora.modules)  # block with a memory
 
     def _layers(self) -> dict[str, nn.Module]:
-        modules = super()._layers()
-        if self.settings.layers == "all":
-            return modules
-        blocks, count = len(self.decoder.layers), int(self.settings.layers.removeprefix("top-"))
-        if count > blocks:
-            raise UserError(f"setting memory.layers = top-k must have a k from 1 to {blocks}, not {count}")
-        return {name: m for name, m in modules.items() if int(name.split(".")[0]) >= blocks - count}
+        return layers(self.sllm, self.settings)
 
     def _no_states(self) -> Tensor:
         """Keys and values of no token. UserError where what is kept of a prefix could not be moved to the front."""

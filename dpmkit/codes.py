@@ -17,8 +17,8 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from . import audio, runs, tokenizers
-from .corpora import Clip, Corpus, Utterance
-from .settings import Settings
+from .corpora import Clip, Corpus, Utterance, files
+from .settings import Settings, UserError
 from .tokenizers import Tokenizer, acoustics
 from .tokenizers.kmeans import FITTED
 
@@ -41,7 +41,7 @@ def make(settings: Settings, corpus: Corpus) -> CorpusCodes:
 
     A tokenizer that learns its codebook is fitted on the training conversations of `settings.fold` alone; the
     codes of one that does not are the same for every fold. Raises UserError for a tokenizer, a setting or weights
-    that cannot be used, and for audio that vanished since the corpus was loaded.
+    that cannot be used, and for audio that vanished or changed since the corpus was loaded.
     """
     tokenizer = tokenizers.create(settings)
     train = corpus.folds[settings.fold - 1].train if tokenizer.learns else ()
@@ -72,6 +72,14 @@ def make(settings: Settings, corpus: Corpus) -> CorpusCodes:
     return CorpusCodes(made.key, codes, features, facts)
 
 
+def _waveform(clip: Clip) -> np.ndarray:
+    """UserError for a file that vanished, cannot be read, or is not what it was when the corpus was loaded."""
+    waveform, stamp = audio.read(clip.path, clip.start, clip.end), files.stamp(clip.path)
+    if files.SEEN.get(clip.path, stamp) != stamp:
+        raise UserError(f"{clip.path} changed since the corpus was loaded: put it back, or load the corpus again")
+    return waveform
+
+
 def _fit(tokenizer: Tokenizer, utterances: Iterable[Utterance], acoustic: dict[Clip, np.ndarray]) -> None:
     """On each clip once, whose `acoustic` frames are kept; on some, drawn at random, where all last longer than
     `tokenizer.learns`."""
@@ -82,7 +90,7 @@ def _fit(tokenizer: Tokenizer, utterances: Iterable[Utterance], acoustic: dict[C
         chosen = [chosen[i] for i in sorted(order[:enough + 1])]
     frames = []
     for u in tqdm(chosen, desc="tokenizer: fit", unit="clip"):
-        waveform = audio.read(u.audio.path, u.audio.start, u.audio.end)
+        waveform = _waveform(u.audio)
         acoustic[u.audio] = acoustics.frames(waveform)
         frames.append(tokenizer.frames(waveform, acoustic[u.audio]))
     tokenizer.fit(frames, [u.emotion for u in chosen], [u.speaker for u in chosen])
@@ -99,7 +107,7 @@ def _encoded(tokenizer: Tokenizer, parts: Mapping[Path, Sequence[Utterance]],
     for path in tqdm(sorted(todo), desc="tokenizer: encode", unit=f"{CHUNK} clips", disable=not todo):
         rows = []
         for u in parts[path]:
-            waveform = audio.read(u.audio.path, u.audio.start, u.audio.end)
+            waveform = _waveform(u.audio)
             frames = acoustic.pop(u.audio) if u.audio in acoustic else acoustics.frames(waveform)
             codes = tokenizer.encode(waveform, frames, u.speaker).astype(np.int32)
             rows.append((u.id, codes, acoustics.pooled(frames), len(waveform) / audio.RATE))

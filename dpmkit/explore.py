@@ -17,7 +17,7 @@ import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import soundfile
-from IPython.display import HTML, Image, display
+from IPython.display import HTML, display
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
@@ -191,11 +191,11 @@ def _drawn(figure: Figure, settings: Settings, name: str, of: str, place: Place)
     """A figure and its caption; the first state is kept as the notebook's figure of this name."""
     if not place.drawn:
         path, caption = plots.saved(figure, settings, name, of)
-        return [Image(path.read_bytes(), alt=caption), HTML(f"<p><em>{escape(caption)}</em></p>")]
+        return plots.captioned(path.read_bytes(), caption)
     png = BytesIO()
     figure.savefig(png, format="png")
     plt.close(figure)
-    return [Image(png.getvalue(), alt=of), HTML(f"<p><em>{escape(of)}</em></p>")]
+    return plots.captioned(png.getvalue(), of)
 
 
 def _answers(table: pd.DataFrame, emotions: Sequence[str]) -> pd.Series:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
+import torch
 
 from . import adaptation, baselines, cheaper, finetune, metrics, protocols, speakers
 from .codes import CorpusCodes
@@ -94,11 +95,13 @@ def _keeps(settings: Settings, emotions: int, sllm: EmotionSLLM) -> Callable[[st
     each of its parameters, and the n_r tokens; of a speaker's offset: each path's, and their common covariance."""
     own, memory, lstm = settings.speaker, settings.memory, settings.recurrent
     states = 2 * lstm.hidden * lstm.layers
-    written = (3 if memory.optimizer == "adamw" else 1) * cheaper.memory(sllm, memory).lora.flat.numel()
+    factors = sum(memory.rank * (m.in_features + m.out_features) for m in cheaper.layers(sllm, memory).values())
+    written = (3 if memory.optimizer == "adamw" else 1) * factors
     tokens = protocols.METHODS["kv-window"].settings(memory, sllm.window)
-    shape = sllm.causal_lm.config
-    cached = (tokens.prefix + tokens.sinks) * 2 * shape.num_hidden_layers * shape.num_key_value_heads * (
-        shape.hidden_size // shape.num_attention_heads)
+    with torch.no_grad():
+        one = sllm.causal_lm.get_decoder()(torch.zeros(1, 1, dtype=torch.long, device=sllm.device), use_cache=True)
+    of_one = sum(layer.keys.numel() + layer.values.numel() for layer in one.past_key_values.layers)
+    cached = (tokens.prefix + tokens.sinks) * of_one
     offset = own.paths * (own.dimensions + 1 + emotions) + own.dimensions ** 2
     plain = {"majority": 0, "classifier": memory.prefix, "lstm": states, "current": 0, "window": memory.prefix,
              "at-once": sllm.window, "kv-window": cached, "own-answers": memory.prefix, "last-true": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,12 @@ def saved(figure: Figure, settings: Settings, name: str, of: str) -> tuple[Path,
 def shown(figure: Figure, settings: Settings, name: str, of: str) -> None:
     """Show a figure with alternative text and a caption, as `saved` writes it."""
     path, caption = saved(figure, settings, name, of)
-    display(Image(path.read_bytes(), alt=caption), HTML(f"<p><em>{caption}</em></p>"))
+    display(*captioned(path.read_bytes(), caption))
+
+
+def captioned(png: bytes, caption: str) -> list[Any]:
+    """An image with its alternative text, and the same as a caption below it."""
+    return [Image(png, alt=caption), HTML(f"<p><em>{escape(caption)}</em></p>")]
 
 
 def _legend(figure: Figure) -> Figure:

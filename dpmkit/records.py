@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,12 @@ def path(settings: Settings, kind: str) -> Path:
 
 
 def save(settings: Settings, kind: str, results: dict[str, Any], inputs: dict[str, str], seconds: float) -> Path:
-    """Write a record; its path. `inputs`: the keys of the artefacts that it was made from."""
-    runs.write_json(path(settings, kind), _record(settings, kind, results, seconds) | {"inputs": inputs})
+    """Write a record; its path. `inputs`: the keys of the artefacts that it was made from; its `origins` says which
+    packages, machine and commit made each of them, where these were not the record's own."""
+    record = _record(settings, kind, results, seconds)
+    origins = {name: {k: v for k, v in runs.made(settings, key).items() if v != record[k]}
+               for name, key in inputs.items()}
+    runs.write_json(path(settings, kind), record | {"inputs": inputs, "origins": origins})
     return path(settings, kind)
 
 
@@ -47,10 +52,13 @@ def save_answers(settings: Settings, answers: Mapping[str, pd.DataFrame]) -> Pat
 
 def load_answers(root: Path, record: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """Method -> the predictions beside a `methods` record below a folder of results; empty where there are none."""
-    place = f"{record['profile']}-{record['corpus']}/records/answers-{record['run']}.parquet"
-    if not (root / place).is_file():
-        return {}
-    return dict(iter(pd.read_parquet(root / place).groupby("method", sort=False)))
+    file = root / f"{record['profile']}-{record['corpus']}/records/answers-{record['run']}.parquet"
+    return _answers(file, file.stat().st_mtime_ns) if file.is_file() else {}
+
+
+@lru_cache(maxsize=32)  # a page asks for them contrast by contrast
+def _answers(file: Path, changed: int) -> dict[str, pd.DataFrame]:
+    return dict(iter(pd.read_parquet(file).groupby("method", sort=False)))
 
 
 def save_bench(settings: Settings, name: str, results: dict[str, Any], seconds: float) -> Path:

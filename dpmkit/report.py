@@ -99,18 +99,18 @@ def _pooled(root: Path, some: Sequence[Record], protocol: str, a: str, b: str) -
     return metrics.pooled(answers, protocol, a, b, how) if answers else None
 
 
-def _levels(root: Path, some: Sequence[Record]) -> list[str]:
-    """Every method over all targets of the folds of one seed, by their published predictions."""
-    answers, how = _folds(root, some)
-    if not answers:
+def _over(root: Path, some: Sequence[Record]) -> list[str]:
+    """Every method over several runs: of folds with published predictions over all of their targets, else means."""
+    if len(some) < 2:
         return []
+    answers, how = _folds(root, some)
+    title = f"## {tables.runs(some).capitalize()}: {_title({'methods': some[0]}, ())}"
+    if not answers:
+        return [title, markdown(tables.spread(some))]
     joined, emotions = metrics.joined(answers, "all-lengths")
     found = [metrics.compare(joined, emotions, "window", how, by) for by in ("conversation", "speaker")]
     counts = {name: joined["window"][name].nunique() for name in ("utterance", "conversation", "speaker")}
-    folds, title = ", ".join(str(r["fold"]) for r in some), _title({"methods": some[0]}, fold=False)
-    return [f"## Over folds {folds}: {title}",
-            ", ".join(f"{n} {name}s" for name, n in counts.items()) + ".",
-            markdown(tables.levels(*found))]
+    return [title, ", ".join(f"{n} {name}s" for name, n in counts.items()) + ".", markdown(tables.levels(*found))]
 
 
 def findings(made: Sequence[Record]) -> str:
@@ -136,7 +136,7 @@ def page(made: Sequence[Record], root: Path) -> str:
     blocks.append(markdown(pd.DataFrame([_indexed(kinds, root) for kinds in _runs(made)])))
     of_methods = [r for r in made if r["kind"] == "methods"]
     for same in ([r for r in of_methods if where(r) == one] for one in sorted({*map(where, of_methods)})):
-        blocks += [block for some in tables.alike(same) for block in _levels(root, some)]
+        blocks += [block for some in tables.alike(same) for block in _over(root, some)]
     for name, record in records.benches(root).items():
         kind, results = record["kind"].removeprefix("bench "), record["results"]
         if kind in BENCHES:  # not one that is gone
@@ -180,10 +180,11 @@ def where(record: Record) -> tuple[str, str, str]:
     return record["profile"], record["corpus"], str(record["changed"])
 
 
-def _title(kinds: Kinds, fold: bool = True) -> str:
+def _title(kinds: Kinds, names: Sequence[str] = ("fold", "seed")) -> str:
     record = next(iter(kinds.values()))
-    return ", ".join([f"`{record['profile']}` profile on `{record['corpus']}`", *[f"fold {record['fold']}"] * fold,
-                      f"seed {record['seed']}", *(f"`{name}` = {of}" for name, of in record["changed"].items())])
+    return ", ".join([f"`{record['profile']}` profile on `{record['corpus']}`",
+                      *(f"{name} {record[name]}" for name in names),
+                      *(f"`{name}` = {of}" for name, of in record["changed"].items())])
 
 
 def _ran_on(kinds: Kinds) -> str:

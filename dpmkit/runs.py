@@ -141,6 +141,15 @@ class Artefact:
                 lock.acquire()
 
 
+def made(settings: Settings, stage_key: str) -> dict[str, Any]:
+    """`packages`, `machine` and `commit` that made the artefact of a key; nothing where none is kept under it."""
+    for file in (settings.home_path / "runs").glob(f"*/{stage_key}/made.json"):
+        with suppress(OSError, ValueError):
+            known = json.loads(file.read_text(encoding="utf-8"))
+            return {name: known[name] for name in ("packages", "machine", "commit") if name in known}
+    return {}
+
+
 def world() -> int:
     """Processes of this run, as torchrun counts them."""
     return int(os.environ.get("WORLD_SIZE", 1))

@@ -135,7 +135,7 @@ def attribution(made: Sequence[Record], pooled: Callable[..., tuple | None] = la
     for protocol, targets in TARGETS.items():
         for (_, corpus, how), same in groupby(sorted(made, key=where), where):
             for some in alike(list(same)):
-                row = {"corpus": f"{corpus}, {how}", "targets": targets, "runs": _runs(some)}
+                row = {"corpus": f"{corpus}, {how}", "targets": targets, "runs": runs(some)}
                 for title, pair in SHARES.items():
                     found = [one for record in some if (one := difference(record, protocol, *pair))]
                     if len(found) == len(some):
@@ -156,7 +156,7 @@ def alike(made: Sequence[Record]) -> list[list[Record]]:
     return [group for group in groups if len(group) > 1] or [made[:1]]
 
 
-def _runs(some: Sequence[Record]) -> str:
+def runs(some: Sequence[Record]) -> str:
     """Which folds and seeds these are."""
     found = {name: sorted({r[name] for r in some}) for name in ("fold", "seed")}
     return ", ".join(f"{name}{'s' * (len(of) > 1)} {', '.join(map(str, of))}" for name, of in found.items())
@@ -210,6 +210,15 @@ def losses(record: Record) -> pd.DataFrame:
             for name, made in record["results"]["losses"].items() for row in made]
     return _table(rows, {"method": "method", "L_t under": "difference", "sentences": "n",
                          "difference, nats": "mean:+.4f"})
+
+
+def spread(made: Sequence[Record]) -> pd.DataFrame:
+    """Mean WA and gain over `methods` records of several seeds or folds, [lowest, highest]."""
+    rows = [{"method": method, **{key: part[key].mean() for key in ("WA", "WA_gain")},
+             **{f"{key}_range": (part[key].min(), part[key].max()) for key in ("WA", "WA_gain")}}
+            for method, part in pd.concat(map(_rows, made)).groupby("method", sort=False) if len(part) == len(made)]
+    return _table(rows, {"method": "method", f"WA, mean of {len(made)} [lowest, highest]": "WA:.1f",
+                         "WA against window": "WA_gain:+.1f"})
 
 
 def levels(rows: Sequence[Row], speakers: Sequence[Row]) -> pd.DataFrame:
@@ -294,16 +303,31 @@ def verdict(record: Record) -> list[str]:
     return sentences
 
 
+def _rows(record: Record) -> pd.DataFrame:
+    """A row per method of a `methods` record, every utterance."""
+    return pd.DataFrame(record["results"]["protocols"]["all-lengths"]["methods"]).set_index("method")
+
+
 def beside(own: Record, reference: Sequence[Record]) -> str:
-    """Markdown: a `methods` record's WA and gains beside the reference's of the same run."""
-    run = f"`{own['profile']}` on `{own['corpus']}`, {own['run']}"
-    same = [r for r in reference if all(r[k] == own[k] for k in ("kind", "profile", "corpus", "run"))]
+    """Markdown: a `methods` record's WA and gains beside the reference's of the same run. A row is within where it
+    differs by at most twice the sample deviation over the reference's seeds, and not judged with a single one."""
+    name = f"`{own['profile']}` on `{own['corpus']}`, {own['run']}"
+    seeds = [r for r in reference if all(r[k] == own[k] for k in ("kind", "profile", "corpus", "fold", "changed"))]
+    same = [r for r in seeds if r["seed"] == own["seed"]]
     if not same:
-        return f"No reference for {run}: nothing to compare it with."
-    was, now = (_by(r["results"]["protocols"]["all-lengths"]["methods"], "method") for r in (same[0], own))
-    rows = [{"method": name, "was": was[name]["WA"], "own": row["WA"], "difference": row["WA"] - was[name]["WA"],
-             "gained": was[name]["WA_gain"], "gain": row["WA_gain"]} for name, row in now.items() if name in was]
-    table = _table(rows, {"method": "method", "WA: reference": "was:.1f", "own": "own:.1f",
-                          "difference": "difference:+.1f", "WA against window: reference": "gained:+.1f",
-                          "own, too": "gain:+.1f"})
-    return f"## Beside the reference: {run}\n\nEvery utterance, in points.\n\n{markdown(table)}"
+        return f"No reference for {name}: nothing to compare it with."
+    columns = {"reference": same[0], "own": own} | dict(enumerate(seeds))
+    columns = {column: _rows(of)[["WA", "WA_gain"]].stack() for column, of in columns.items()}
+    figures = pd.concat(columns, axis=1, sort=False).drop(index=("window", "WA_gain"))  # 0 by definition
+    table = figures[["reference", "own"]].assign(difference=figures["own"] - figures["reference"],
+                                                 deviation=figures[[*range(len(seeds))]].std(axis=1))
+    judged = table.dropna()
+    within = judged["difference"].abs() <= 2 * judged["deviation"] + 1e-9
+    table = table.map("{:.1f}".format).replace("nan", "–")
+    table["within"] = within.map({True: "yes", False: "NO"}).reindex(table.index, fill_value="–")
+    return "\n\n".join([
+        f"## Beside the reference: {name}",
+        "WA of every utterance, and its gain over `window`, in points; within: the difference is at most twice the "
+        f"sample deviation over the reference's {len(seeds)} seed(s), – not judged.",
+        markdown(table.reset_index(names=["method", "figure"])),
+        f"reproduced: {within.sum()} of {len(judged)} within"])

@@ -1,6 +1,7 @@
 """Codes of a corpus, most by acoustic k-means: counts, hard waveforms, what fitting hears, what is kept."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import tiny_models
 
 from dpmkit import audio, codes, runs, tokenizers
-from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance
+from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance, files
 from dpmkit.settings import Settings, UserError
 from dpmkit.tokenizers import acoustics, neural
 from dpmkit.tokenizers.kmeans import KMeansTokenizer, directions, held_out
@@ -387,6 +388,18 @@ def test_a_file_that_vanished_is_named_and_the_rest_is_kept(tmp_path, monkeypatc
     encoded, encode = [], KMeansTokenizer.encode
     monkeypatch.setattr(KMeansTokenizer, "encode", lambda self, *w: encoded.append(w) or encode(self, *w))
     assert len(codes.make(settings_at(tmp_path), corpus).codes) == 10 and len(encoded) == 4
+
+
+@pytest.mark.parametrize("change", [
+    lambda path: audio.write(path, voice(2, 500)), lambda path: path.unlink(), lambda path: os.utime(path, (1, 1))])
+def test_a_file_that_changes_while_others_are_heard_is_named(tmp_path, monkeypatch, change):
+    monkeypatch.setattr(codes, "CHUNK", 2)
+    corpus, save = small_corpus(tmp_path), KMeansTokenizer.save
+    monkeypatch.setitem(files.SEEN, tmp_path / "c4.wav", files.stamp(tmp_path / "c4.wav"))
+    monkeypatch.setattr(KMeansTokenizer, "save", lambda *a: (save(*a), change(tmp_path / "c4.wav")))
+    with pytest.raises(UserError, match=r"c4\.wav"):
+        codes.make(settings_at(tmp_path), corpus)
+    assert len(list((tmp_path / "runs").rglob("part-*.parquet"))) == 4
 
 
 def test_the_key_is_of_what_makes_the_codes(tmp_path, monkeypatch):

@@ -301,6 +301,9 @@ MEANWHILE = {  # between load and codes.make -> words of the error, None: it is 
     "cut off": (lambda path: put(path, path.read_bytes()[:1000]), "cut off"),
     "a page": (lambda path: put(path, b"<html>"), "is not audio"),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "is a folder"),
+    "shorter": (lambda path: put(path, faults.wav(faults.NOISE[:400])), "changed since"),
+    "another sound": (lambda path: put(path, faults.wav(np.random.default_rng(5).uniform(-.3, .3, 1600))),
+        "changed"),
 }
 
 

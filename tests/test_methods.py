@@ -38,6 +38,12 @@ def test_what_a_row_keeps_is_counted(described, settings, sharp):
     assert keeps["window"] == str(settings.memory.prefix) and keeps["at-once"] == str(sharp.window)
     assert keeps["speaker-head + filter"] == keeps["current + filter"] == "4" and keeps["speaker-head"] == "0"
     assert keeps["speaker-memory"] == keeps["speaker-memory-swapped"] == str(8 * (4 + 1 + 4) + 4 * 4)
+    shape = sharp.causal_lm.config
+    assert keeps["kv-window"] == str(sharp.window // 2 * 2 * shape.num_hidden_layers * shape.num_key_value_heads
+                                     * shape.head_dim)
+    top = methods.described(settings.replace("memory.layers", "top-1"), 4, sharp).set_index("method")["keeps"]
+    blocks = len(sharp.causal_lm.model.layers)
+    assert int(top["dpm"].replace(",", "")) - settings.memory.prefix == 3 * lora // blocks
     assert keeps["emo-tta + filter"] == str(4 * 5 + 4) and keeps["blstm"] == "all of it"
 
 

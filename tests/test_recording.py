@@ -139,3 +139,21 @@ def test_a_table_that_is_written_is_read(tmp_path, settings, name):
     assert [(r.conversation, r.utterance) for r in rows.values()] == list(
         made[["conversation", "utterance"]].itertuples(index=False, name=None))
     assert {r.path for r in rows.values()} == {files.plain(path.name)}
+
+
+def test_a_table_that_comes_meanwhile_is_not_touched_either(tmp_path, command, monkeypatch):
+    path, table, find = say(tmp_path / "talk.wav"), tmp_path / "out" / "manifest.csv", audio.find_speech
+    table.parent.mkdir()
+    monkeypatch.setattr(audio, "find_speech", lambda *a: table.write_text("theirs") and find(*a))
+    assert command(path, "--out", table.parent) == 2
+    assert table.read_text() == "theirs" and os.listdir(table.parent) == ["manifest.csv"]
+
+
+@pytest.mark.parametrize("name", [b"\xff.wav", b"two\nlines.wav", b"a.wav ", b" a.wav"])
+def test_a_name_that_a_table_cannot_hold_is_listed(tmp_path, settings, name):
+    try:
+        path = say(tmp_path / "a", 1).rename(tmp_path / os.fsdecode(name))
+    except OSError:
+        pytest.skip("this file system refuses the name")
+    made, skipped = manifest.prepare(settings, [path, say(tmp_path / "grüße 🙂.wav", 1)], tmp_path / "out")
+    assert set(made["conversation"]) == {"grüße 🙂"} and "rename it" in skipped[0].reason

@@ -64,6 +64,15 @@ def test_a_runs_page_draws_a_few_figures_with_what_their_files_tell(tmp_path):
     assert drawn[1].startswith("![ablations, `demo` profile on `demo`, fold 1, seed 0](figures/ablations-")
 
 
+def test_seeds_share_one_table_of_means(tmp_path):
+    made = [saved(tmp_path, 62.0), saved(tmp_path, 64.0, seed=1)]
+    table = tables.spread(made).set_index("method")
+    assert table.loc["dpm"].tolist() == ["63.0 [62.0, 64.0]", "+3.0 [+2.0, +4.0]"]
+    page = report.page(made, tmp_path)
+    assert "## Fold 1, seeds 0, 1: `demo` profile on `demo`\n" in page and "| dpm | 63.0 [62.0, 64.0] |" in page
+    assert "mean of" not in report.page(made[:1], tmp_path)
+
+
 def test_runs_share_a_row_of_means_and_have_a_page_each(tmp_path):
     made = [saved(tmp_path, wa, fold=fold) for wa, fold in ((62.0, 1), (64.0, 2), (66.0, 4))]
     summary, page = report.summary(made[::-1], tmp_path), report.page(made[::-1], tmp_path)
@@ -83,12 +92,14 @@ def test_folds_with_predictions_are_pooled_and_each_method_stands_over_all_of_th
     root = tmp_path / "results"
     made = records.load_all(root)
     page = report.page(made, root)
-    assert "## Over folds 1, 2: `demo` profile on `demo`, seed 0" in page and "6 utterances, 6 conv" in page
+    assert "## Folds 1, 2, seed 0: `demo` profile on `demo`, `evaluation.bootstrap` = 50" in page
+    assert "6 utterances, 6 conversations, 2 speakers." in page
     assert "| dpm | 50.0 [16.7, 83.3] | 50.0" in page and "| window | 0.0 [0.0, 0.0] |" in page
     assert "folds 1, 2, seed 0 |  | +50.0 [+16.7, +83.3]" in report.summary(made, root)
     assert records.load_answers(root, made[0]).keys() == {"window", "dpm"}
     next(root.rglob("answers-fold2*")).unlink()
-    assert "## Over folds" not in report.page(made, root) and not records.load_answers(root, made[1])
+    page = report.page(made, root)  # means where the predictions of one are absent
+    assert "| dpm | 61.0 [61.0, 61.0] | +1.0" in page and not records.load_answers(root, made[1])
 
 
 def test_the_committed_pages_are_those_of_the_committed_records():

@@ -23,7 +23,7 @@ from dpmkit.tokenizers import kmeans, neural
 # What each stage runs through: a change in one of these modules moves its key, a change in any other does not.
 TOKENS = "audio tokenizers.acoustics tokenizers.kmeans"
 FILES = "audio corpora.base corpora.files"
-CODES = f"corpora.base {TOKENS} codes tokenizers"
+CODES = f"{FILES} {TOKENS} codes tokenizers"
 SLLM = f"{CODES} backbones finetune sllm"
 ANSWERS = f"{SLLM} cheaper corpora.dynamics lora memory metrics protocols"
 STAGES = {
@@ -271,3 +271,19 @@ def test_a_key_does_not_change_with_a_dict_s_order_but_with_a_list_s():
     assert runs.key((1, 2)) == runs.key([1, 2])
     with pytest.raises(TypeError, match="dataclass"):
         runs.key({1})  # its order is not the same in every process
+
+
+def test_a_record_tells_the_packages_of_what_made_its_artefacts(settings, toy, tmp_path):
+    from dpmkit import records
+
+    tuned = finetune.train(settings.replace("finetune.epochs", 1), *toy)
+    path = tuned.folder.parent / "made.json"
+    made = json.loads(path.read_text())
+
+    def origins():
+        return json.loads(records.save(settings, "backbone", {}, {"corpus": "toy0", "sllm": tuned.key}, 1.0)
+                          .read_text())["origins"]
+
+    assert origins() == {"corpus": {}, "sllm": {}}  # of this machine and commit
+    path.write_text(json.dumps(made | {"commit": "0123456789ab", "packages": {"torch": "1.0"}}))
+    assert origins()["sllm"] == {"commit": "0123456789ab", "packages": {"torch": "1.0"}}

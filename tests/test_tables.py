@@ -94,22 +94,38 @@ def test_the_method_table_has_no_p_no_figure_of_the_paper_and_says_where_there_i
     assert table.loc["speaker-memory-kept"].tolist() == ["66.0 –", "+6.0 –", "–"]
 
 
-def a_run(seed, **wa):
+def a_run(seed, *, fold=1, changed=(), **wa):
     """A `methods` record whose rows have these WA, the first being `window`."""
-    rows = [method(m, v, v - wa["window"], 0, 0) for m, v in wa.items()]
-    return {"kind": "methods", "profile": "demo", "corpus": "demo", "fold": 1, "seed": seed,
-            "run": f"fold1-seed{seed}", "results": {"protocols": {"all-lengths": {"methods": rows}}}}
+    rows = [method(m.replace("_", "-"), v, v - wa["window"], 0, 0) for m, v in wa.items()]
+    return {"kind": "methods", "profile": "demo", "corpus": "demo", "fold": fold, "seed": seed, "changed": changed,
+            "run": f"fold{fold}-seed{seed}", "results": {"protocols": {"all-lengths": {"methods": rows}}}}
 
 
-def test_own_results_stand_beside_the_reference_of_the_same_run():
-    reference = [a_run(0, window=60, dpm=61, old=1), a_run(1, window=0, dpm=90)]
-    text = tables.beside(a_run(0, window=63.9, dpm=60, new=1), reference)
-    assert text.splitlines()[-2:] == ["| window | 60.0 | 63.9 | +3.9 | +0.0 | +0.0 |",
-                                      "| dpm | 61.0 | 60.0 | -1.0 | +1.0 | -3.9 |"]
-    for other in ({"profile": "smoke"}, {"corpus": "emodb"}, {"run": "fold1-seed0-ab12cd"}):
+SEEDS = [a_run(0, window=60, dpm=61, majority=30), a_run(1, window=62, dpm=62, majority=30),
+         a_run(2, window=64, dpm=66, majority=30)]
+
+
+def test_a_difference_is_within_twice_the_sample_deviation_over_the_seeds():
+    own = a_run(0, window=63.9, dpm=60, majority=30.2, new=1)
+    elsewhere = [a_run(3, window=0, dpm=90, fold=2), a_run(4, window=0, dpm=90, changed={"memory.lr": 1})]
+    text = tables.beside(own, [*SEEDS, *elsewhere])
+    assert [line for line in text.splitlines() if line.startswith("| ") and "reference" not in line] == [
+        "| window | WA | 60.0 | 63.9 | 3.9 | 2.0 | yes |", "| dpm | WA | 61.0 | 60.0 | -1.0 | 2.6 | yes |",
+        "| dpm | WA_gain | 1.0 | -3.9 | -4.9 | 1.0 | NO |", "| majority | WA | 30.0 | 30.2 | 0.2 | 0.0 | NO |",
+        "| majority | WA_gain | -30.0 | -33.7 | -3.7 | 2.0 | yes |", "| new | WA | – | 1.0 | – | – | – |",
+        "| new | WA_gain | – | -62.9 | – | – | – |"]
+    assert "reference's 3 seed(s)" in text and text.endswith("reproduced: 3 of 5 within")
+    at_the_edge = tables.beside(a_run(0, window=64, dpm=61, majority=30), SEEDS)
+    assert "| window | WA | 60.0 | 64.0 | 4.0 | 2.0 | yes |" in at_the_edge
+
+
+def test_without_a_reference_or_with_one_seed_it_says_so():
+    for other in ({"profile": "smoke"}, {"corpus": "emodb"}, {"fold": 2}, {"seed": 7}, {"changed": {"a": 1}}):
         own = a_run(0, window=60) | other
         name = f"`{own['profile']}` on `{own['corpus']}`, {own['run']}"
-        assert tables.beside(own, reference) == f"No reference for {name}: nothing to compare it with."
+        assert tables.beside(own, SEEDS) == f"No reference for {name}: nothing to compare it with."
+    alone = tables.beside(a_run(0, window=61), SEEDS[:1])
+    assert "| window | WA | 60.0 | 61.0 | 1.0 | – | – |" in alone and alone.endswith("reproduced: 0 of 0 within")
 
 
 def run(fold=1, corpus="demo", profile="demo", changed=(), window=60.0, at_once=58.0, dpm=60.5):

@@ -19,6 +19,7 @@ from .. import audio, runs
 from ..settings import Settings, UserError
 from .base import Skipped, some
 
+SEEN: dict[Path, tuple[int, int]] = {}  # size and time of change of every file that a load of this process decoded
 KEPT_EVERY = 1000  # files, so that a kill loses at most these
 
 
@@ -89,7 +90,9 @@ def listing(root: Path) -> str:
 
 def survey(settings: Settings, root: Path, paths: Iterable[Path]) -> Mapping[Path, File]:
     """What became of each of `paths`, most of them below `root`; one that is missing has a fault, too."""
-    keys = {path: f"{bytes(path).hex()} {_stamp(path)}" for path in paths}  # a path need not be UTF-8
+    stamps = {path: stamp(path) for path in paths}
+    SEEN.update(stamps)
+    keys = {path: f"{bytes(path).hex()} {stamp}" for path, stamp in stamps.items()}  # a path need not be UTF-8
     kept = runs.Artefact(settings, "files", _decoded, root=bytes(root).hex()).folder / "files.json"
     try:
         known = json.loads(kept.read_text(encoding="utf-8"))
@@ -115,7 +118,7 @@ def _decoded(path: Path) -> File:
     return File(seconds, runs.sha256(path), None)
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def stamp(path: Path) -> tuple[int, int]:
     """Size and time of change; -1: missing."""
     try:
         stat = path.stat()

@@ -137,15 +137,17 @@ def prepare(settings: Settings, recordings: Iterable[Path | str], folder: Path |
     recordings of one name.
     """
     written, paths = Path(folder) / "manifest.csv", [Path(path) for path in recordings]
-    if os.path.lexists(written):
-        raise UserError(f"{written} is there already and may hold your labels: name another folder, or move it "
-                        "away")
+    _absent(written)
     names = [" ".join(files.plain(path.stem).split()) for path in paths]  # as the table's reader gives them back
     if twice := [name for name, number in Counter(names).items() if number > 1]:
         raise UserError(f"several recordings are called {some(twice)}, as conversations must not be: rename them, "
                         "or write a table for each")
     rows, skipped = [], []
     for path, name in zip(paths, names, strict=True):
+        if path.name != path.name.strip() or not path.name.isprintable():
+            skipped.append(Skipped(ascii(str(path)), "its name is not one line of UTF-8 without blanks around it, "
+                                                     "as in a table it must be; rename it"))
+            continue
         try:
             found = audio.find_speech(path, settings.segments)
         except audio.Unreadable as error:
@@ -162,5 +164,12 @@ def prepare(settings: Settings, recordings: Iterable[Path | str], folder: Path |
     made = pd.DataFrame(rows)
     if rows:
         with runs.atomic(written) as temporary:
-            made.to_csv(temporary, index=False, encoding="utf-8", errors="replace")
+            made.to_csv(temporary, index=False, encoding="utf-8")
+            _absent(written)  # another process may have come first
     return made, skipped
+
+
+def _absent(written: Path) -> None:
+    if os.path.lexists(written):
+        raise UserError(f"{written} is there already and may hold your labels: name another folder, or move it "
+                        "away")
