@@ -1,6 +1,7 @@
 """A run beside the committed reference: where it lies, how it is named, compared and published."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -174,3 +175,8 @@ def test_every_prediction_is_kept_beside_its_record(tmp_path):
     for name, table in answers.items():
         own = kept[kept["method"] == name][["p_neu", "p_sad"]]
         np.testing.assert_array_equal(own, table[["p_neu", "p_sad"]].astype("float32"))
+    record = {"profile": "demo", "corpus": "demo", "run": "fold1-seed0"}
+    root = tmp_path / "results"
+    assert records.load_answers(root, record)["dpm"]["p_neu"].tolist() == pytest.approx([0.123456, 0.75])
+    os.utime(records.save_answers(settings, {"dpm": answers["window"]}), (1, 1))  # predicted anew
+    assert list(records.load_answers(root, record)) == ["dpm"]

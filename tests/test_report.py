@@ -102,6 +102,18 @@ def test_folds_with_predictions_are_pooled_and_each_method_stands_over_all_of_th
     assert "| dpm | 61.0 [61.0, 61.0] | +1.0" in page and not records.load_answers(root, made[1])
 
 
+def test_seeds_answer_the_same_conversations_and_are_never_pooled(tmp_path):
+    rows = pd.DataFrame({"conversation": ["c", "d"], "speaker": "s", "turn": 0, "utterance": ["u", "v"],
+                         "emotion": "neu", "p_neu": 0.6, "p_sad": 0.4})
+    for seed in (0, 1):
+        settings = save(tmp_path, {"window": 60.0, "dpm": 61.0 + seed}, seed=seed)
+        records.save_answers(settings, {"window": rows, "dpm": rows})
+    root = tmp_path / "results"
+    page = report.page(records.load_all(root), root)
+    assert "| dpm | 61.5 [61.0, 62.0] | +1.5 [+1.0, +2.0] |" in page and "2 utterances" not in page
+    assert "fold 1, seeds 0, 1 |  | +1.5 [+1.0, +2.0]" in page
+
+
 def test_the_committed_pages_are_those_of_the_committed_records():
     root = records.REFERENCE
     made = records.load_all(root)
