@@ -147,7 +147,7 @@ def plan(settings: Settings, corpus: Corpus, folds: Sequence[int], seeds: int, s
     rate = teraflops * 1e12 or matmul_rate(device(settings), getattr(torch, settings.backbone.dtype), 4096)
     cells = [cell(settings.replace("fold", fold), corpus, sizes, writers) for fold in folds]
     hours = [(c["training"] + c["writing"] + c["reading"]) / (UTILISATION * rate) / 3600 for c in cells] * seeds
-    known = (records.load_bench(settings, "plan") or {"results": {"rows": []}})["results"]["rows"]
+    known = next(records.of_bench(settings, "plan"), {"results": {"rows": []}})["results"]["rows"]
     rows = [row for row in known if row["corpus"] != settings.corpus]
     rows.append({"profile": settings.profile, "corpus": settings.corpus, "seeds": seeds, "teraflops": rate / 1e12,
                  "utilisation": UTILISATION, "cells": cells, "gpu_hours": sum(hours), "longest_hours": max(hours)})

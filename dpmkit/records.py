@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -106,9 +106,17 @@ def load(settings: Settings, kind: str) -> dict[str, Any]:
 
 
 def load_bench(settings: Settings, name: str) -> dict[str, Any] | None:
-    """The bench of these settings, the user's own before the reference's; None where neither is there."""
+    """The bench of these settings, the user's own before the reference's; None where neither is there, or the
+    profile's backbone or memory was another when it was measured."""
+    asked = _plain({name: of for name, of in settings.flat().items() if name.startswith(("backbone.", "memory."))})
+    return next((record for record in of_bench(settings, name)
+                 if all(record["settings"].get(name, of) == of for name, of in asked.items())), None)
+
+
+def of_bench(settings: Settings, name: str) -> Iterator[dict[str, Any]]:
+    """What was measured in a profile, the user's own before the reference's."""
     files = (_bench_path(root, settings, name) for root in (settings.own_path, REFERENCE))
-    return next((read(file) for file in files if file.is_file()), None)
+    return (read(file) for file in files if file.is_file())
 
 
 def benches(root: Path) -> dict[str, dict[str, Any]]:

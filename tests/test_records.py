@@ -105,11 +105,15 @@ def test_benches_are_of_their_profile_and_own_ones_go_first(tmp_path, monkeypatc
         if which == 1:
             at.own_path.rename(records.REFERENCE)
             assert records.load_bench(demo, "context")["results"]["which"] == 1
-    before = (demo.own_path / "bench" / "context-demo.json").read_bytes()
+    file = demo.own_path / "bench" / "context-demo.json"
+    before = file.read_bytes()
+    file.write_bytes(before.replace(b'"memory.prefix": 64', b'"memory.prefix": 32'))  # of another profile
+    assert records.load_bench(demo, "context")["results"]["which"] == 1
+    file.write_bytes(before)
     assert records.load_bench(smoke, "context") is None
     records.save_bench(smoke, "context", {"which": 3}, 1.0)
     records.save_bench(demo.replace("memory.rank", 2), "context", {"which": 4}, 1.0)
-    assert (demo.own_path / "bench" / "context-demo.json").read_bytes() == before
+    assert file.read_bytes() == before
     assert [records.load_bench(s, "context")["results"]["which"]
             for s in (demo, smoke, demo.replace("memory.rank", 2))] == [2, 3, 4]
 
