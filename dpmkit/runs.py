@@ -74,6 +74,8 @@ def parsed(module: str) -> tuple[str, dict[str, str]]:
                 names[alias.asname or alias.name] = inner if found else passed_on.get(alias.name, base)
         elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
+        for empty in [field for field, value in ast.iter_fields(node) if value == []]:
+            delattr(node, empty)  # newer Pythons have more such fields, and leave them out: no other code
     return ast.dump(tree), names
 
 
