@@ -25,10 +25,12 @@ def rated(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetun
           method: str) -> dict[float, float]:
     """Each learning rate of `ablation.lr` -> WA in % of an SLLM method with a memory on `ablation.conversations`
     validation conversations; 0: without a memory."""
-    return {lr: metrics.wa(protocols.predict(settings.replace("memory.lr", lr), corpus, codes, tuned,
-                                             method if lr else "window", "validation",
-                                             settings.ablation.conversations), corpus.emotions)
-            for lr in (0.0, *(lr for lr in settings.ablation.lr if lr))}
+    rates = (0.0, *(lr for lr in settings.ablation.lr if lr))
+    asked = {lr: (settings.replace("memory.lr", lr), method if lr else "window", "validation",
+                  settings.ablation.conversations) for lr in rates}
+    protocols.beforehand(asked.values(), corpus, codes, tuned)
+    return {lr: metrics.wa(protocols.predict(at, corpus, codes, tuned, *what), corpus.emotions)
+            for lr, (at, *what) in asked.items()}
 
 
 def answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned,
@@ -40,6 +42,10 @@ def answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     run = corpus, codes, tuned
     best, bound = (settings.replace("memory.lr", rates[name]) for name in ("dpm", "dpm-told"))
     plain = [n for n in FILTERED if n != "dpm-tuned" and (n != "own-answers" or settings.evaluation.own_answers)]
+    protocols.beforehand([
+        (bound, "dpm-told"), (settings, "dpm-swapped"), (settings, "dpm"), *((best, name) for name in TUNED),
+        *((settings, name) for name in plain if name in protocols.METHODS and name != "own-answers"),
+    ], *run)  # the longest first
     tables = {"majority": baselines.majority(settings, corpus), "last-true": baselines.last_true(settings, corpus),
               "dpm-told": protocols.predict(bound, *run, "dpm-told")}
     tables |= {name: _plain(settings, *run, name, "test") for name in plain}

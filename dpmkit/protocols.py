@@ -8,11 +8,14 @@ utterance outside the label set (emotion None) is heard, written and answered as
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from . import cheaper, metrics, runs
+from . import cheaper, machine, metrics, runs
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus, Fold
 from .corpora.dynamics import emotion_prior, transition_matrix
@@ -76,6 +79,7 @@ METHODS = {
                        "sentence's true emotion", writes=True, bound=True),
 }
 TOKENS = 4096  # of a forward without a memory, padding counted
+SMALL = 20_000_000  # weights of an SLLM whose products are too small for two threads to share
 GROUP = 4  # conversations per stream in a file of predictions: a kill loses at most these
 Chain = tuple[np.ndarray, np.ndarray]  # of emotions: transitions, (emotions, emotions), and prior, (emotions,)
 
@@ -119,6 +123,42 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     sentence) and skipped (updates left out so far, as they were not finite). Kept group by group, so that a killed
     run goes on; `limit`: the first conversations of the split (0: all). UserError for an unknown method or split.
     """
+    return _predicted(settings, corpus, codes, tuned, method, split, limit)
+
+
+def beforehand(asked: Iterable[tuple], corpus: Corpus, codes: CorpusCodes, tuned: Finetuned) -> None:
+    """Make what `predict` will be asked for, (settings, method) or (settings, method, split, limit) each, several
+    at a time: the products of a small SLLM keep one thread of a processor busy and no second one, so that each
+    thread has predictions of its own. Elsewhere nothing is made beforehand."""
+    threads, sllm = torch.get_num_threads(), tuned.sllm
+    machine.origin()  # which is asked once, and names the threads of this process
+    if threads == 1 or sllm.device.type != "cpu" or sum(p.numel() for p in sllm.parameters()) > SMALL:
+        return
+    of = {runs.key(_asked(s, corpus, codes, tuned, *what)[0].hears(what[0]), what[1:]): (s, *what)
+          for s, *what in ((*job, *("test", 0)[len(job) - 2:]) for job in asked)}
+    idle: SimpleQueue[Finetuned] = SimpleQueue()  # a memory is written into the layers of its SLLM
+    for _ in range(threads):
+        idle.put(replace(tuned, sllm=copy.deepcopy(sllm)))
+
+    def make(settings: Settings, *what: Any) -> None:
+        own = idle.get()
+        try:
+            _predicted(settings, corpus, codes, own, *what, shown=False)
+        finally:
+            idle.put(own)
+
+    with machine.one_thread(), ThreadPoolExecutor(threads) as pool:
+        try:
+            jobs = [pool.submit(make, *job) for job in of.values()]
+            for job in tqdm(as_completed(jobs), "predictions", len(jobs), unit="method"):
+                job.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # those that have begun end
+            raise
+
+
+def _predicted(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, method: str, split: str,
+               limit: int, shown: bool = True) -> pd.DataFrame:
     listener, conversations, given = _asked(settings, corpus, codes, tuned, method, split, limit)
     made = runs.Artefact(settings, "predictions", predict, sllm=tuned.key, split=split,
                          conversations=[c.id for c in conversations], **listener.hears(method))
@@ -129,7 +169,8 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     groups = [queue[start:start + size] for start in range(0, len(queue), size)]
 
     def answers(group: Sequence[Conversation]) -> pd.DataFrame:
-        return pd.concat(tqdm(listen(listener, group, method, given), method, len(group), unit="conversation"))
+        return pd.concat(tqdm(listen(listener, group, method, given), method, len(group), unit="conversation",
+                              disable=not shown))
 
     try:
         return _in_order([kept(made, runs.key([c.id for c in group]), partial(answers, group)) for group in groups],

@@ -1,6 +1,7 @@
 """Tiny models, a corpus without audio, and settings that write into a temporary folder."""
 
 import os
+import shutil
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch, which asks once: a processor has a worker of its own
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from dpmkit import corpora
 from dpmkit.codes import CorpusCodes
 from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance
 from dpmkit.corpora.dynamics import EMOTIONS
@@ -83,6 +85,20 @@ def changed(corpus, what, ids=None):
     return replace(corpus, conversations=tuple(
         replace(c, utterances=tuple(replace(u, **what(turn, u)) for turn, u in enumerate(c.utterances)))
         if ids is None or c.id in ids else c for c in corpus.conversations))
+
+
+@pytest.fixture(scope="session")
+def spoken(tmp_path_factory):
+    """A function: this home, with the smoke corpus in it, which all workers share: it is spoken once."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "spoken"
+
+    def into(home):
+        corpora.load(Settings.of("smoke", home=str(shared)))  # a second worker waits
+        shutil.copytree(shared / "runs", home / "runs", ignore=shutil.ignore_patterns(".lock"), dirs_exist_ok=True)
+        return home
+
+    return into
 
 
 @pytest.fixture

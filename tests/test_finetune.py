@@ -1,18 +1,17 @@
 """Training learns, repeats itself, goes on after a kill, and sees no test conversation."""
 
 import dataclasses
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import make_settings, make_toy
+from processes import ended, started
 from test_backbones import made
 from transformers import Trainer, TrainingArguments
 
@@ -51,7 +50,6 @@ def same(one, two):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The uninterrupted run that every interrupted one must equal."""
-    from conftest import make_settings, make_toy
     return train(changed(make_settings(tmp_path_factory.mktemp("whole")), LEARNS), *make_toy())
 
 
@@ -185,26 +183,22 @@ def test_finished_epochs_are_not_trained_again(learning, toy, monkeypatch):
     assert len(steps) == 3 * (len(tuned.history) - 2)  # killed in epoch 3
 
 
-def test_kill_9(learning, toy, whole):
+def killed_in_the_third_epoch(settings):
+    begin = finetune._Epochs.on_epoch_begin
+
+    def kill(self, args, state, control, **kwargs):
+        if state.epoch and state.epoch >= 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        begin(self, args, state, control, **kwargs)
+
+    finetune._Epochs.on_epoch_begin = kill
+    train(settings, *make_toy())
+
+
+def test_kill_9(learning, toy, whole, tmp_path):
     corpus, codes = toy
-    script = """
-import json, os, signal, sys
-import conftest
-from dpmkit import finetune
-from dpmkit.settings import Settings
-begin = finetune._Epochs.on_epoch_begin
-def kill(self, args, state, control, **kwargs):
-    if state.epoch and state.epoch >= 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    begin(self, args, state, control, **kwargs)
-finetune._Epochs.on_epoch_begin = kill
-finetune.train(Settings.of("smoke", json.loads(sys.argv[1])), *conftest.make_toy())
-"""
-    values = {k: v for k, v in learning.flat().items() if k != "profile"}
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(finetune.__file__).parent.parent)])
-    killed = subprocess.run([sys.executable, "-c", script, json.dumps(values)], capture_output=True,
-                            env={**os.environ, "PYTHONPATH": paths}, timeout=120, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    killed = started(tmp_path / "log", killed_in_the_third_epoch, learning)
+    assert ended(killed) == -signal.SIGKILL, (tmp_path / "log").read_text()[-2000:]
     assert list((Path(learning.home) / "runs" / "sllm").glob("*/checkpoints/checkpoint-6/trainer_state.json"))
     assert same(train(learning, corpus, codes), whole)
 
@@ -260,7 +254,6 @@ class Spy:
 
 @pytest.mark.parametrize("history", ["none", "predicted"])
 def test_long_dialogues_are_cut_into_pieces_that_fit(settings, history, monkeypatch):
-    from conftest import make_toy
     corpus, codes = make_toy(turns=(40, 3))
     settings = settings.replace("memory.history_emotions", history)
     fold = corpus.folds[0]

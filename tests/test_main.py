@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import ended, started
 
 import dpmkit
 from dpmkit import report, reproduce
@@ -19,9 +20,9 @@ PACKAGE = Path(dpmkit.__file__).parent
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A home that keeps the demo corpus, which is made once."""
-    return tmp_path_factory.mktemp("home")
+def home(spoken, tmp_path_factory):
+    """A home that keeps the demo corpus."""
+    return spoken(tmp_path_factory.mktemp("home"))
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
@@ -74,30 +75,31 @@ def test_values_on_the_command_line_and_sources_of_the_working_directory(tmp_pat
     assert shown["backbone.source"] == str(tmp_path / "llama") and shown["codes.source"] == "kyutai/mimi"
 
 
-def test_a_terminal_that_lacks_a_letter_ends_no_run(tmp_path, monkeypatch):
+def test_a_terminal_that_lacks_a_letter_ends_no_run(home, monkeypatch):
     monkeypatch.setattr(reproduce, "run", lambda *_: None)
     monkeypatch.setattr(report, "findings", lambda *_: "5 × ü")
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
-    assert main(["reproduce", "--profile", "smoke", "--home", str(tmp_path)]) == 0
+    assert main(["reproduce", "--profile", "smoke", "--home", str(home)]) == 0
     terminal.flush()
     assert b"5 \\xd7 \\xfc" in terminal.buffer.getvalue()
 
 
-def test_failed_cells_are_listed_and_the_exit_says_so(tmp_path, monkeypatch, capsys):
+def test_failed_cells_are_listed_and_the_exit_says_so(home, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "run_grid", lambda cells, *_: {cells[1].run_name: "no room on this disk"})
-    assert main(["reproduce", "--profile", "smoke", "--seeds", "0,1", "--home", str(tmp_path), "--ray"]) == 1
+    assert main(["reproduce", "--profile", "smoke", "--seeds", "0,1", "--home", str(home), "--ray"]) == 1
     assert "dpmkit: fold1-seed1 failed: no room on this disk" in capsys.readouterr().err
 
 
 def test_a_port_in_use_is_one_clear_line(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as held:
-        environment = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
                        "MASTER_PORT": str(held.getsockname()[1])}
-        line = [sys.executable, "-m", "dpmkit", "train", "--profile", "smoke", "--home", str(tmp_path)]
-        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "the processes cannot meet at 127.0.0.1" in done.stderr and "--master-port" in done.stderr
+        done = started(tmp_path / "log", main, ["train", "--profile", "smoke", "--home", str(tmp_path)],
+                       environment=environment)
+        code, said = ended(done, 200), (tmp_path / "log").read_text()
+    assert code == 2 and "Traceback" not in said
+    assert "the processes cannot meet at 127.0.0.1" in said and "--master-port" in said
 
 
 @pytest.mark.parametrize(("was", "interpreter", "wanted"), [

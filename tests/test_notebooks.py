@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,15 +13,17 @@ import browser
 import in_process
 import nbformat
 import pandas as pd
+import papermill
 import pytest
 import tree_iemocap
 import tree_manifest
 import tree_meld
 from bs4 import BeautifulSoup
 from conftest import import_silero, without_times
+from processes import ended, started
 from test_recording import say
 
-from dpmkit import findings, plots, records
+from dpmkit import findings, plots, records, reproduce
 from dpmkit.__main__ import main
 from dpmkit.metrics import DECLARED
 from dpmkit.reproduce import NOTEBOOKS
@@ -52,15 +53,26 @@ def digests() -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in SOURCES}
 
 
+def reproduced(home):
+    """The exit code of a run, of which the last notebook alone has a kernel, with what the others have left: a
+    browser runs them all in one. Where there is none, each has its own."""
+    headless, own = papermill.execute_notebook, NOTEBOOKS[-1:] if browser.PATH else NOTEBOOKS
+
+    def execute(source, *rest, **options):
+        return (headless if source.stem in own else in_process.execute_notebook)(source, *rest, **options)
+
+    reproduce.papermill.execute_notebook = execute
+    return main(["reproduce", "--profile", "smoke", "--home", home])
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    """A whole smoke run, a process that starts in a folder which is neither the checkout nor the home."""
+    """A whole smoke run, a process that starts in a folder which is neither the checkout nor the home: its home,
+    the notebooks before, and what it printed."""
     home, elsewhere = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("else where")
-    before = digests()
-    done = subprocess.run([sys.executable, "-m", "dpmkit", "reproduce", "--profile", "smoke", "--home", str(home)],
-                          cwd=elsewhere, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return home, before, done
+    before, log = digests(), tmp_path_factory.mktemp("log") / "log"
+    assert ended(started(log, reproduced, str(home), folder=elsewhere), 900) == 0, log.read_text()[-3000:]
+    return home, before, log.read_text()
 
 
 def test_sources_are_thin_and_bare():
@@ -81,7 +93,7 @@ def test_sources_are_thin_and_bare():
 
 
 def test_a_run_from_elsewhere_leaves_records_figures_and_pages(smoke):
-    home, before, done = smoke
+    home, before, printed = smoke
     folder = home / "results" / "smoke-demo"
     for name in NOTEBOOKS:
         page = (folder / "fold1-seed0" / f"{name}.html").read_text(encoding="utf-8")
@@ -94,7 +106,7 @@ def test_a_run_from_elsewhere_leaves_records_figures_and_pages(smoke):
     for path in (folder / "figures").iterdir():
         assert 2_000 < path.stat().st_size < 300_000, path
     assert digests() == before, "papermill must not write its input"
-    assert "| dpm |" in done.stdout and "[1/5] 01_data_prep" in done.stderr
+    assert "| dpm |" in printed and "[1/5] 01_data_prep" in printed
     for page, least in ((home / "results" / "README.md", 18), (folder / "fold1-seed0.md", 5)):
         links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
         assert len(links) >= least and all((page.parent / link).is_file() for link in links), page

@@ -41,10 +41,11 @@ def in_place_of_01(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run_notebook(in_place_of_01, tmp_path):
+def run_notebook(in_place_of_01, spoken, tmp_path):
     """`run_notebook(code)`: the exit code of a run with this in the place of notebook 01."""
     def run(code, home=tmp_path):
         in_place_of_01(code)
+        spoken(Path(home))
         return main(["reproduce", "--profile", "smoke", "--notebooks", "01", "--home", str(home)])
 
     return run
@@ -84,7 +85,8 @@ def test_a_failing_notebook_is_named_and_its_results_stay_absent(run_notebook, t
     assert not list((tmp_path / "results").rglob("*.html"))
 
 
-def test_without_the_notebooks_a_clone_is_asked_for(tmp_path, monkeypatch, capsys):
+def test_without_the_notebooks_a_clone_is_asked_for(spoken, tmp_path, monkeypatch, capsys):
+    spoken(tmp_path)
     monkeypatch.setattr(reproduce, "SOURCE", tmp_path)  # as where the package alone is installed
     assert main(["reproduce", "--profile", "smoke", "--notebooks", "01", "--home", str(tmp_path)]) == 2
     assert f"'01_data_prep' is not in {tmp_path}: run it from a clone" in capsys.readouterr().err

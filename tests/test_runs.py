@@ -4,9 +4,7 @@ import ast
 import copy
 import errno
 import json
-import multiprocessing
 import os
-import sys
 import time
 from functools import cache
 from importlib.metadata import version
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import make_settings, make_toy
+from processes import ended, started
 
 from dpmkit import adaptation, audio, baselines, codes, finetune, protocols, robustness, runs, speakers
 from dpmkit.corpora import demo, files, iemocap, labelled, manifest, meld
@@ -105,10 +104,6 @@ def test_made_json_says_what_an_artefact_is_made_of(settings, toy):
 
 # -- two processes on one key ----------------------------------------------------------------------
 
-SERVER = multiprocessing.get_context("forkserver")  # what all processes below import is paid once
-SERVER.set_forkserver_preload([finetune.__name__])
-
-
 def sllm_of_toy(home):
     """Trains, and goes on when there is a file `go`."""
     plain = finetune.fit
@@ -125,20 +120,8 @@ def sllm_of_toy(home):
     return tuned.sllm.fingerprint(), len(tuned.history)
 
 
-def work(home, log):
-    sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115 (to the end of this process)
+def work(home):
     print("MADE", sllm_of_toy(home))
-
-
-def started(home, log):
-    process = SERVER.Process(target=work, args=(home, log))
-    process.start()
-    return process
-
-
-def ended(process):
-    process.join(timeout=200)
-    return process.exitcode
 
 
 def until(true, process, log):
@@ -156,9 +139,9 @@ def made(log):
 
 def test_of_two_processes_on_one_key_the_second_waits_and_uses_what_the_first_made(tmp_path):
     logs = [tmp_path / "first", tmp_path / "second"]
-    first = started(tmp_path, logs[0])
+    first = started(logs[0], work, tmp_path)
     until((tmp_path / "begun").exists, first, logs[0])
-    second = started(tmp_path, logs[1])
+    second = started(logs[1], work, tmp_path)
     until(lambda: logs[1].exists() and "waiting" in logs[1].read_text(), second, logs[1])
     (tmp_path / "go").touch()
     assert [ended(p) for p in (first, second)] == [0, 0]
@@ -169,12 +152,12 @@ def test_of_two_processes_on_one_key_the_second_waits_and_uses_what_the_first_ma
 
 
 def test_a_dead_holder_leaves_no_lock(tmp_path):
-    first = started(tmp_path, tmp_path / "first")
+    first = started(tmp_path / "first", work, tmp_path)
     until((tmp_path / "begun").exists, first, tmp_path / "first")
     first.kill()
     ended(first)
     (tmp_path / "go").touch()
-    second = started(tmp_path, tmp_path / "second")
+    second = started(tmp_path / "second", work, tmp_path)
     assert ended(second) == 0
     assert "waiting" not in (tmp_path / "second").read_text() and "WORKED" in (tmp_path / "second").read_text()
 
