@@ -17,6 +17,7 @@ from .sllm import EmotionSLLM
 
 # What stands under the inertia filter, too: no controls, and not the majority, which always says the same.
 FILTERED = ("classifier", "lstm", "blstm", "current", "window", "at-once", "kv-window", "own-answers", "dpm-tuned")
+NETWORKS = ("classifier", "lstm", "blstm")  # in turn: all draw from the one generator of torch
 TUNED = {name: name.replace("dpm", "dpm-tuned", 1)  # at the learning rate that validation chose
          for name in ("dpm", "dpm-swapped", "dpm-same-speaker", "dpm-shuffled", "dpm-reset", "dpm-still")}
 
@@ -42,10 +43,11 @@ def answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     run = corpus, codes, tuned
     best, bound = (settings.replace("memory.lr", rates[name]) for name in ("dpm", "dpm-told"))
     plain = [n for n in FILTERED if n != "dpm-tuned" and (n != "own-answers" or settings.evaluation.own_answers)]
-    protocols.beforehand([
-        (bound, "dpm-told"), (settings, "dpm-swapped"), (settings, "dpm"), *((best, name) for name in TUNED),
-        *((settings, name) for name in plain if name in protocols.METHODS and name != "own-answers"),
-    ], *run)  # the longest first
+    asked = [(bound, "dpm-told"), (settings, "dpm-swapped"), (settings, "dpm"), *((best, name) for name in TUNED),
+             *((settings, name) for name in plain if name in protocols.METHODS and name != "own-answers")]
+    trained = [name for name in plain if name in NETWORKS]
+    protocols.beforehand(asked, *run, [lambda _: [baselines.network(settings, corpus, codes, name)
+                                                  for name in trained]])
     tables = {"majority": baselines.majority(settings, corpus), "last-true": baselines.last_true(settings, corpus),
               "dpm-told": protocols.predict(bound, *run, "dpm-told")}
     tables |= {name: _plain(settings, *run, name, "test") for name in plain}
@@ -66,7 +68,7 @@ def answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
 def _plain(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, name: str,
            split: str) -> pd.DataFrame:
     """One method's predictions; of the validation conversations, which only set a filter's temperature, some."""
-    if name in ("classifier", "lstm", "blstm"):
+    if name in NETWORKS:
         return baselines.network(settings, corpus, codes, name, split)
     if name == "own-answers":
         settings = settings.replace("memory.history_emotions", "predicted")

@@ -126,31 +126,42 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     return _predicted(settings, corpus, codes, tuned, method, split, limit)
 
 
-def beforehand(asked: Iterable[tuple], corpus: Corpus, codes: CorpusCodes, tuned: Finetuned) -> None:
-    """Make what `predict` will be asked for, (settings, method) or (settings, method, split, limit) each, several
-    at a time: the products of a small SLLM keep one thread of a processor busy and no second one, so that each
-    thread has predictions of its own. Elsewhere nothing is made beforehand."""
+def beforehand(asked: Iterable[tuple], corpus: Corpus, codes: CorpusCodes, tuned: Finetuned,
+               others: Sequence[Callable[[Finetuned], Any]] = ()) -> None:
+    """Make what `predict` will be asked for, (settings, method[, split[, limit]]) each, and what `others` make,
+    by `spread`."""
+    jobs = {}
+    for settings, method, *more in asked:
+        split, limit = (*more, *("test", 0)[len(more):])
+        heard = _asked(settings, corpus, codes, tuned, method, split, limit)[0].hears(method)
+        jobs[runs.key(heard, split, limit)] = lambda own, given=(method, split, limit), settings=settings: (
+            _predicted(settings, corpus, codes, own, *given, shown=False))
+    spread([*others, *jobs.values()], tuned)
+
+
+def spread(jobs: Sequence[Callable[[Finetuned], Any]], tuned: Finetuned) -> None:
+    """Do jobs that keep what they make, the first ones first, each with an SLLM of its own and on one thread: the
+    products of a small SLLM keep no second one busy. Where there is but one, on a GPU, and with a large SLLM this
+    does nothing: all is made when it is asked for."""
     threads, sllm = torch.get_num_threads(), tuned.sllm
-    machine.origin()  # which is asked once, and names the threads of this process
     if threads == 1 or sllm.device.type != "cpu" or sum(p.numel() for p in sllm.parameters()) > SMALL:
         return
-    of = {runs.key(_asked(s, corpus, codes, tuned, *what)[0].hears(what[0]), what[1:]): (s, *what)
-          for s, *what in ((*job, *("test", 0)[len(job) - 2:]) for job in asked)}
-    idle: SimpleQueue[Finetuned] = SimpleQueue()  # a memory is written into the layers of its SLLM
+    machine.origin()  # which is asked once, and names this process' threads
+    idle: SimpleQueue[Finetuned] = SimpleQueue()
     for _ in range(threads):
         idle.put(replace(tuned, sllm=copy.deepcopy(sllm)))
 
-    def make(settings: Settings, *what: Any) -> None:
-        own = idle.get()
+    def done(job: Callable[[Finetuned], Any]) -> None:
+        own = idle.get()  # a memory is written into the layers of its SLLM
         try:
-            _predicted(settings, corpus, codes, own, *what, shown=False)
+            job(own)
         finally:
             idle.put(own)
 
     with machine.one_thread(), ThreadPoolExecutor(threads) as pool:
         try:
-            jobs = [pool.submit(make, *job) for job in of.values()]
-            for job in tqdm(as_completed(jobs), "predictions", len(jobs), unit="method"):
+            begun = [pool.submit(done, job) for job in jobs]
+            for job in tqdm(as_completed(begun), "side by side", len(begun), unit="job"):
                 job.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)  # those that have begun end

@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import changed, make_settings, make_toy
+from conftest import changed, make_settings, make_sharp, make_toy
 from safetensors.numpy import load_file
 
 from dpmkit import adaptation, baselines, finetune, methods, metrics, protocols, speakers, tables
@@ -100,9 +100,20 @@ def test_rates_are_rated_on_validation_by_absolute_wa(sharp, settings, tmp_path)
 # -- splits ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def run(sharp, tmp_path, monkeypatch):
-    """A function (name, split, what changes there) -> (answers, what was fitted), at a home of its own."""
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A function (name, split, what changes there) -> (answers, what was fitted), at a home of its own; from here
+    on in this file there are fewer methods."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield _run(make_sharp(), tmp_path_factory.mktemp("run"), patch)
+
+
+@pytest.fixture(scope="module")
+def as_it_is(run):
+    return run("as it is")
+
+
+def _run(sharp, tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "FILTERED", ("classifier", "lstm", "window", "dpm-tuned"))
     monkeypatch.setattr(methods, "TUNED", {"dpm": "dpm-tuned"})
     plain, temperatures = baselines.fit_temperature, []
@@ -126,14 +137,15 @@ def run(sharp, tmp_path, monkeypatch):
             spoken = dataclasses.replace(
                 codes, codes={i: 15 - c if i in said else c for i, c in codes.codes.items()},
                 features={i: 3 - 2 * x if i in said else x for i, x in codes.features.items()})
-        settings = make_settings(tmp_path / name).replace("speaker.dimensions", 3).replace("recurrent.epochs", 3)
+        settings = make_settings(tmp_path / split / name).override(
+            {"speaker.dimensions": 3, "recurrent.epochs": 3})
         temperatures.clear()
         seen.clear()
         tuned = Finetuned(sharp, "sharp", tmp_path, [], 0)
         tables, fitted, _ = methods.answers(settings, made, spoken, tuned, {"dpm": 1e-2, "dpm-told": 1e-2})
         model = speakers.fitted(settings, made, spoken, tuned)[0]
         weights = {f"{stage} {file.parent.name} {part}": w for stage in ("network",)
-                   for file in (tmp_path / name / "runs" / stage).glob("*/model.safetensors")
+                   for file in (tmp_path / split / name / "runs" / stage).glob("*/model.safetensors")
                    for part, w in load_file(file).items()}
         # What the networks train on and what chooses their epoch, whether or not the choice falls otherwise.
         data = {f"data {i} {j}": np.concatenate([np.ravel(x) for x in _leaves(list(part))])
@@ -154,8 +166,9 @@ def moved(first, second):
     return {name for name in first if not np.array_equal(first[name], second[name])}
 
 
-def test_nothing_is_fitted_on_the_test_conversations(run):
-    tables, fitted = run("as it is")
+def test_nothing_is_fitted_on_the_test_conversations(run, as_it_is, two_threads):
+    # ... and what is made side by side has the bits of what is made in turn, as it is.
+    tables, fitted = as_it_is
     other, refitted = run("other labels", labels=True)
     assert not moved(fitted, refitted)
     bounds = {m for m, t in tables.items() if moved(t[P], other[m][P])}
@@ -166,8 +179,8 @@ def test_nothing_is_fitted_on_the_test_conversations(run):
     assert still == {"majority", "last-true"}  # which hear nothing
 
 
-def test_what_validation_is_for_comes_from_validation(run):
-    _, fitted = run("as it is")
+def test_what_validation_is_for_comes_from_validation(run, as_it_is):
+    _, fitted = as_it_is
     _, labels = run("other labels", "validation", labels=True)
     _, sounds = run("other sounds", "validation", sounds=True)
     chosen = {"within", "tried", "strengths", "temperatures", "data 0 1", "data 1 1", "data 2 1"}

@@ -222,13 +222,6 @@ def test_equal_inputs_are_predicted_once(settings, toy, tuned, monkeypatch):
             predict(settings.replace(f"memory.{name}", value), *toy, tuned, method)
 
 
-@pytest.fixture
-def two_threads():
-    with machine.one_thread():  # afterwards as many as before
-        torch.set_num_threads(2)
-        yield
-
-
 def test_what_is_made_beforehand_side_by_side_is_what_is_predicted(settings, toy, tuned, tmp_path, monkeypatch,
                                                                    two_threads):
     """Bit for bit, each once, on SLLMs of their own; elsewhere nothing is made beforehand."""
