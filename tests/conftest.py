@@ -21,7 +21,8 @@ from dpmkit.settings import BackboneSettings, FinetuneSettings, Settings
 from dpmkit.sllm import EmotionSLLM
 
 CODEBOOK = 16
-SLOW = ("notebooks", "reproduce", "distributed", "gpu", "runs", "options", "main", "protocols", "finetune")
+SLOW = ("notebooks", "reproduce", "gpu", "distributed", "protocols", "options", "runs", "finetune", "audio",
+        "methods", "baselines", "engine", "backbones", "bench", "main", "faults", "estimate", "robustness")
 TINY = BackboneSettings(layers=2, hidden=32, heads=2, intermediate=48, window=64)
 
 

@@ -223,7 +223,10 @@ def command_line(home, *more):
                      "--seeds", "0,1", "--home", str(home), *more], "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
 
 
-def test_the_driver_killed_and_started_again_leaves_the_records_of_a_sequential_run(ray, tmp_path, monkeypatch):
+def test_the_driver_killed_and_started_again_leaves_the_records_of_a_sequential_run(ray, spoken, tmp_path,
+                                                                                     monkeypatch):
+    for home in (tmp_path, tmp_path / "in turn"):
+        spoken(home)
     with monkeypatch.context() as patch:
         patch.setattr(reproduce.papermill, "execute_notebook", in_process.execute_notebook)
         assert main(command_line(tmp_path / "in turn")["args"][3:]) == 0
