@@ -165,7 +165,7 @@ def _tested(record: Record) -> list[str]:
     table = tables.contrasts(record, "all-lengths")
     few = table[[name for name in ("contrast", "WA, points", "over speakers", "p (Holm)") if name in table]]
     known = all("dpm" in r["results"]["losses"] for r in record["of"])
-    return [HOLM if "p (Holm)" in few else "", markdown(few), *([tables.stored(record["of"], "dpm")] if known else [])]
+    return [HOLM if "p (Holm)" in few else "", markdown(few), tables.stored(record["of"], "dpm") if known else ""]
 
 
 def _headline(record: Record) -> str:

@@ -117,9 +117,9 @@ def contrasts(record: Record, protocol: str) -> pd.DataFrame:
     paper, rows = PAPER_1[protocol][corpus], []
     for row in record["results"]["protocols"][protocol]["contrasts"]:
         a, b = row["contrast"].split(" - ")
-        tested = {"speakers": _ends(row["WA_speakers"]), "p": _p(row) if "p" in row else "no test"}
-        rows.append(row | (tested if "WA_speakers" in row else {}) | {  # a mean over runs has neither
-            "paper": f"{paper[a] - paper[b]:+.2f}" if {a, b} <= {*paper} else "not reported"})
+        if "WA_speakers" in row:  # a mean over runs has none, and is not tested
+            row = row | {"speakers": _ends(row["WA_speakers"]), "p": _p(row) if "p" in row else "no test"}
+        rows.append(row | {"paper": f"{paper[a] - paper[b]:+.2f}" if {a, b} <= {*paper} else "not reported"})
     return _table(rows, {
         "contrast": "contrast", "asks": "asks", "WA, points": "WA:+z.1f", "over speakers": "speakers",
         "only the first is right": "a_only", "only the second": "b_only", "p (Holm)": "p",
@@ -254,8 +254,8 @@ def stored(made: Sequence[Record], name: str) -> str:
         of = [row[key]["mean"] for row in rows]
         ends = (min(of), max(of)) if len(rows) > 1 else rows[0][key]["interval"]
         found.append(f"{sum(of) / len(of):+.4f} {_ends(ends, '+.4f')}")
-    return (f"By L_t of later sentences `{name}` stores {what}: {mean}{found[0]} nats under its own memory against none, "
-            f"{found[1]} against another's.")
+    return (f"By L_t of later sentences `{name}` stores {what}: {mean}{found[0]} nats under its own memory against "
+            f"none, {found[1]} against another's.")
 
 
 def _rows(record: Record) -> pd.DataFrame:
