@@ -89,7 +89,7 @@ def summary(found: Sequence[Group], folder: str = "results/") -> str:
     caption, at = _headline(of[0]), f"{of[0]['profile']}-{of[0]['corpus']}/figures/headline-{of[0]['run']}.png"
     return "\n\n".join([
         f"On {found[0].title}, {pooled.told(of[0])}:", _bullets(findings.answer(of[0])),
-        markdown(tables.attribution(of, "all-lengths", speakers=not folder)), tables.LEGEND,
+        markdown(tables.attribution(of, "all-lengths", speakers=not folder)),
         tables.papers("all-lengths"), f"![{caption}]({folder}{at})<br>*{caption}*"])
 
 
@@ -120,8 +120,10 @@ def corpus_page(group: Group, root: Path) -> str:
     """The page of one corpus and profile: every method over its folds and seeds, other settings, its runs."""
     blocks = [f"# {group.title}", "[All results](../README.md)"]
     for record in group.over:
+        methods = tables.methods(record, "all-lengths").drop(
+            columns=["WF1", "numbers kept", "hears"], errors="ignore").query("WA != 'not run'")
         blocks += [f"## {pooled.told(record).capitalize()}", findings.scale(group.kinds | {"methods": record}),
-                   *_tested(record), markdown(tables.methods(record, "all-lengths").drop(columns="hears"))]
+                   *_tested(record), markdown(methods)]
     changed = [r for r in group.made if r["kind"] == "methods" and r["changed"]]
     if changed:
         beside = {pooled.told(r) for r in changed}

@@ -28,12 +28,11 @@ PAPER_3 = {  # stepping on MELD: WF1, speed against a step per sentence
 PAPER_4 = {4096: "69.59 / 72.07 / 69.57", 32768: "72.85 / 73.34 / 75.58"}  # at once, by window: WA, UA, WF1
 TARGETS = {"all-lengths": "every utterance", "complete": "complete dialogues"}  # by protocol
 SHARES = {  # what `attribution` tells apart: its title -> the two methods
-    "dpm - at-once": ("dpm", "at-once"), "window - at-once": ("window", "at-once"),
-    "dpm - window": ("dpm", "window"), "filter": ("window + filter", "window"),
-    "speaker-memory": ("speaker-memory", "window")}
-LEGEND = ("Points of WA, [95 % over conversations]; of a mean [lowest, highest]. `dpm - at-once`, the paper's "
-          "contrast, is `window - at-once`, what a short window does, plus `dpm - window`, what the memory does. "
-          "`filter`: the inertia filter over `window`; `speaker-memory`: this kit's own; both against `window`.")
+    "`dpm - at-once`, the paper's contrast": ("dpm", "at-once"),
+    "= `window - at-once`, a short window": ("window", "at-once"),
+    "+ `dpm - window`, the memory": ("dpm", "window"),
+    "the inertia filter on `window`": ("window + filter", "window"),
+    "`speaker-memory`, this kit's, against `window`": ("speaker-memory", "window")}
 
 BENCH_COLUMNS = {  # others are called as in the record
     "n": "rounds", "rate": "sentences per second", "ratio": "times the PEFT loop",
@@ -127,24 +126,24 @@ def contrasts(record: Record, protocol: str) -> pd.DataFrame:
 
 
 def attribution(made: Sequence[Record], protocol: str, speakers: bool = False) -> pd.DataFrame:
-    """What the paper's contrast is made of, and what else history gives, in points of WA: a row for each record of
-    `pooled`, and with `speakers` one more of intervals over speakers."""
-    rows = []
+    """What the paper's contrast is made of, and what else history gives, in points of WA: a column for each record
+    of `pooled`; with `speakers` its intervals over speakers, too."""
+    columns: dict[str, list[str]] = {"points of WA": list(SHARES)}
     for record in made:
-        found = {title: row for title, pair in SHARES.items() if (row := difference(record, protocol, *pair))}
-        rows.append({"corpus": f"{record['corpus']}, `{record['profile']}`, {told(record)}"}
-                    | {title: value(row, "WA", "+z.1f") for title, row in found.items()})
-        if speakers and any(row.get("WA_speakers") for row in found.values()):
-            rows.append({"corpus": "– over speakers"}
-                        | {title: _ends(row.get("WA_speakers")) for title, row in found.items()})
-    return _table(rows, {name: name for name in ("corpus", *SHARES)})
+        cells = columns[f"{record['corpus']}, `{record['profile']}`, {told(record)}"] = []
+        for pair in SHARES.values():
+            row = difference(record, protocol, *pair) or {}
+            over = row.get("WA_speakers") if speakers else None
+            cells.append(value(row, "WA", "+z.1f") + (f"<br>speakers: {_ends(over)}" if over else ""))
+    return pd.DataFrame(columns)
 
 
 def papers(protocol: str) -> str:
-    """The paper's own contrast on the targets of a protocol."""
+    """How `attribution` is read, and the paper's own contrast on the targets of a protocol."""
     of = {name: paper["dpm"] - paper["at-once"] for name, paper in PAPER_1[protocol].items()}
-    return (f"The paper's own `dpm - at-once`, {TARGETS[protocol]}: {of['IEMOCAP']:+.1f} (IEMOCAP, WA), "
-            f"{of['MELD']:+.1f} (MELD, WF1); it reports none of the others.")
+    return (f"[95 % over conversations]; of a mean [lowest, highest]. The paper's own `dpm - at-once`, "
+            f"{TARGETS[protocol]}: {of['IEMOCAP']:+.1f} on IEMOCAP (WA), {of['MELD']:+.1f} on MELD (WF1); it "
+            "reports no other row.")
 
 
 def difference(record: Record, protocol: str, a: str, b: str) -> Row | None:
