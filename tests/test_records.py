@@ -150,7 +150,7 @@ def test_publish_makes_own_results_the_reference(root, tmp_path, monkeypatch):
     assert {r["seed"]: r["results"]["protocols"]["complete"]["methods"][0]["WA"]
             for r in records.load_all(root)} == {0: 71.0, 1: 62.0, 2: 64.0}
     assert {p.name: p.read_text() == settings.results_path.as_posix()
-            for p in (root / "demo-demo" / "figures").glob("*-fold1*")} == {
+            for p in (root / "demo-demo" / "figures").glob("*-seed0.png")} == {
         "both-fold1-seed0.png": True, "new-fold1-seed0.png": True, "old-fold1-seed0.png": False}
     assert {p.name for p in (root / "bench").iterdir()} == {"context-demo.json", "README.md"}
     assert not (root / "smoke-demo").exists()
