@@ -79,9 +79,9 @@ def answer(record: Record) -> list[str]:
     part, found, of = record["results"]["protocols"]["all-lengths"], {}, {}
     for a, b in (*tables.SHARES.values(), ("dpm", "dpm-swapped"), ("speaker-memory", "speaker-head + filter")):
         if row := tables.difference(record, "all-lengths", a, b):
-            p = f" (p {row['p_holm']:.2g} by Holm)" if "p_holm" in row else ""
-            found[f"{a} - {b}"], of[f"{a} - {b}"] = (
-                tables.sign(row, record), tables.value(row, "WA", "+z.1f") + p)
+            p = f" (p {tables.adjusted(row)} by Holm)" if "p_holm" in row else ""
+            found[f"{a} - {b}"] = tables.sign(row, record)
+            of[f"{a} - {b}"] = tables.value(row, "WA", "+z.1f") + p
     said = []
     if "dpm - at-once" in found:
         beats, adds = (VERDICTS[found[f"dpm - {other}"]] for other in ("at-once", "window"))
@@ -90,20 +90,23 @@ def answer(record: Record) -> list[str]:
             f"utterances in {part['conversations']} conversations. That is `window - at-once`, a short window, "
             f"{of['window - at-once']}, plus `dpm - window`, the memory, {of['dpm - window']}.",
             f"**The memory {adds[1]}**; written from its own conversation, not another's (`dpm - dpm-swapped`), "
-            f"it is worth {of['dpm - dpm-swapped']}: {found['dpm - dpm-swapped']}."]
+            f"it is worth {of['dpm - dpm-swapped']}: {VERDICTS[found['dpm - dpm-swapped']][2]}."]
     helping = {name: of[f"{name} - window"] for name in ("window + filter", "speaker-memory")
                if found.get(f"{name} - window") == "yes"}
     own = "speaker-memory - speaker-head + filter"
     told = ", ".join(f"`{name}` {gain}" for name, gain in helping.items()) or "nothing of the filter and memories"
-    adds = f"; `speaker-memory` adds to its own head and filter {of[own]}: {found[own]}" if own in of else ""
+    adds = (f"; `speaker-memory` adds to its own head and filter {of[own]}: {VERDICTS[found[own]][2]}"
+            if own in of else "")
     return [*said, f"**What helps** against `window`: {told}{adds}."]
 
 
-VERDICTS = {"yes": ("DPM beats the SLLM at once", "adds to the same window"),
-            "no, below": ("DPM is below the SLLM at once", "takes from the same window"),
-            "no measurable difference": ("No measurable difference between DPM and the SLLM at once",
-                                         "adds nothing measurable to the same window"),
-            "differs by run": ("Whether DPM beats the SLLM at once differs by run", "adds or takes, by run")}
+VERDICTS = {  # of a difference: of dpm and at-once, of the memory and none, of any
+    "yes": ("DPM beats the SLLM at once", "adds to the same window", "above 0"),
+    "no, below": ("DPM is below the SLLM at once", "takes from the same window", "below 0"),
+    "no measurable difference": ("No measurable difference between DPM and the SLLM at once",
+                                 "adds nothing measurable to the same window", "no measurable difference"),
+    "differs by run": ("Whether DPM beats the SLLM at once differs by run", "adds or takes, by run",
+                       "differs by run")}
 
 
 def _methods(record: Record) -> list[str]:

@@ -31,7 +31,7 @@ class Group:
 
 
 def groups(made: Sequence[Record], root: Path) -> list[Group]:
-    """The groups of the records below `root`, real voices first, then the more targets."""
+    """The groups of the records below `root`: real voices first, then the more speakers, the more targets."""
     def where(record: Record) -> tuple[str, str]:
         return record["profile"], record["corpus"]
 
@@ -41,9 +41,9 @@ def groups(made: Sequence[Record], root: Path) -> list[Group]:
         plain = [r for r in every if not r["changed"]]
         over = _over(root, [r for r in plain if r["kind"] == "methods"])
         kinds = {r["kind"]: r for r in (*reversed(plain), *over[:1])}
-        targets = over[0]["results"]["protocols"]["all-lengths"]["targets"] if over else 0
+        part = over[0]["results"]["protocols"]["all-lengths"] if over else {}
         group = Group(f"{corpus}, `{profile}`", f"{profile}-{corpus}", every, over, kinds)
-        found.append((corpus == "demo", -targets, group.title, group))
+        found.append((corpus == "demo", -part.get("speakers", 0), -part.get("targets", 0), group.title, group))
     return [group for *_, group in sorted(found)]
 
 
@@ -62,7 +62,9 @@ def _over(root: Path, some: Sequence[Record]) -> list[Record]:
 
 def _one(root: Path, some: list[Record], name: str, other: str) -> Record:
     results = some[0]["results"]
-    runs = f"{name}s {', '.join(str(r[name]) for r in some)} of {other} {some[0][other]}"
+    of = [r[name] for r in some]
+    row = 2 < len(of) == of[-1] - of[0] + 1
+    runs = f"{name}s {f'{of[0]} to {of[-1]}' if row else ', '.join(map(str, of))} of {other} {some[0][other]}"
     # Seeds answer the same targets: to pool them would count these again.
     answers = [records.load_answers(root, record) for record in some if name == "fold"]
     if answers and all(answers):
@@ -84,7 +86,7 @@ def _means(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     by = [{row["method"]: row for row in part["methods"]} for part in parts]
     shared = [name for name in by[0] if all(name in one for one in by)]
-    return {name: parts[0][name] for name in ("targets", "conversations")} | {
+    return {name: of for name, of in parts[0].items() if isinstance(of, int)} | {  # how many were answered
         "methods": [{"method": name} | over(
             {m: [one[name][m] for one in by] for m in ("WA", "UA", "WF1", "WA_gain")}) for name in shared],
         "contrasts": [{"contrast": f"{a} - {b}", "asks": asks} | over(

@@ -80,7 +80,8 @@ def _ends(interval: Sequence[float | None] | None, form: str = "+.1f") -> str:
     return f"[{interval[0]:{form}}, {interval[1]:{form}}]" if interval and None not in interval else "–"
 
 
-def _p(row: Row) -> str:
+def adjusted(row: Row) -> str:
+    """The p of a contrast, adjusted by Holm; `<` where it cannot be known below that."""
     return f"{'< ' if row.get('floor') else ''}{row['p_holm']:.2g}"
 
 
@@ -117,7 +118,7 @@ def contrasts(record: Record, protocol: str) -> pd.DataFrame:
     for row in record["results"]["protocols"][protocol]["contrasts"]:
         a, b = row["contrast"].split(" - ")
         if "WA_speakers" in row:  # a mean over runs has none, and is not tested
-            row = row | {"speakers": _ends(row["WA_speakers"]), "p": _p(row) if "p" in row else "no test"}
+            row = row | {"speakers": _ends(row["WA_speakers"]), "p": adjusted(row) if "p" in row else "no test"}
         rows.append(row | {"paper": f"{paper[a] - paper[b]:+.2f}" if {a, b} <= {*paper} else "not reported"})
     return _table(rows, {
         "contrast": "contrast", "asks": "asks", "WA, points": "WA:+z.1f", "over speakers": "speakers",

@@ -111,10 +111,11 @@ def plain(monkeypatch):
 def test_folds_with_predictions_are_pooled_over_all_of_their_targets(tmp_path, plain):
     *_, last = folds(tmp_path)
     root = tmp_path / "results"
-    save(tmp_path, {"window": 50.0, "dpm": 70.0}, seed=1)
+    for seed in (1, 2):
+        save(tmp_path, {"window": 50.0, "dpm": 70.0}, seed=seed)
     group, = pooled.groups(records.load_all(root), root)
     over, seeds = group.over
-    assert (over["runs"], seeds["runs"]) == ("folds 1, 2 of seed 0", "mean of seeds 0, 1 of fold 1")
+    assert (over["runs"], seeds["runs"]) == ("folds 1, 2 of seed 0", "mean of seeds 0 to 2 of fold 1")
     part = over["results"]["protocols"]["all-lengths"]
     assert (part["targets"], part["conversations"], part["speakers"]) == (6, 6, 2)
     assert {r["method"]: r["WA"] for r in part["methods"]} == {"window": 0, "dpm": 50}
@@ -124,7 +125,7 @@ def test_folds_with_predictions_are_pooled_over_all_of_their_targets(tmp_path, p
     first = made["README.md"]
     assert "demo, `demo`, folds 1, 2 of seed 0 |" in first and "+50.0 [+16.7, +83.3]" in first
     page = made["demo-demo/README.md"]
-    assert "| dpm | method | 50.0 [16.7, 83.3] |" in page and "| dpm | method | 65.5 [61.0, 70.0] |" in page
+    assert "| dpm | method | 50.0 [16.7, 83.3] |" in page and "| dpm | method | 67.0 [61.0, 70.0] |" in page
     assert "| dpm - window | +50.0 [+16.7, +83.3] |" in page and "0.25 |" in page
     records.path(last, "answers").with_suffix(".parquet").unlink()
     record = pooled.groups(records.load_all(root), root)[0].over[0]
@@ -167,15 +168,15 @@ def test_a_change_of_settings_stands_in_a_table_of_its_own_and_in_the_index(tmp_
     assert "No record yet" in (found := pages(alone / "results"))["README.md"] and len(found) == 3
 
 
-def test_real_voices_come_first_then_the_most_targets(tmp_path):
-    for corpus, profile, targets in (("demo", "demo", 99), ("cremad", "smollm2", 5), ("cremad", "voices", 50),
-                                     ("emodb", "demo", 7)):
+def test_real_voices_come_first_then_the_most_speakers_and_targets(tmp_path):
+    for corpus, profile, more in (("demo", "demo", "99, \"speakers\": 99"), ("cremad", "smollm2", "5"),
+                                  ("cremad", "voices", "50"), ("emodb", "demo", "2, \"speakers\": 3")):
         settings = save(tmp_path, {"window": 60.0, "dpm": 61.0}, profile=profile, corpus=corpus, root="x")
         file = records.path(settings, "methods")
-        file.write_text(file.read_text().replace('"targets": 9', f'"targets": {targets}'))
+        file.write_text(file.read_text().replace('"targets": 9', f'"targets": {more}'))
     root = tmp_path / "results"
     assert [group.title for group in pooled.groups(records.load_all(root), root)] == [
-        "cremad, `voices`", "emodb, `demo`", "cremad, `smollm2`", "demo, `demo`"]
+        "emodb, `demo`", "cremad, `voices`", "cremad, `smollm2`", "demo, `demo`"]
 
 
 def test_the_committed_pages_are_those_of_the_committed_records():
