@@ -128,10 +128,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     ran = [r for r in records.load_all(settings.own_path) if r["run"] in names
            and (r["profile"], r["corpus"]) == (settings.profile, settings.corpus)]
     reference = records.load_all(records.REFERENCE)
-    print(*map(findings.learnt, ran), sep="\n\n")
-    for record in (r for r in ran if r["kind"] == "methods"):
-        print("", tables.markdown(tables.methods(record, "all-lengths").drop(columns="hears")),
-              tables.beside(record, reference), sep="\n\n")
+    print(findings.told(ran), *(tables.beside(r, reference) for r in ran if r["kind"] == "methods"), sep="\n\n")
     _report(options)
     for name, reason in failed.items():
         print(f"dpmkit: {name} failed: {reason}", file=sys.stderr)

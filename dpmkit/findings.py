@@ -24,6 +24,12 @@ def learnt(record: Record) -> str:
     return "\n".join([f"Of this run ({run}), from its record:\n", *(f"- {sentence}" for sentence in of)])
 
 
+def told(made: Sequence[Record]) -> str:
+    """What records say, for a terminal, with the methods of those that have them."""
+    methods = (tables.methods(r, "all-lengths").drop(columns="hears") for r in made if r["kind"] == "methods")
+    return "\n\n".join([*map(learnt, made), *map(tables.markdown, methods)])
+
+
 def _than(a: str, b: str, row: Record) -> str:
     """How a method stands to another in WA, by a row of `metrics.compare` with the gain over that other one."""
     low, high = row["WA_gain_interval"]
