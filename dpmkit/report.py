@@ -40,6 +40,7 @@ DETAILS = {  # on a run's page: title -> kind of record, its table
     "Stepping (the paper's Table 3), validation conversations": ("ablations", tables.stepping),
     "The SLLM at once, by its history (the paper's Table 4)": ("context", tables.windows),
 }
+NEVER = {"paper": "the paper's own configuration (7 B)", "iemocap": "IEMOCAP", "meld": "MELD"}
 HOLM = ("p: two-sided, of the less sure of both bootstraps, adjusted by Holm over the contrasts that have one; "
         "verdicts follow it. Intervals are not adjusted.")
 
@@ -88,7 +89,7 @@ def summary(found: Sequence[Group], folder: str = "results/") -> str:
         return "No record yet: `make reproduce` writes them."
     caption, at = _headline(of[0]), f"{of[0]['profile']}-{of[0]['corpus']}/figures/headline-{of[0]['run']}.png"
     return "\n\n".join([
-        f"On {found[0].title}, {pooled.told(of[0])}:", _bullets(findings.answer(of[0])),
+        f"On {of[0]['corpus']}, `{of[0]['profile']}`, {pooled.told(of[0])}:", _bullets(findings.answer(of[0])),
         markdown(tables.attribution(of, "all-lengths", speakers=not folder)),
         tables.papers("all-lengths"), f"![{caption}]({folder}{at})<br>*{caption}*"])
 
@@ -100,15 +101,15 @@ def page(found: Sequence[Group], root: Path) -> str:
     blocks = ["# Results", "Written by `make publish` from the JSON records in `*/records/`, nothing by hand. "
               + (f"Records of {made[0]} to {made[-1]}." if made else ""), summary(found, "")]
     if of:
-        never = [name for name in ("iemocap", "meld") if name not in {record["corpus"] for record in of}]
+        known = {record[name] for record in of for name in ("profile", "corpus")}
+        never = [told for name, told in NEVER.items() if name not in known]
         blocks += [
             f"## What was tested: {with_methods[0].title}, {pooled.told(of[0])}", *_tested(of[0]),
             "## Complete dialogues: the last labelled utterance of each",
             markdown(tables.attribution(of, "complete", speakers=True)), tables.papers("complete"),
             "## What the paper claims", markdown(findings.claims(with_methods)),
             "What is said holds for the backbone, codes and conversations of its column; Table 3, Table 4 and the "
-            "memory's size are measured on one fold and seed. Never run: the paper's own configuration"
-            f"{''.join(f', {name}' for name in never)}."]
+            f"memory's size are measured on one fold and seed. Never run: {', '.join(never) or 'nothing'}."]
     rows = [{"corpus": f"[{group.title}]({group.folder}/README.md)", "runs": len(_runs(group.made))}
             | _made(group.made, root, f"{group.folder}/") for group in found]
     blocks += ["## Runs", _index(rows)] if rows else []
