@@ -110,7 +110,7 @@ def _folds(options: argparse.Namespace, corpus: Any) -> list[int]:
 
 def _reproduce(options: argparse.Namespace) -> int:
     """run the notebooks headlessly, beside the reference"""
-    from . import corpora, records, report, reproduce, tables
+    from . import corpora, findings, records, reproduce, tables
 
     settings, overrides = _asked(options)
     folds = _folds(options, corpora.load(settings))
@@ -128,7 +128,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     ran = [r for r in records.load_all(settings.own_path) if r["run"] in names
            and (r["profile"], r["corpus"]) == (settings.profile, settings.corpus)]
     reference = records.load_all(records.REFERENCE)
-    print(report.findings(ran), *(tables.beside(r, reference) for r in ran if r["kind"] == "methods"), sep="\n\n")
+    print(findings.told(ran), *(tables.beside(r, reference) for r in ran if r["kind"] == "methods"), sep="\n\n")
     _report(options)
     for name, reason in failed.items():
         print(f"dpmkit: {name} failed: {reason}", file=sys.stderr)

@@ -5,12 +5,16 @@ A difference is said to be one where its interval leaves 0 out; elsewhere there 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from . import tables
+from .pooled import Group
 
 Record = Mapping[str, Any]
+Kinds = Mapping[str, Record]
 
 
 def learnt(record: Record) -> str:
@@ -18,6 +22,12 @@ def learnt(record: Record) -> str:
     of = KINDS[record["kind"]](record)
     run = f"{record['profile']} on {record['corpus']}, fold {record['fold']}, seed {record['seed']}"
     return "\n".join([f"Of this run ({run}), from its record:\n", *(f"- {sentence}" for sentence in of)])
+
+
+def told(made: Sequence[Record]) -> str:
+    """What records say, for a terminal, with the methods of those that have them."""
+    methods = (tables.methods(r, "all-lengths").drop(columns="hears") for r in made if r["kind"] == "methods")
+    return "\n\n".join([*map(learnt, made), *map(tables.markdown, methods)])
 
 
 def _than(a: str, b: str, row: Record) -> str:
@@ -69,25 +79,52 @@ def _backbone(record: Record) -> list[str]:
         f"{of['emotions'][j]} ({100 * share:.0f} % of them)."]
 
 
+def answer(record: Record) -> list[str]:
+    """What a `methods` record, of a run or `pooled`, answers, a sentence each: does DPM beat the SLLM at once, what
+    does the memory add, and what does help? Of what was run."""
+    part, found, of = record["results"]["protocols"]["all-lengths"], {}, {}
+    for a, b in (*tables.SHARES.values(), ("dpm", "dpm-swapped"), ("speaker-memory", "speaker-head + filter")):
+        if row := tables.difference(record, "all-lengths", a, b):
+            p = f" (p {tables.adjusted(row)} by Holm)" if "p_holm" in row else ""
+            found[f"{a} - {b}"] = tables.sign(row, record)
+            of[f"{a} - {b}"] = tables.value(row, "WA", "+z.1f") + p
+    said = []
+    if "dpm - at-once" in found:
+        beats, adds = (VERDICTS[found[f"dpm - {other}"]] for other in ("at-once", "window"))
+        said += [
+            f"**{beats[0]}**: `dpm - at-once` is {of['dpm - at-once']}, points of WA of {part['targets']:,} "
+            f"utterances in {part['conversations']} conversations. That is `window - at-once`, a short window, "
+            f"{of['window - at-once']}, plus `dpm - window`, the memory, {of['dpm - window']}.",
+            f"**The memory {adds[1]}**; written from its own conversation, not another's (`dpm - dpm-swapped`), "
+            f"it is worth {of['dpm - dpm-swapped']}: {VERDICTS[found['dpm - dpm-swapped']][2]}."]
+    helping = {name: of[f"{name} - window"] for name in ("window + filter", "speaker-memory")
+               if found.get(f"{name} - window") == "yes"}
+    own = "speaker-memory - speaker-head + filter"
+    told = ", ".join(f"`{name}` {gain}" for name, gain in helping.items()) or "nothing of the filter and memories"
+    adds = (f"; `speaker-memory` adds to its own head and filter {of[own]}: {VERDICTS[found[own]][2]}"
+            if own in of else "")
+    return [*said, f"**What helps** against `window`: {told}{adds}."]
+
+
+VERDICTS = {  # of a difference: of dpm and at-once, of the memory and none, of any
+    "yes": ("DPM beats the SLLM at once", "adds to the same window", "above 0"),
+    "no, below": ("DPM is below the SLLM at once", "takes from the same window", "below 0"),
+    "no measurable difference": ("No measurable difference between DPM and the SLLM at once",
+                                 "adds nothing measurable to the same window", "no measurable difference"),
+    "differs by run": ("Whether DPM beats the SLLM at once differs by run", "adds or takes, by run",
+                       "differs by run")}
+
+
 def _methods(record: Record) -> list[str]:
     results = record["results"]
     part, groups = results["protocols"]["all-lengths"], {r["method"]: r["group"] for r in results["listed"]}
     rows = {row["method"]: row for row in part["methods"]}
-    shares = {}
-    for a, b in (("dpm", "at-once"), ("window", "at-once"), ("dpm", "window")):
-        of, interval = tables.difference(record, "all-lengths", a, b)
-        shares[f"{a} - {b}"] = tables.value({"WA": of, "WA_interval": interval}, "WA", "+.1f")
-    said = [f"The paper's contrast, `dpm - at-once`, is {shares['dpm - at-once']} points of WA here, of "
-            f"{part['targets']} utterances in {part['conversations']} conversations: `window - at-once`, a short "
-            f"window, {shares['window - at-once']}, and `dpm - window`, the memory, {shares['dpm - window']}."]
-    said += [sentence for sentence in tables.verdict(record) if sentence.startswith("By L_t")]
-    heard = [row for m, row in rows.items() if groups[m] not in ("bound", "control")]
-    best = max(heard, key=lambda row: row["WA"])
-    said.append(f"The highest WA of what no true label helps is that of `{best['method']}`, "
-                f"{tables.value(best, 'WA')} %; `window` has {tables.value(rows['window'], 'WA')} %. "
-                "With true labels " + ", ".join(
-                    f"`{m}` {row['WA']:.1f} %" for m, row in rows.items() if groups[m] == "bound") + ".")
-    return said
+    said = answer(record) + [tables.stored([record], name) for name in results["losses"]]
+    best = max((row for m, row in rows.items() if groups[m] not in ("bound", "control")), key=lambda row: row["WA"])
+    bounds = ", ".join(f"`{m}` {row['WA']:.1f} %" for m, row in rows.items() if groups[m] == "bound")
+    return [*said, f"The highest WA of what no true label helps is that of `{best['method']}`, "
+                   f"{tables.value(best, 'WA')} %; `window` has {tables.value(rows['window'], 'WA')} %."
+                   + (f" With true labels {bounds}." if bounds else "")]
 
 
 def _ablations(record: Record) -> list[str]:
@@ -130,3 +167,60 @@ def _context(record: Record) -> list[str]:
 
 
 KINDS = {"data": _data, "backbone": _backbone, "methods": _methods, "ablations": _ablations, "context": _context}
+
+
+def claims(found: Sequence[Group]) -> pd.DataFrame:
+    """What the paper claims, and what the records of each group show of it: verdict and numbers; the scale of
+    both."""
+    return pd.DataFrame([{"the paper's claim": claim} | {
+        group.title: judged(group.kinds) if kind in group.kinds else "not run" for group in found}
+        | {"the paper's scale": scale} for claim, kind, judged, scale in CLAIMS])
+
+
+def _beats(kinds: Kinds) -> str:
+    record = kinds["methods"]
+    row = tables.difference(record, "all-lengths", "dpm", "at-once")
+    return f"{tables.sign(row, record)}: {tables.value(row, 'WA', '+z.1f')}" if row else "not run"
+
+
+def _steps(kinds: Kinds) -> str:
+    steps = {r["value"]: r["WA"] for r in kinds["ablations"]["results"]["rows"] if r["setting"] == "stepping"}
+    own, best = steps.pop("sentence", None), max(steps, key=steps.get, default="")
+    return "not run" if own is None or not steps else (
+        f"{'yes' if own > steps[best] else 'no'}: WA {own:.1f}, {steps[best]:.1f} at {best}")
+
+
+def _longer(kinds: Kinds) -> str:
+    first, *_, last = kinds["context"]["results"]["windows"]
+    row = {"WA": last["WA_gain"], "WA_interval": last["WA_gain_interval"]}
+    return (f"{tables.sign(row, kinds['context'])}: {tables.value(row, 'WA', '+z.1f')}, "
+            f"{last['tokens']} tokens against {first['tokens']}")
+
+
+def _flat(kinds: Kinds) -> str:
+    cost = sorted((r["codes"], r["peak_bytes"]) for r in kinds["context"]["results"]["cost"] if r["path"] == "dpm")
+    (few, least), (many, most) = cost[0], cost[-1]
+    return (f"{'yes' if most < 2 * least else 'no'}: {least / 1e6:.0f} MB after {few:,} codes, {most / 1e6:.0f} MB "
+            f"after {many:,}")
+
+
+def scale(kinds: Kinds) -> str:
+    """How large the evidence of a group is, as far as its records tell."""
+    said, record = [], kinds["methods"]
+    if "backbone" in kinds:
+        said.append(f"{kinds['backbone']['results']['parameters'] / 1e6:.1f} M parameters")
+    said.append(f"n_r {record['settings']['memory.prefix']} of {record['settings']['backbone.window']} tokens")
+    if "data" in kinds:
+        of = kinds["data"]["results"]
+        said[-1] += f" ({record['settings']['memory.prefix'] / of['codes']['frame_rate']:.1f} s)"
+        said.append(f"{of['hours']:.1f} h of {of['speakers']} speakers")
+    part = record["results"]["protocols"]["all-lengths"]
+    return "; ".join([*said, f"{part['targets']:,} targets in {part['conversations']} conversations"])
+
+
+CLAIMS = (  # claim, kind of record, verdict, the paper's scale
+    ("DPM beats the SLLM at once (Table 1)", "methods", _beats, "n_r 1,024 of 32,768 tokens"),
+    ("A step per sentence beats longer ones (Table 3; here validation)", "ablations", _steps, "64 to 1,024 tokens"),
+    ("A longer window helps at once (Table 4)", "context", _longer, "32,768 against 4,096 tokens"),
+    ("Audio of any length fits", "context", _flat, "not reported"),
+    ("*scale of the evidence*", "methods", scale, "7 B parameters; IEMOCAP, MELD"))

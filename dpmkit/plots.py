@@ -65,12 +65,17 @@ def saved(figure: Figure, settings: Settings, name: str, of: str) -> tuple[Path,
     run = (f"{settings.profile} on {settings.corpus}, fold {settings.fold}, seed {settings.seed}, "
            f"commit {machine.origin()['commit']}")
     caption = f"{CAPTIONS[name]} ({of}; {run})"
-    figure.supxlabel(run, x=0.995, ha="right", fontsize=6.5, color="#666666")
     path = settings.results_path / "figures" / f"{name}-{settings.run_name}.png"
+    written(figure, path, run, caption)
+    return path, caption
+
+
+def written(figure: Figure, path: Path, run: str, caption: str) -> None:
+    """Write a figure with the run in the image and the caption in the file."""
+    figure.supxlabel(run, x=0.995, ha="right", fontsize=6.5, color="#666666")
     with runs.atomic(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Description": caption})
     plt.close(figure)  # else a notebook draws it once more
-    return path, caption
 
 
 def shown(figure: Figure, settings: Settings, name: str, of: str) -> None:
@@ -228,7 +233,8 @@ def trace(table: pd.DataFrame, emotions: Sequence[str]) -> Figure:
 def headline(record: Mapping[str, Any]) -> Figure:
     """Of a `methods` record, WA with its interval of the few methods that answer the paper's question, a look for
     each group."""
-    made = pd.DataFrame(record["results"]["protocols"]["all-lengths"]["methods"]).set_index("method")
+    made = pd.DataFrame(record["results"]["protocols"]["all-lengths"]["methods"]).set_index("method").rename(
+        columns={"WA_range": "WA_interval"})  # of means over runs
     group = {row["method"]: row["group"] for row in record["results"]["listed"]}
     shown = [name for name in HEADLINE if name in made.index]
     figure, axes = plt.subplots(figsize=(7.5, 0.6 + 0.32 * len(shown)))

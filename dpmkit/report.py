@@ -1,20 +1,19 @@
-"""The page of a folder of results and the block of the README, made of records and of nothing else."""
+"""The pages of a folder of results and the block of the README, made of records and of nothing else."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from . import metrics, records, runs, tables
-from .settings import EvaluationSettings, UserError
+from . import findings, plots, pooled, records, runs, tables
+from .pooled import Group
+from .settings import UserError
 from .tables import markdown
 
 Record = dict[str, Any]
@@ -32,227 +31,203 @@ BENCHES = {  # kind -> what is to be known of it
             "record.",
 }
 DRAWN = ("headline", "ablations", "robustness", "positions", "cost")  # on a run's page; notebooks have all figures
-DETAILS = {  # what stands folded below a run: title -> kind of record, its table
+DETAILS = {  # on a run's page: title -> kind of record, its table
+    "Contrasts, every utterance": ("methods", partial(tables.contrasts, protocol="all-lengths")),
+    "Contrasts, complete dialogues": ("methods", partial(tables.contrasts, protocol="complete")),
+    "What the memory stores": ("methods", tables.losses),
     "Every method, filter, control and bound, and what each of them hears": (
         "methods", partial(tables.methods, protocol="all-lengths")),
-    "Complete dialogues: the last labelled utterance of each": (
-        "methods", partial(tables.methods, protocol="complete")),
     "Stepping (the paper's Table 3), validation conversations": ("ablations", tables.stepping),
     "The SLLM at once, by its history (the paper's Table 4)": ("context", tables.windows),
 }
+NEVER = {"paper": "the paper's own configuration (7 B)", "iemocap": "IEMOCAP", "meld": "MELD"}
+HOLM = ("p: two-sided, of the less sure of both bootstraps, adjusted by Holm over the contrasts that have one; "
+        "verdicts follow it. Intervals are not adjusted.")
 
 
 def write(root: Path, readme: Path | None = None) -> list[Path]:
-    """Write README.md of a folder of results and a page for each run; with the project's README (of the reference)
-    its marked block, else one's own figures beside the reference's. Returns the paths."""
-    made, written = records.load_all(root), {}
-    blocks = [page(made, root)]
+    """Write the pages of a folder of results, with the project's README (of the reference) its marked block, else
+    one's own figures beside the reference's; draw what was pooled. Returns the paths."""
+    made = records.load_all(root)
+    found = pooled.groups(made, root)
+    written = pages(found, root)
     if readme:
-        block, old = f"{BEGIN}\n{summary(made, root)}\n{END}", readme.read_text(encoding="utf-8")
-        written[readme], found = re.subn(f"{BEGIN}.*?{END}", lambda _: block, old, flags=re.DOTALL)
-        if not found:
+        block, old = f"{BEGIN}\n{summary(found)}\n{END}", readme.read_text(encoding="utf-8")
+        text, count = re.subn(f"{BEGIN}.*?{END}", lambda _: block, old, flags=re.DOTALL)
+        if not count:
             raise UserError(f"README.md lacks the markers {BEGIN} and {END}: put them back where the table belongs")
+        written = {readme: text} | written
     else:
         reference = records.load_all(records.REFERENCE)
-        blocks += [tables.beside(r, reference) for r in made if r["kind"] == "methods"]
-    written |= {root / "README.md": "\n\n".join(blocks),
-                **{root / _place(kinds): run_page(kinds, root) for kinds in _runs(made)}}
+        written[root / "README.md"] += "".join(
+            f"\n{tables.beside(r, reference)}\n" for r in made if r["kind"] == "methods")
+    for group in found:
+        for record in (r for r in group.over if len(r["of"]) > 1):
+            path = root / group.folder / "figures" / f"headline-{record['run']}.png"
+            run = f"{record['profile']} on {record['corpus']}, {pooled.told(record)}"
+            plots.written(plots.headline(record), path, run, _headline(record))
     for path, text in written.items():
         with runs.atomic(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return list(written)
 
 
-def _place(kinds: Kinds) -> str:
-    record = next(iter(kinds.values()))
-    return f"{record['profile']}-{record['corpus']}/{record['run']}.md"
+def pages(found: Sequence[Group], root: Path) -> dict[Path, str]:
+    """Every page of a folder of results: of all, of each corpus, of each run and of the benches."""
+    benches = {root / "bench" / "README.md": bench_page(root)} if records.benches(root) else {}
+    return {root / "README.md": page(found, root)} | {
+        root / group.folder / "README.md": corpus_page(group, root) for group in found} | {
+        root / group.folder / f"{_any(kinds)['run']}.md": run_page(kinds, root)
+        for group in found for kinds in _runs(group.made)} | benches
 
 
-def summary(made: Sequence[Record], root: Path, folder: str = "results/") -> str:
-    """What came out, for a screen: `tables.attribution`, pooled over folds; of its first corpus the first run's
-    headline, drawn, and what its declared contrasts say of the memory at the paper's rate, a line each. `root`: the
-    results; `folder`: theirs in the link to the figure."""
-    runs = [r for r in made if r["kind"] == "methods"]
-    if not runs:
+def summary(found: Sequence[Group], folder: str = "results/") -> str:
+    """What came out, for a screen: the short answer of the first corpus, what the paper's contrast is made of in
+    all of them, the paper's own, and the first corpus' methods, drawn. `folder`: the results', in links."""
+    of = [group.over[0] for group in found if group.over]
+    if not of:
         return "No record yet: `make reproduce` writes them."
-    first = min(runs, key=lambda r: (r["corpus"] == "demo", bool(r["changed"]), r["fold"], r["seed"]))
-    title = f"WA of the window, DPM, its control, filters, memories and a bound, {_title({'methods': first})}"
-    figure = f"{folder}{first['profile']}-{first['corpus']}/figures/headline-{first['run']}.png"
+    caption, at = _headline(of[0]), f"{of[0]['profile']}-{of[0]['corpus']}/figures/headline-{of[0]['run']}.png"
     return "\n\n".join([
-        markdown(tables.attribution(runs, partial(_pooled, root))),
-        f"![{title}]({figure})\n{title}; commit {first['commit']}, {first['made'][:10]}. What was tested there:",
-        "\n".join(f"- {sentence}" for sentence in tables.verdict(first) if "`dpm-tuned" not in sentence)])
+        f"On {of[0]['corpus']}, `{of[0]['profile']}`, {pooled.told(of[0])}:", _bullets(findings.answer(of[0])),
+        markdown(tables.attribution(of, "all-lengths", speakers=not folder)),
+        tables.papers("all-lengths"), f"![{caption}]({folder}{at})<br>*{caption}*"])
 
 
-def _folds(root: Path, some: Sequence[Record]) -> tuple[list[dict[str, pd.DataFrame]], EvaluationSettings]:
-    """The published predictions of several folds, and how they are scored; none where they are not all folds, or
-    one of them has none."""
-    answers = [records.load_answers(root, record) for record in some]
-    apart = 1 < len(some) == len({r["fold"] for r in some})
-    how = {name: some[0]["settings"][f"evaluation.{name}"] for name in ("bootstrap", "confidence")}
-    return answers if apart and all(answers) else [], EvaluationSettings(**how)
+def page(found: Sequence[Group], root: Path) -> str:
+    """README.md of a folder of results: the short answer, the paper's claims, the corpora."""
+    with_methods = [group for group in found if group.over]
+    made, of = sorted(r["made"][:10] for group in found for r in group.made), [g.over[0] for g in with_methods]
+    blocks = ["# Results", "Written by `make publish` from the JSON records in `*/records/`, nothing by hand. "
+              + (f"Records of {made[0]} to {made[-1]}." if made else ""), summary(found, "")]
+    if of:
+        known = {record[name] for record in of for name in ("profile", "corpus")}
+        never = [told for name, told in NEVER.items() if name not in known]
+        blocks += [
+            f"## What was tested: {with_methods[0].title}, {pooled.told(of[0])}", *_tested(of[0]),
+            "## Complete dialogues: the last labelled utterance of each",
+            markdown(tables.attribution(of, "complete", speakers=True)), tables.papers("complete"),
+            "## What the paper claims", markdown(findings.claims(with_methods)),
+            "What is said holds for the backbone, codes and conversations of its column; Table 3, Table 4 and the "
+            f"memory's size are measured on one fold and seed. Never run: {', '.join(never) or 'nothing'}."]
+    rows = [{"corpus": f"[{group.title}]({group.folder}/README.md)", "runs": len(_runs(group.made))}
+            | _made(group.made, root, f"{group.folder}/") for group in found]
+    blocks += ["## Runs", _index(rows)] if rows else []
+    blocks += ["Speed, memory, plans: [benches](bench/README.md)."] if records.benches(root) else []
+    return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def _pooled(root: Path, some: Sequence[Record], protocol: str, a: str, b: str) -> tuple | None:
-    """A contrast over all targets of the folds of one seed, by their published predictions."""
-    answers, how = _folds(root, some)
-    return metrics.pooled(answers, protocol, a, b, how) if answers else None
+def corpus_page(group: Group, root: Path) -> str:
+    """The page of one corpus and profile: every method over its folds and seeds, other settings, its runs."""
+    blocks = [f"# {group.title}", "[All results](../README.md)"]
+    for record in group.over:
+        methods = tables.methods(record, "all-lengths").drop(
+            columns=["WF1", "numbers kept", "hears"], errors="ignore").query("WA != 'not run'")
+        blocks += [f"## {pooled.told(record).capitalize()}", findings.scale(group.kinds | {"methods": record}),
+                   *_tested(record), markdown(methods)]
+    changed = [r for r in group.made if r["kind"] == "methods" and r["changed"]]
+    if changed:
+        beside = {pooled.told(r) for r in changed}
+        same = [r for record in group.over for r in record["of"] if pooled.told(r) in beside]
+        blocks += ["## Other settings", "WA of every utterance; runs with a change are in no table above.",
+                   markdown(tables.settings([*{r["run"]: r for r in same}.values(), *changed]))]
+    rows = [_row(kinds, root) for kinds in _runs(group.made)]
+    return "\n\n".join(filter(None, [*blocks, "## Runs", _index(rows)])) + "\n"
 
 
-def _over(root: Path, some: Sequence[Record]) -> list[str]:
-    """Every method over several runs: of folds with published predictions over all of their targets, else means."""
-    if len(some) < 2:
-        return []
-    answers, how = _folds(root, some)
-    title = f"## {tables.runs(some).capitalize()}: {_title({'methods': some[0]}, ())}"
-    if not answers:
-        return [title, markdown(tables.spread(some))]
-    joined, emotions = metrics.joined(answers, "all-lengths")
-    found = [metrics.compare(joined, emotions, "window", how, by) for by in ("conversation", "speaker")]
-    counts = {name: joined["window"][name].nunique() for name in ("utterance", "conversation", "speaker")}
-    return [title, ", ".join(f"{n} {name}s" for name, n in counts.items()) + ".", markdown(tables.levels(*found))]
-
-
-def findings(made: Sequence[Record]) -> str:
-    """What each run found, for a terminal."""
-    blocks = []
-    for kinds in _runs(made):
-        blocks += [f"**{_title(kinds)}**", *_found(kinds)]
-        if "methods" in kinds:
-            blocks.append(_short(kinds["methods"]))
-    return "\n\n".join(blocks)
-
-
-def page(made: Sequence[Record], root: Path) -> str:
-    """README.md of a folder of results: what the paper's contrast is made of, an index of the runs, and the
-    benches."""
-    blocks = ["# Results",
-              "Generated by dpmkit from the JSON records in `*/records/`; nothing here is typed by hand. "
-              "Intervals are 95 % paired-bootstrap intervals over conversations, or speakers where it says so; "
-              "gains are points against `window`, the same frozen SLLM with the same n_r tokens and no memory."]
-    blocks.append(summary(made, root, ""))
-    first = {where(next(iter(kinds.values()))): kinds for kinds in reversed(_runs(made))}  # of each corpus
-    blocks += [f"**{_title(kinds)}**\n\n{claims}" for kinds in first.values() if (claims := _claims(kinds))]
-    blocks.append(markdown(pd.DataFrame([_indexed(kinds, root) for kinds in _runs(made)])))
-    of_methods = [r for r in made if r["kind"] == "methods"]
-    for same in ([r for r in of_methods if where(r) == one] for one in sorted({*map(where, of_methods)})):
-        blocks += [block for some in tables.alike(same) for block in _over(root, some)]
+def bench_page(root: Path) -> str:
+    """The page of the benches."""
+    blocks = ["# Benches", "[All results](../README.md)"]
     for name, record in records.benches(root).items():
         kind, results = record["kind"].removeprefix("bench "), record["results"]
         if kind in BENCHES:  # not one that is gone
-            blocks += [f"## Bench: {name.removesuffix('.json')}",
-                       " ".join([BENCHES[kind], *results.get("notes", [])]),
-                       markdown(tables.bench(results)), f"{_ran_on({kind: record})} [Record](bench/{name})"]
-    return "\n\n".join(filter(None, blocks)) + "\n"
+            blocks += [f"## {name.removesuffix('.json')}", " ".join([BENCHES[kind], *results.get("notes", [])]),
+                       markdown(tables.bench(results)),
+                       f"On {_on([record])}; commit {record['commit']}. [Record]({name})"]
+    return "\n\n".join(blocks) + "\n"
 
 
 def run_page(kinds: Kinds, root: Path) -> str:
-    """The page of one run: its findings, figures and details."""
-    record = next(iter(kinds.values()))
-    folder = (root / _place(kinds)).parent
-    figures = [f for name in DRAWN if (f := folder / "figures" / f"{name}-{record['run']}.png").is_file()]
-    blocks = [f"# {_title(kinds)}", _claims(kinds), *_found(kinds), _ran_on(kinds),
-              *(f"![{of}](figures/{f.name})<br>*{of}*" for f in figures for of in (_caption(f, kinds),))]
+    """The page of one run: what its notebooks found, figures and details."""
+    record = _any(kinds)
+    folder = root / f"{record['profile']}-{record['corpus']}" / "figures"
+    figures = [f for name in DRAWN if (f := folder / f"{name}-{record['run']}.png").is_file()]
+    captions = [Image.open(f).info.get("Description", f.stem) for f in figures]
+    found = [said for kind in records.KINDS if kind in kinds for said in findings.KINDS[kind](kinds[kind])]
+    notes = kinds["methods"]["results"]["notes"] if "methods" in kinds else []
+    blocks = [f"# {_title(kinds)}", "[This corpus](README.md)", _index([_row(kinds, root)]), _bullets(found),
+              *notes, *(f"![{of}](figures/{f.name})<br>*{of}*" for f, of in zip(figures, captions, strict=True))]
     for title, (kind, of) in DETAILS.items():
         if kind in kinds:
-            blocks += [f"## {title}", markdown(of(kinds[kind]))]
+            blocks += [f"## {title}", HOLM if "every utterance" in title else "", markdown(of(kinds[kind]))]
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def _caption(figure: Path, kinds: Kinds) -> str:
-    """What `plots.saved` wrote into a figure; of one that is older than that, its name and its run."""
-    with suppress(UnidentifiedImageError), Image.open(figure) as image:
-        if told := image.info.get("Description"):
-            return told
-    return f"{figure.stem.partition('-fold')[0]}, {_title(kinds)}"
+def _tested(record: Record) -> list[str]:
+    """The contrasts of a record, those of several runs in a small table, and what the memory stores."""
+    table = tables.contrasts(record, "all-lengths")
+    few = table[[name for name in ("contrast", "WA, points", "over speakers", "p (Holm)") if name in table]]
+    known = all("dpm" in r["results"]["losses"] for r in record["of"])
+    return [HOLM if "p (Holm)" in few else "", markdown(few), tables.stored(record["of"], "dpm") if known else ""]
+
+
+def _headline(record: Record) -> str:
+    """The caption of the methods of several runs, drawn."""
+    part, commits = record["results"]["protocols"]["all-lengths"], dict.fromkeys(r["commit"] for r in record["of"])
+    bars = "lowest to highest" if "WA_range" in part["methods"][0] else "95 % over conversations"
+    return (f"{plots.CAPTIONS['headline']} ({part['targets']:,} utterances, {part['conversations']} conversations, "
+            f"bars: {bars}; {record['profile']} on {record['corpus']}, {pooled.told(record)}, "
+            f"commit {', '.join(commits)})")
 
 
 def _runs(made: Sequence[Record]) -> list[Kinds]:
     """The records of each run by kind; runs by profile, corpus, change of settings, fold and seed."""
-    def run(record: Record) -> tuple:
-        return *where(record), record["fold"], record["seed"]
-
-    return [{r["kind"]: r for r in of} for _, of in groupby(sorted(made, key=run), run)]
-
-
-def where(record: Record) -> tuple[str, str, str]:
-    """What runs of one corpus and the same settings share."""
-    return record["profile"], record["corpus"], str(record["changed"])
+    found: dict[tuple, Kinds] = {}
+    for r in sorted(made, key=lambda r: (r["profile"], r["corpus"], str(r["changed"]), r["fold"], r["seed"])):
+        found.setdefault((r["profile"], r["corpus"], r["run"]), {})[r["kind"]] = r
+    return list(found.values())
 
 
-def _title(kinds: Kinds, names: Sequence[str] = ("fold", "seed")) -> str:
-    record = next(iter(kinds.values()))
-    return ", ".join([f"`{record['profile']}` profile on `{record['corpus']}`",
-                      *(f"{name} {record[name]}" for name in names),
+def _any(kinds: Kinds) -> Record:
+    return next(iter(kinds.values()))
+
+
+def _bullets(sentences: Sequence[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def _title(kinds: Kinds) -> str:
+    record = _any(kinds)
+    return ", ".join([f"{record['corpus']}, `{record['profile']}`, {pooled.told(record)}",
                       *(f"`{name}` = {of}" for name, of in record["changed"].items())])
 
 
-def _ran_on(kinds: Kinds) -> str:
-    machines = (r["machine"] for r in kinds.values())
-    on = dict.fromkeys(f"{at['processor']}, threads: {at['threads']}, {at['gpu'] or 'no GPU'}" for at in machines)
-    return f"Run on {'; '.join(on)}; commit {', '.join(dict.fromkeys(r['commit'] for r in kinds.values()))}."
+def _index(rows: Sequence[dict[str, Any]]) -> str:
+    return markdown(pd.DataFrame(rows).fillna(""))
 
 
-def _found(kinds: Kinds) -> list[str]:
-    """Verdict, contrasts and what the memory stores; corpus, reference classifiers and SLLM."""
-    if "methods" not in kinds:
-        return _prepared(kinds)
-    record = kinds["methods"]
-    part, tuned = record["results"]["protocols"]["all-lengths"], record["results"]["tuned"]
-    first = "the first " if record["settings"]["evaluation.limit"] else ""
-    return [" ".join(tables.verdict(record)), markdown(tables.contrasts(record, "all-lengths")),
-            "Complete dialogues, the last labelled utterance of each:",
-            markdown(tables.contrasts(record, "complete")), markdown(tables.losses(record)),
-            f"Every labelled utterance ({part['targets']}) of {first}{part['conversations']} conversations of the "
-            f"test fold. `dpm` writes at lr {record['settings']['memory.lr']:g}, `dpm-tuned` at {tuned['lr']:g}, "
-            f"the best of {tuned['tried']} on {tuned['conversations']} validation conversations. "
-            + " ".join(record["results"]["notes"]),
-            *_prepared(kinds)]
+def _row(kinds: Kinds, root: Path) -> dict[str, str]:
+    """A run's row in the index of its corpus."""
+    record = _any(kinds)
+    files = {kind: f"records/{kind}-{record['run']}.json" for kind in kinds}
+    answers = f"records/answers-{record['run']}.parquet"
+    if (root / f"{record['profile']}-{record['corpus']}" / answers).is_file():
+        files["predictions"] = answers
+    return {"run": f"[{_title(kinds)}]({record['run']}.md)",
+            "records": " ".join(f"[{name}]({file})" for name, file in files.items())
+            } | _made(list(kinds.values()), root, "")
 
 
-def _claims(kinds: Kinds) -> str:
-    claims = tables.claims(kinds)
-    return "" if claims.empty else markdown(claims)
+def _made(made: Sequence[Record], root: Path, above: str) -> dict[str, str]:
+    """Columns of an index: the rendered notebooks of the first of these runs, minutes, and where they ran."""
+    run = made[0]["run"]
+    folder = root / f"{made[0]['profile']}-{made[0]['corpus']}" / run
+    links = {title: " ".join(f"[{f.name[:2]}]({above}{run}/{f.name})" for f in sorted(folder.glob(f"*{suffix}")))
+             for title, suffix in (("notebooks", ".ipynb"), ("as HTML", ".html"))}
+    return links | {"minutes": f"{sum(r['seconds'] for r in made) / 60:.0f}", "machine": _on(made),
+                    "commit": ", ".join(dict.fromkeys(r["commit"] for r in made))}
 
 
-def _prepared(kinds: Kinds) -> list[str]:
-    """What notebooks 01 and 02 say of the corpus, the reference classifiers and the SLLM."""
-    blocks = []
-    if "data" in kinds:
-        of = kinds["data"]["results"]
-        rows = [f"{r['method']} {100 * r['WA']:.1f} / {100 * r['UA']:.1f}" for r in of["reference"]["test"]]
-        blocks += [f"**Corpus**: {of['conversations']} conversations, {of['utterances']} utterances, "
-                   f"{of['hours']:.2f} h, {of['speakers']} speakers; skipped: {of['skipped_count']}.",
-                   "Reference classifiers (logistic regression on an utterance's pooled acoustics; oracles are "
-                   f"given true labels), test fold, WA / UA in %: {'; '.join(rows)}."]
-    if "backbone" in kinds:
-        of = kinds["backbone"]["results"]
-        kept = next(row for row in of["history"] if row["epoch"] == of["best_epoch"])
-        blocks.append(f"**SLLM**: {of['parameters'] / 1e6:.2f} M parameters, "
-                      f"{of['trained_parameters'] / 1e6:.2f} M trained, best epoch {of['best_epoch']} of "
-                      f"{len(of['history'])}; validation there: L_a {kept['eval_l_a']:.3f}, L_e "
-                      f"{kept['eval_l_e']:.3f}, WA {100 * kept['eval_wa']:.1f}, UA {100 * kept['eval_ua']:.1f}.")
-    return blocks
-
-
-def _short(record: Record) -> str:
-    """The method table without the filters and controls that no contrast names."""
-    results, table = record["results"], tables.methods(record, "all-lengths").drop(columns="hears")
-    named = {m for r in results["protocols"]["all-lengths"]["contrasts"] for m in r["contrast"].split(" - ")}
-    named |= {r["method"] for r in results["listed"] if r["group"] not in ("filter", "control")}
-    return markdown(table[table["method"].isin(named)])
-
-
-def _indexed(kinds: Kinds, root: Path) -> dict[str, str]:
-    """A run's row in the index: its page, rendered notebooks, records, minutes, and where it ran."""
-    record, place = next(iter(kinds.values())), Path(_place(kinds))
-    rendered = sorted(f.stem for f in (root / place.with_suffix("")).glob("*.ipynb"))
-    answers = place.parent / "records" / f"answers-{record['run']}.parquet"
-    told = f" [predictions]({answers})" if (root / answers).is_file() else ""
-    return {"run": f"[{_title(kinds)}]({place})",
-            "notebooks": ", ".join(f"[{name[:2]}]({place.with_suffix('')}/{name}.ipynb) "
-                                   f"([html]({place.with_suffix('')}/{name}.html))" for name in rendered),
-            "records": " ".join(f"[{kind}]({place.parent}/records/{kind}-{record['run']}.json)"
-                                for kind in kinds) + told,
-            "minutes": f"{sum(r['seconds'] for r in kinds.values()) / 60:.0f}",
-            "made": f"{record['made'][:10]}. {_ran_on(kinds)}"}
+def _on(made: Sequence[Record]) -> str:
+    on = (r["machine"] for r in made)
+    return "; ".join(dict.fromkeys(f"{at['gpu'] or at['processor']}, threads: {at['threads']}" for at in on))

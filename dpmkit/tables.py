@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from IPython.display import HTML
 
 from .metrics import MEASURES
+from .pooled import told
 
 Record = dict[str, Any]
 Row = Mapping[str, Any]
@@ -27,10 +28,11 @@ PAPER_3 = {  # stepping on MELD: WF1, speed against a step per sentence
 PAPER_4 = {4096: "69.59 / 72.07 / 69.57", 32768: "72.85 / 73.34 / 75.58"}  # at once, by window: WA, UA, WF1
 TARGETS = {"all-lengths": "every utterance", "complete": "complete dialogues"}  # by protocol
 SHARES = {  # what `attribution` tells apart: its title -> the two methods
-    "dpm - at-once, the paper's contrast": ("dpm", "at-once"),
-    "= window - at-once, a short window": ("window", "at-once"), "+ dpm - window, the memory": ("dpm", "window"),
-    "dpm - its swapped control": ("dpm", "dpm-swapped"), "inertia filter on window": ("window + filter", "window"),
-    "speaker-memory - window": ("speaker-memory", "window")}
+    "`dpm - at-once`, the paper's contrast": ("dpm", "at-once"),
+    "= `window - at-once`, a short window": ("window", "at-once"),
+    "+ `dpm - window`, the memory": ("dpm", "window"),
+    "the inertia filter on `window`": ("window + filter", "window"),
+    "`speaker-memory`, this kit's, against `window`": ("speaker-memory", "window")}
 
 BENCH_COLUMNS = {  # others are called as in the record
     "n": "rounds", "rate": "sentences per second", "ratio": "times the PEFT loop",
@@ -69,7 +71,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 def value(row: Row, key: str, form: str = ".1f") -> str:
     """What a row has under `key`, with its interval or range where it has one; empty where it has nothing."""
-    of, ends = row.get(key, ""), row.get(f"{key}_interval", row.get(f"{key}_range"))
+    of, ends = row.get(key, ""), row.get(f"{key}_interval") or row.get(f"{key}_range")
     text = of if isinstance(of, str) else f"{of:{form}}"
     return f"{text} {_ends(ends, form)}" if ends else text
 
@@ -78,7 +80,8 @@ def _ends(interval: Sequence[float | None] | None, form: str = "+.1f") -> str:
     return f"[{interval[0]:{form}}, {interval[1]:{form}}]" if interval and None not in interval else "–"
 
 
-def _p(row: Row) -> str:
+def adjusted(row: Row) -> str:
+    """The p of a contrast, adjusted by Holm; `<` where it cannot be known below that."""
     return f"{'< ' if row.get('floor') else ''}{row['p_holm']:.2g}"
 
 
@@ -100,11 +103,11 @@ def methods(record: Record, protocol: str) -> pd.DataFrame:
         row = dict(made.get(listed["method"], dict.fromkeys(MEASURES, "not run")))
         if listed["method"] == "window":  # gains nothing, by definition
             row = {key: of for key, of in row.items() if "gain" not in key}
-        elif "WA_gain" in row:
+        elif "WA_gain_speakers" in row:  # a mean over runs has none
             row["speakers"] = _ends(row["WA_gain_speakers"])
         rows.append(row | listed)
     return _table(rows, {"method": "method", "group": "group", **{m: f"{m}:.1f" for m in MEASURES},
-                         "WA against window": "WA_gain:+.1f", "over speakers": "speakers", "numbers kept": "keeps",
+                         "WA against window": "WA_gain:+z.1f", "over speakers": "speakers", "numbers kept": "keeps",
                          "hears": "hears"})
 
 
@@ -114,94 +117,67 @@ def contrasts(record: Record, protocol: str) -> pd.DataFrame:
     paper, rows = PAPER_1[protocol][corpus], []
     for row in record["results"]["protocols"][protocol]["contrasts"]:
         a, b = row["contrast"].split(" - ")
-        rows.append(row | {"speakers": _ends(row["WA_speakers"]), "p": _p(row) if "p" in row else "no test",
-                           "paper": f"{paper[a] - paper[b]:+.2f}" if {a, b} <= {*paper} else "not reported"})
+        if "WA_speakers" in row:  # a mean over runs has none, and is not tested
+            row = row | {"speakers": _ends(row["WA_speakers"]), "p": adjusted(row) if "p" in row else "no test"}
+        rows.append(row | {"paper": f"{paper[a] - paper[b]:+.2f}" if {a, b} <= {*paper} else "not reported"})
     return _table(rows, {
-        "contrast": "contrast", "asks": "asks", "WA, points": "WA:+.1f", "over speakers": "speakers",
+        "contrast": "contrast", "asks": "asks", "WA, points": "WA:+z.1f", "over speakers": "speakers",
         "only the first is right": "a_only", "only the second": "b_only", "p (Holm)": "p",
-        "WF1, points": "WF1:+.1f", f"paper, {corpus}: {measure}": "paper"})
+        "WF1, points": "WF1:+z.1f", f"paper, {corpus}: {measure}": "paper"})
 
 
-def attribution(made: Sequence[Record], pooled: Callable[..., tuple | None] = lambda *asked: None) -> pd.DataFrame:
-    """What the paper's contrast is made of, and what else history gives, in points of WA: a row for each protocol,
-    corpus, profile and change of settings of `methods` records, with the interval of one run, of all targets of
-    several folds (as `pooled` says of records, a protocol and two methods), or the mean of several runs [lowest,
-    highest]; real voices first, and below them what the paper reports."""
-    def where(record: Record) -> tuple[bool, str, str]:
-        changed = "".join(f", {name} = {of}" for name, of in record["changed"].items())
-        return record["corpus"] == "demo", record["corpus"], f"`{record['profile']}`{changed}"
-
-    rows, papers = [], next(iter(SHARES))
-    for protocol, targets in TARGETS.items():
-        for (_, corpus, how), same in groupby(sorted(made, key=where), where):
-            for some in alike(list(same)):
-                row = {"corpus": f"{corpus}, {how}", "targets": targets, "runs": runs(some)}
-                for title, pair in SHARES.items():
-                    found = [one for record in some if (one := difference(record, protocol, *pair))]
-                    if len(found) == len(some):
-                        values, interval = zip(*found, strict=True)
-                        ends = interval[0] if len(some) == 1 else (min(values), max(values))
-                        mean = sum(values) / len(values), ends
-                        row[title], row[f"{title}_interval"] = pooled(some, protocol, *pair) or mean
-                rows.append(row)
-        told = " / ".join(f"{paper['dpm'] - paper['at-once']:+.1f}" for paper in PAPER_1[protocol].values())
-        rows.append({"corpus": "the paper, IEMOCAP (WA) / MELD (WF1)", "targets": targets, papers: told})
-    return _table(rows, {name: name for name in ("corpus", "targets", "runs")} | {t: f"{t}:+.1f" for t in SHARES})
+def attribution(made: Sequence[Record], protocol: str, speakers: bool = False) -> pd.DataFrame:
+    """What the paper's contrast is made of, and what else history gives, in points of WA: a column for each record
+    of `pooled`; with `speakers` its intervals over speakers, too."""
+    columns: dict[str, list[str]] = {"points of WA": list(SHARES)}
+    for record in made:
+        cells = columns[f"{record['corpus']}, `{record['profile']}`, {told(record)}"] = []
+        for pair in SHARES.values():
+            row = difference(record, protocol, *pair) or {}
+            over = row.get("WA_speakers") if speakers else None
+            cells.append(value(row, "WA", "+z.1f") + (f"<br>speakers: {_ends(over)}" if over else ""))
+    return pd.DataFrame(columns)
 
 
-def alike(made: Sequence[Record]) -> list[list[Record]]:
-    """Of the first seed all folds, and of the first fold all seeds; a run that is alone by itself."""
-    made = sorted(made, key=lambda r: (r["seed"], r["fold"]))
-    groups = [[r for r in made if r[name] == made[0][name]] for name in ("seed", "fold")]
-    return [group for group in groups if len(group) > 1] or [made[:1]]
+def papers(protocol: str) -> str:
+    """How `attribution` is read, and the paper's own contrast on the targets of a protocol."""
+    of = {name: paper["dpm"] - paper["at-once"] for name, paper in PAPER_1[protocol].items()}
+    return (f"[95 % over conversations]; of a mean [lowest, highest]. The paper's own `dpm - at-once`, "
+            f"{TARGETS[protocol]}: {of['IEMOCAP']:+.1f} on IEMOCAP (WA), {of['MELD']:+.1f} on MELD (WF1); it "
+            "reports no other row.")
 
 
-def runs(some: Sequence[Record]) -> str:
-    """Which folds and seeds these are."""
-    found = {name: sorted({r[name] for r in some}) for name in ("fold", "seed")}
-    return ", ".join(f"{name}{'s' * (len(of) > 1)} {', '.join(map(str, of))}" for name, of in found.items())
-
-
-def difference(record: Record, protocol: str, a: str, b: str) -> tuple[float, Sequence[float] | None] | None:
-    """WA of one method less another's, with the interval that a record has of it; None where one was not run."""
+def difference(record: Record, protocol: str, a: str, b: str) -> Row | None:
+    """`WA` of one method less another's, with the intervals that a record has of it; None where one was not run."""
     part = record["results"]["protocols"][protocol]
     of = _by(part["methods"], "method")
+    if row := _by(part["contrasts"], "contrast").get(f"{a} - {b}"):
+        return row
     if not {a, b} <= {*of}:
         return None
-    gain = of[a].get("WA_gain_interval") if b == "window" else None
-    contrast = _by(part["contrasts"], "contrast").get(f"{a} - {b}", {})
-    return of[a]["WA"] - of[b]["WA"], contrast.get("WA_interval", gain)
+    ends = {f"WA_{name}": of[a].get(f"WA_gain_{name}") for name in ("interval", "range", "speakers")}
+    return {"WA": of[a]["WA"] - of[b]["WA"]} | (ends if b == "window" else {})
 
 
-def claims(kinds: Mapping[str, Record]) -> pd.DataFrame:
-    """What the paper claims, and what a run's records, by kind, show of it: verdict and evidence."""
+def settings(made: Sequence[Record]) -> pd.DataFrame:
+    """What `methods` records of other settings than their profile's came to: WA of every utterance."""
     rows = []
-    if "methods" in kinds:
-        part = kinds["methods"]["results"]["protocols"]["all-lengths"]
-        for row in (r for r in part["contrasts"] if r["contrast"] == "dpm - at-once"):
-            rows.append(("DPM beats the SLLM that is given all at once (Table 1)", _sign(row["WA_interval"]),
-                         f"dpm - at-once {value(row, 'WA', '+.1f')} points of WA, {part['targets']} utterances"))
-    if "ablations" in kinds:
-        steps = {r["value"]: r["WA"] for r in kinds["ablations"]["results"]["rows"] if r["setting"] == "stepping"}
-        if (own := steps.pop("sentence", None)) is not None and steps:
-            best = max(steps, key=steps.get)
-            rows.append(("A step per sentence beats longer steps (Table 3)", "yes" if own > steps[best] else "no",
-                         f"WA {own:.1f}; {steps[best]:.1f} at {best}, the best of {len(steps)}; validation"))
-    if "context" in kinds:
-        of = kinds["context"]["results"]
-        last, first = of["windows"][-1], of["windows"][0]
-        rows.append(("A longer window helps the SLLM at once (Table 4)", _sign(last["WA_gain_interval"]),
-                     f"{last['tokens']} tokens - {first['tokens']} {value(last, 'WA_gain', '+.1f')} points of WA"))
-        cost = sorted((r for r in of["cost"] if r["path"] == "dpm"), key=lambda r: r["codes"])
-        short, long = cost[0], cost[-1]
-        flat = long["peak_bytes"] < 2 * short["peak_bytes"]
-        rows.append(("Audio of any length fits: memory does not grow", "yes" if flat else "no", " and ".join(
-            f"{r['peak_bytes'] / 1e6:.0f} MB after {r['codes']:,} codes" for r in (short, long))))
-    return pd.DataFrame(rows, columns=["the paper's claim", "here", "evidence"])
+    for record in made:
+        of = _by(record["results"]["protocols"]["all-lengths"]["methods"], "method")
+        changed = ", ".join(f"`{name}` = {own}" for name, own in record["changed"].items()) or "nothing"
+        rows.append({"changed": changed, "run": told(record)} | {m: value(row, "WA") for m, row in of.items()})
+    return _table(rows, {name: name for name in ("changed", "run", "window", "at-once", "dpm", "speaker-memory")})
 
 
-def _sign(interval: Sequence[float]) -> str:
-    return "yes" if interval[0] > 0 else "no, below" if interval[1] < 0 else "no measurable difference"
+def sign(row: Row, record: Record) -> str:
+    """Whether a difference is above 0: by its p adjusted by Holm where it was tested, else by its interval; over
+    several runs without one, whether all of them are."""
+    low, high = row.get("WA_interval") or row.get("WA_range") or (0, 0)
+    if "p_holm" in row:
+        alpha = round(1 - record["settings"]["evaluation.confidence"], 9)
+        low, high = (row["WA"], row["WA"]) if row["p_holm"] < alpha else (0, 0)
+    return ("yes" if low > 0 else "no, below" if high < 0 else
+            "differs by run" if not row.get("WA_interval") and "WA_range" in row else "no measurable difference")
 
 
 def losses(record: Record) -> pd.DataFrame:
@@ -210,22 +186,6 @@ def losses(record: Record) -> pd.DataFrame:
             for name, made in record["results"]["losses"].items() for row in made]
     return _table(rows, {"method": "method", "L_t under": "difference", "sentences": "n",
                          "difference, nats": "mean:+.4f"})
-
-
-def spread(made: Sequence[Record]) -> pd.DataFrame:
-    """Mean WA and gain over `methods` records of several seeds or folds, [lowest, highest]."""
-    rows = [{"method": method, **{key: part[key].mean() for key in ("WA", "WA_gain")},
-             **{f"{key}_range": (part[key].min(), part[key].max()) for key in ("WA", "WA_gain")}}
-            for method, part in pd.concat(map(_rows, made)).groupby("method", sort=False) if len(part) == len(made)]
-    return _table(rows, {"method": "method", f"WA, mean of {len(made)} [lowest, highest]": "WA:.1f",
-                         "WA against window": "WA_gain:+.1f"})
-
-
-def levels(rows: Sequence[Row], speakers: Sequence[Row]) -> pd.DataFrame:
-    """Rows of `metrics.compare` with `window`, over conversations and over speakers."""
-    rows = [row | {"speakers": _ends(other["WA_gain_interval"])} for row, other in zip(rows, speakers, strict=True)]
-    return _table(rows, {"method": "method", "WA": "WA:.1f", "UA": "UA:.1f", "WF1": "WF1:.1f",
-                         "WA against window": "WA_gain:+.1f", "over speakers": "speakers"})
 
 
 def gains(rows: Sequence[Row]) -> pd.DataFrame:
@@ -281,26 +241,21 @@ def bench(results: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("")
 
 
-def verdict(record: Record) -> list[str]:
-    """What a `methods` record's declared contrasts, on every utterance, and losses say, in sentences: `above` and
-    `below` where the contrast's p, adjusted by Holm, is under 1 - confidence, else `no measurable difference`."""
-    alpha, sentences = round(1 - record["settings"]["evaluation.confidence"], 9), []
-    for row in record["results"]["protocols"]["all-lengths"]["contrasts"]:
-        if "p" in row:
-            a, b = row["contrast"].split(" - ")
-            found = (f"No measurable difference between `{a}` and `{b}`" if row["p_holm"] >= alpha else
-                     f"`{a}` is {'above' if row['WA'] > 0 else 'below'} `{b}`")
-            sentences.append(f"{found} ({value(row, 'WA', '+.1f')} points WA, p {_p(row)}).")
-    for name, rows in record["results"]["losses"].items():
-        none, swapped = (_by(rows, "difference")[f"own - {other}"] for other in ("none", "swapped"))
-        what = ("nothing measurable" if none["interval"][1] >= 0 else
-                "something of this conversation" if swapped["interval"][1] < 0 else
-                "something of how such conversations sound, and nothing measurable of this one")
-        sentences.append(
-            f"By L_t of later sentences `{name}` stores {what}: "
-            f"{none['mean']:+.4f} {_ends(none['interval'], '+.4f')} nats under its own memory against none, "
-            f"{swapped['mean']:+.4f} {_ends(swapped['interval'], '+.4f')} against another's.")
-    return sentences
+def stored(made: Sequence[Record], name: str) -> str:
+    """What a memory stores by L_t of later sentences, in a sentence; of several runs the mean [lowest, highest]."""
+    rows = [_by(record["results"]["losses"][name], "difference") for record in made]
+    kinds = Counter("nothing measurable" if row["own - none"]["interval"][1] >= 0 else
+                    "something of this conversation" if row["own - swapped"]["interval"][1] < 0 else
+                    "something of how such conversations sound, and nothing measurable of this one" for row in rows)
+    what = "; ".join(f"{kind}{f' ({n} of {len(rows)} runs)' * (len(rows) > 1)}" for kind, n in kinds.items())
+    mean = "on average [lowest, highest] " * (len(rows) > 1)
+    found = []
+    for key in ("own - none", "own - swapped"):
+        of = [row[key]["mean"] for row in rows]
+        ends = (min(of), max(of)) if len(rows) > 1 else rows[0][key]["interval"]
+        found.append(f"{sum(of) / len(of):+.4f} {_ends(ends, '+.4f')}")
+    return (f"By L_t of later sentences `{name}` stores {what}: {mean}{found[0]} nats under its own memory against "
+            f"none, {found[1]} against another's.")
 
 
 def _rows(record: Record) -> pd.DataFrame:

@@ -52,7 +52,7 @@ def test_every_rung_is_timed_beside_the_loop_and_compared_with_exact(prepared, s
     reached = {r["shape"]: r["sentences"] * (r["codes"] + 1) for r in rates}
     assert min(r["sentences"] for r in rates) == 6 and reached["a tiny Llama"] >= 2 * 64 and len(reached) == 2
     assert all(r["threads"] == torch.get_num_threads() and r["streams"] == 1 for r in loops)
-    page = report.page([], prepared.own_path)
+    page = report.bench_page(prepared.own_path)
     assert "Each rung of the memory" in page and page.count("| PEFT loop |") == 2
 
 
@@ -80,7 +80,7 @@ def test_cost_against_history_has_every_path_at_every_length(prepared):
     path = bench.context(prepared.replace("memory.prefix", 8))
     rows = json.loads(path.read_text(encoding="utf-8"))["results"]["rows"]
     assert {(r["codes"], r["path"]) for r in rows} == {(n, p) for n in (100, 200) for p in bench.PATHS}
-    assert all(r["seconds"] > 0 for r in rows) and "Cost against history" in report.page([], prepared.own_path)
+    assert all(r["seconds"] > 0 for r in rows) and "Cost against history" in report.bench_page(prepared.own_path)
 
 
 def test_a_crossing_is_where_a_memory_stays_cheaper():
@@ -110,7 +110,7 @@ def test_the_notebooks_are_timed_from_empty_homes_beside_a_loop_and_without(monk
     assert [loop.wait(10) for loop in loops][1] == -9
     shown = capsys.readouterr().out
     assert shown.count("beside a busy process") == 5 and shown.count("04_ablations") == 2
-    page = report.page([], Settings.of("smoke", home=str(tmp_path)).own_path)
+    page = report.bench_page(Settings.of("smoke", home=str(tmp_path)).own_path)
     assert "beside a busy loop" in page
 
 

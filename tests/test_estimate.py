@@ -206,6 +206,6 @@ def test_the_record_keeps_other_corpora_and_no_path(planned, tmp_path):
     assert rows["demo"]["longest_hours"] == pytest.approx(max(map(hours_of, rows["demo"]["cells"])))
     table = tables.bench(json.loads(path.read_text())["results"])
     assert table[["corpus", "folds", "seeds"]].to_numpy().tolist() == [["meld", "1", "3"], ["demo", "2", "3"]]
-    assert f"| {rows['demo']['gpu_hours']:.4g} |" in report.page([], settings.own_path)
+    assert f"| {rows['demo']['gpu_hours']:.4g} |" in report.bench_page(settings.own_path)
     with pytest.raises(UserError, match="pretrained backbone"):
         plan(settings.replace("backbone.source", ""), corpus, (1,), 1)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from dpmkit import findings, records
+from dpmkit import findings, pooled, records
 from dpmkit.findings import learnt
 
 RUNS = records.load_all(records.REFERENCE)
@@ -69,7 +69,8 @@ def test_the_methods_tell_what_the_papers_contrast_is_made_of_and_no_bound_is_be
     part = record["results"]["protocols"]["all-lengths"]
     rows = {row["method"]: row for row in part["methods"]}
     rows["at-once"]["WA"] = rows["window"]["WA"] - 2.5
-    next(row for row in part["contrasts"] if row["contrast"] == "window - at-once")["WA_interval"] = [1.0, 4.0]
+    next(row for row in part["contrasts"] if row["contrast"] == "window - at-once").update(
+        WA=2.5, WA_interval=[1.0, 4.0])
     assert "a short window, +2.5 [+1.0, +4.0]" in learnt(record)
     for row in part["methods"]:
         row["WA"] = {"lstm": 88.0, "speaker-told": 99.0, "dpm-swapped": 98.0}.get(row["method"], 50.0)
@@ -95,3 +96,58 @@ def test_the_cost_is_the_records(kinds):
     first, last = ({"path": "dpm", "codes": n, "peak_bytes": n * 100} for n in (50_000, 70_000))
     record["results"]["cost"] = [last, first, {"path": "window", "codes": 1, "peak_bytes": 1}]
     assert "5.0 MB after 50,000 codes, 7.0 MB after 70,000 codes" in learnt(record)
+
+
+def test_claims_are_judged_by_their_intervals_in_a_column_for_each_corpus():
+    def cost(codes, peak, path="dpm"):
+        return {"path": path, "codes": codes, "peak_bytes": peak}
+
+    def judged(gain, stride, window_high, peak):
+        part = {"targets": 1234, "conversations": 5, "methods": [], "contrasts": [
+            {"contrast": "dpm - at-once", "WA": gain, "WA_interval": [gain - 1, gain + 1]}]}
+        long = {"tokens": 512, "WA_gain": -1.0, "WA_gain_interval": [-3, window_high]}
+        rows = [{"setting": "stepping", "value": v, "WA": wa} for v, wa in
+                (("sentence", 60.0), ("stride-64", stride), ("every-2", 50.0))]
+        of = {"methods": {"protocols": {"all-lengths": part}}, "ablations": {"rows": rows},
+              "context": {"windows": [{"tokens": 64}, long],
+                          "cost": [cost(900, peak), cost(100, 5e6), cost(999, 9e9, "window")]},
+              "backbone": {"parameters": 1.26e6},
+              "data": {"hours": 2.04, "speakers": 7, "codes": {"frame_rate": 20}}}
+        settings = {"evaluation.confidence": 0.95, "memory.prefix": 128, "backbone.window": 512}
+        return {kind: {"results": results, "settings": settings} for kind, results in of.items()}
+
+    kinds, few = judged(1.5, 59.0, 0.1, 6e6), judged(-0.5, 60.0, -0.1, 11e6)
+    del few["context"], few["data"], few["backbone"]
+    groups = [pooled.Group(title, "x", [], [], of) for title, of in (("a", kinds), ("b", few))]
+    table = findings.claims(groups)
+    assert list(table) == ["the paper's claim", "a", "b", "the paper's scale"]
+    assert table["a"].tolist() == [
+        "yes: +1.5 [+0.5, +2.5]", "yes: WA 60.0, 59.0 at stride-64",
+        "no measurable difference: -1.0 [-3.0, +0.1], 512 tokens against 64",
+        "yes: 5 MB after 100 codes, 6 MB after 900",
+        "1.3 M parameters; n_r 128 of 512 tokens (6.4 s); 2.0 h of 7 speakers; 1,234 targets in 5 conversations"]
+    assert table["b"].tolist() == ["no measurable difference: -0.5 [-1.5, +0.5]", "no: WA 60.0, 60.0 at stride-64",
+                                   "not run", "not run", "n_r 128 of 512 tokens; 1,234 targets in 5 conversations"]
+    worse = findings.claims([pooled.Group("a", "x", [], [], judged(-2.0, 60.0, -0.1, 11e6))])["a"].tolist()
+    assert worse[0].startswith("no, below: -2.0") and worse[2].startswith("no, below")
+    assert worse[3].startswith("no: 5 MB")
+
+
+@pytest.mark.parametrize(("low", "high", "p", "beats", "adds"), [
+    (0.5, 2.5, 0.01, "DPM beats the SLLM at once", "adds to the same window"),
+    (0.5, 2.5, 0.07, "No measurable difference between DPM and the SLLM at once", "adds nothing measurable"),
+    (-2.5, -0.5, 0.01, "DPM is below the SLLM at once", "takes from the same window")])
+def test_the_short_answer_follows_the_adjusted_p(kinds, low, high, p, beats, adds):
+    record = kinds["methods"]
+    for row in record["results"]["protocols"]["all-lengths"]["contrasts"]:
+        if row["contrast"] in ("dpm - at-once", "dpm - window", "speaker-memory - speaker-head + filter"):
+            row |= {"WA": (low + high) / 2, "WA_interval": [low, high], "p_holm": p}
+    does, memory, helps = findings.answer(record)
+    gain = f"{(low + high) / 2:+.1f} [{low:+.1f}, {high:+.1f}] (p {p:.2g} by Holm)"
+    assert does.startswith(f"**{beats}**: `dpm - at-once` is {gain}, points of WA of 1,942 utterances in 60")
+    assert f"the memory, {gain}" in does and memory.startswith(f"**The memory {adds}")
+    assert helps.startswith("**What helps** against `window`: `speaker-memory` +6.4 [+4.3, +8.6]; ")
+    assert f"adds to its own head and filter {gain}" in helps
+    for row in record["results"]["protocols"]["all-lengths"]["methods"]:
+        row["WA_gain_interval"] = [-1.0, 1.0]
+    assert "against `window`: nothing of the filter and memories" in findings.answer(record)[2]

@@ -13,7 +13,7 @@ import pytest
 from processes import ended, started
 
 import dpmkit
-from dpmkit import report, reproduce
+from dpmkit import findings, reproduce
 from dpmkit.__main__ import main
 
 PACKAGE = Path(dpmkit.__file__).parent
@@ -77,7 +77,7 @@ def test_values_on_the_command_line_and_sources_of_the_working_directory(tmp_pat
 
 def test_a_terminal_that_lacks_a_letter_ends_no_run(home, monkeypatch):
     monkeypatch.setattr(reproduce, "run", lambda *_: None)
-    monkeypatch.setattr(report, "findings", lambda *_: "5 × ü")
+    monkeypatch.setattr(findings, "told", lambda *_: "5 × ü")
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
     assert main(["reproduce", "--profile", "smoke", "--home", str(home)]) == 0

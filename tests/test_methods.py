@@ -8,7 +8,7 @@ import pytest
 from conftest import changed, make_settings, make_sharp, make_toy
 from safetensors.numpy import load_file
 
-from dpmkit import adaptation, baselines, finetune, methods, metrics, protocols, speakers, tables
+from dpmkit import adaptation, baselines, findings, finetune, methods, metrics, protocols, speakers, tables
 from dpmkit.corpora.dynamics import EMOTIONS
 from dpmkit.finetune import Finetuned
 from dpmkit.speakers import NotFitted
@@ -69,7 +69,7 @@ def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, set
         f"{a} - {b}" for a, b in (*metrics.DECLARED, *metrics.UNTESTED)}
     table = tables.methods(record, "all-lengths").set_index("method")
     assert (table["WA"] == "not run").sum() == 2 and table.loc["own-answers", "WA"] == "not run"
-    assert "speaker-memory" in str(tables.verdict(record)) and len(tables.losses(record)) == 6
+    assert "`speaker-memory`" in str(findings.answer(record)) and len(tables.losses(record)) == 6
 
     def too_few(*_):
         raise NotFitted("there are too few labels")
@@ -82,7 +82,7 @@ def test_answers_are_the_listed_ones_and_unrun_rows_say_so(described, sharp, set
                                                                         settings)
     table = tables.methods(record, "all-lengths").set_index("method")
     assert (table.loc[[*speakers.HEARS, *adaptation.HEARS], "WA"] == "not run").all()
-    assert "window" in str(tables.verdict(record))
+    assert "`dpm - window`" in (said := str(findings.answer(record))) and "`speaker-memory`" not in said
 
 
 def test_rates_are_rated_on_validation_by_absolute_wa(sharp, settings, tmp_path):

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from PIL import Image
 from test_metrics import EMOTIONS, random_table
 
-from dpmkit import machine, metrics, plots, report
+from dpmkit import machine, metrics, plots
 from dpmkit.finetune import sequences
 from dpmkit.settings import EvaluationSettings, Settings
 
@@ -87,7 +88,8 @@ def test_a_saved_figure_tells_its_run_in_the_image_and_in_the_file(tmp_path):
     run = f"smoke on emodb, fold 2, seed 7, commit {machine.origin()['commit']}"
     assert figure.get_supxlabel() == run and caption == f"{plots.CAPTIONS['losses']} (9 conversations; {run})"
     assert path == settings.results_path / "figures" / "losses-fold2-seed7.png"
-    assert report._caption(path, {}) == caption and not plt.get_fignums(), "a notebook would draw it once more"
+    assert Image.open(path).info["Description"] == caption
+    assert not plt.get_fignums(), "a notebook would draw it once more"
     assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()][2:] == [
         "$L_a$, validation", "$L_e$, validation"]
     assert all(x == int(x) for x in figure.axes[0].get_xticks())

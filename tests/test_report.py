@@ -8,7 +8,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from test_records import CHECKOUT, save
 
-from dpmkit import metrics, records, report, tables
+from dpmkit import metrics, plots, pooled, records, report, tables
 from dpmkit.settings import Settings, UserError
 
 MARKED = f"# x\n\n{report.BEGIN}\nstale\n{report.END}\nrest\n"
@@ -29,20 +29,28 @@ def test_records_hold_no_path_and_tables_hold_the_records_numbers(tmp_path):
         records.load(Settings.of("demo", home=str(tmp_path)), "ablations")
 
 
+def pages(root):
+    """Every page of a folder of results, by its path below it."""
+    found = pooled.groups(records.load_all(root), root)
+    return {path.relative_to(root).as_posix(): text for path, text in report.pages(found, root).items()}
+
+
 def test_the_reports_are_made_of_records_alone(tmp_path):
     saved(tmp_path, 62.0)
     root, readme = tmp_path / "results", tmp_path / "README.md"
     readme.write_text(MARKED)
-    page = root / "demo-demo" / "fold1-seed0.md"
+    corpus, page = root / "demo-demo" / "README.md", root / "demo-demo" / "fold1-seed0.md"
     report.write(root)
     assert "62.0 [61.0, 63.0]" in page.read_text() and readme.read_text() == MARKED
     page.unlink()
-    assert report.write(root, readme) == [readme, root / "README.md", page]
+    assert report.write(root, readme) == [readme, root / "README.md", corpus, page]
     first = (root / "README.md").read_text(), readme.read_text()
     assert all("+2.0 [+1.0, +3.0]" in text for text in first) and "62.0 [61.0, 63.0]" in page.read_text()
-    assert "(demo-demo/fold1-seed0.md)" in first[0] and "stale" not in first[1] and first[1].endswith("\nrest\n")
+    assert "[demo, `demo`](demo-demo/README.md)" in first[0] and "(fold1-seed0.md)" in corpus.read_text()
+    assert "stale" not in first[1] and first[1].endswith("\nrest\n")
     report.write(root, readme)
     assert first == ((root / "README.md").read_text(), readme.read_text())
+    assert not (root / "demo-demo" / "figures").exists(), "a run alone is drawn by its notebook"
     readme.write_text("no markers")
     with pytest.raises(UserError, match="lacks the marker"):
         report.write(root, readme)
@@ -61,69 +69,130 @@ def test_a_runs_page_draws_a_few_figures_with_what_their_files_tell(tmp_path):
     drawn = [line for line in page.splitlines() if "![" in line]
     assert drawn[::2] == ["![Told of headline](figures/headline-fold1-seed0.png)<br>*Told of headline*",
                           "![Told of cost](figures/cost-fold1-seed0.png)<br>*Told of cost*"]
-    assert drawn[1].startswith("![ablations, `demo` profile on `demo`, fold 1, seed 0](figures/ablations-")
+    assert drawn[1].startswith("![ablations-fold1-seed0](figures/ablations-")
 
 
-def test_seeds_share_one_table_of_means(tmp_path):
-    made = [saved(tmp_path, 62.0), saved(tmp_path, 64.0, seed=1)]
-    table = tables.spread(made).set_index("method")
-    assert table.loc["dpm"].tolist() == ["63.0 [62.0, 64.0]", "+3.0 [+2.0, +4.0]"]
-    page = report.page(made, tmp_path)
-    assert "## Fold 1, seeds 0, 1: `demo` profile on `demo`\n" in page and "| dpm | 63.0 [62.0, 64.0] |" in page
-    assert "mean of" not in report.page(made[:1], tmp_path)
+def test_seeds_are_means_with_ranges(tmp_path):
+    for seed, wa in ((0, 62.0), (1, 64.0)):
+        saved(tmp_path, wa, seed=seed)
+    group, = pooled.groups(records.load_all(tmp_path / "results"), tmp_path / "results")
+    record, = group.over
+    assert record["runs"] == "mean of seeds 0, 1 of fold 1" and [r["seed"] for r in record["of"]] == [0, 1]
+    table = tables.methods(record, "all-lengths").set_index("method")
+    assert table.loc["dpm", "WA"] == "63.0 [62.0, 64.0]" and "over speakers" not in table
+    assert table.loc["dpm", "WA against window"] == "+3.0 [+2.0, +4.0]"
+    contrast = tables.contrasts(record, "all-lengths").set_index("contrast").loc["dpm - window"]
+    assert contrast["WA, points"] == "+3.0 [+2.0, +4.0]" and not {"p (Holm)", "over speakers"} & {*contrast.index}
+    made = pages(tmp_path / "results")
+    page = made["demo-demo/README.md"]
+    assert "## Mean of seeds 0, 1 of fold 1\n" in page and "Holm" not in page
+    assert "| demo, `demo`, mean of seeds 0, 1 of fold 1 |" in made["README.md"]
+    assert [name for name in made if name.endswith("-seed1.md")] == ["demo-demo/fold1-seed1.md"]
 
 
-def test_runs_share_a_row_of_means_and_have_a_page_each(tmp_path):
-    made = [saved(tmp_path, wa, fold=fold) for wa, fold in ((62.0, 1), (64.0, 2), (66.0, 4))]
-    summary, page = report.summary(made[::-1], tmp_path), report.page(made[::-1], tmp_path)
-    assert "| folds 1, 2, 4, seed 0 |  | +4.0 [+2.0, +6.0] |" in summary and "headline-fold1-seed0.png" in summary
-    places = [page.index(f"(demo-demo/fold{fold}-seed0.md) |") for fold in (1, 2, 4)]
-    assert places == sorted(places) and page.count(".md) |") == 3
-
-
-def test_folds_with_predictions_are_pooled_and_each_method_stands_over_all_of_them(tmp_path):
-    for fold, hits in ((1, [1, 1, 0]), (2, [1, 0, 0])):
-        settings = save(tmp_path, {"window": 60.0, "dpm": 61.0}, {"evaluation.bootstrap": 50}, fold=fold)
+def folds(home, given=((1, [1, 1, 0]), (2, [1, 0, 0]))):
+    """Runs of a fold each, with predictions; `given`: fold, and which targets dpm has right."""
+    for fold, hits in given:
+        settings = save(home, {"window": 60.0, "dpm": 61.0}, {"evaluation.bootstrap": 50}, fold=fold)
         rows = pd.DataFrame({"conversation": [f"f{fold}c{i}" for i in range(3)], "speaker": f"s{fold}", "turn": 0,
                              "utterance": [f"f{fold}u{i}" for i in range(3)], "emotion": "neu"})
-        given = {"window": [0, 0, 0], "dpm": hits}
+        answers = {"window": [0, 0, 0], "dpm": hits}
         records.save_answers(settings, {name: rows.assign(p_neu=[0.4 + 0.2 * hit for hit in of], p_sad=0.5)
-                                        for name, of in given.items()})
-    root = tmp_path / "results"
-    made = records.load_all(root)
-    page = report.page(made, root)
-    assert "## Folds 1, 2, seed 0: `demo` profile on `demo`, `evaluation.bootstrap` = 50" in page
-    assert "6 utterances, 6 conversations, 2 speakers." in page
-    assert "| dpm | 50.0 [16.7, 83.3] | 50.0" in page and "| window | 0.0 [0.0, 0.0] |" in page
-    assert "folds 1, 2, seed 0 |  | +50.0 [+16.7, +83.3]" in report.summary(made, root)
-    assert records.load_answers(root, made[0]).keys() == {"window", "dpm"}
-    next(root.rglob("answers-fold2*")).unlink()
-    page = report.page(made, root)  # means where the predictions of one are absent
-    assert "| dpm | 61.0 [61.0, 61.0] | +1.0" in page and not records.load_answers(root, made[1])
+                                        for name, of in answers.items()})
+        yield settings
 
 
-def test_seeds_answer_the_same_conversations_and_are_never_pooled(tmp_path):
-    rows = pd.DataFrame({"conversation": ["c", "d"], "speaker": "s", "turn": 0, "utterance": ["u", "v"],
-                         "emotion": "neu", "p_neu": 0.6, "p_sad": 0.4})
-    for seed in (0, 1):
-        settings = save(tmp_path, {"window": 60.0, "dpm": 61.0 + seed}, seed=seed)
-        records.save_answers(settings, {"window": rows, "dpm": rows})
+@pytest.fixture
+def plain(monkeypatch):
+    """Runs of another bootstrap are none of other settings."""
+    monkeypatch.setattr(Settings, "changed", property(lambda _: {}))
+
+
+def test_folds_with_predictions_are_pooled_over_all_of_their_targets(tmp_path, plain):
+    *_, last = folds(tmp_path)
     root = tmp_path / "results"
-    page = report.page(records.load_all(root), root)
-    assert "| dpm | 61.5 [61.0, 62.0] | +1.5 [+1.0, +2.0] |" in page and "2 utterances" not in page
-    assert "fold 1, seeds 0, 1 |  | +1.5 [+1.0, +2.0]" in page
+    for seed in (1, 2):
+        save(tmp_path, {"window": 50.0, "dpm": 70.0}, seed=seed)
+    group, = pooled.groups(records.load_all(root), root)
+    over, seeds = group.over
+    assert (over["runs"], seeds["runs"]) == ("folds 1, 2 of seed 0", "mean of seeds 0 to 2 of fold 1")
+    part = over["results"]["protocols"]["all-lengths"]
+    assert (part["targets"], part["conversations"], part["speakers"]) == (6, 6, 2)
+    assert {r["method"]: r["WA"] for r in part["methods"]} == {"window": 0, "dpm": 50}
+    contrast, = part["contrasts"]  # what was declared is tested anew, over the targets of all folds
+    assert contrast["contrast"] == "dpm - window" and contrast["p_holm"] == contrast["p"] == pytest.approx(0.25)
+    made = pages(root)
+    first = made["README.md"]
+    assert "demo, `demo`, folds 1, 2 of seed 0 |" in first and "+50.0 [+16.7, +83.3]" in first
+    page = made["demo-demo/README.md"]
+    assert "| dpm | method | 50.0 [16.7, 83.3] |" in page and "| dpm | method | 67.0 [61.0, 70.0] |" in page
+    assert "| dpm - window | +50.0 [+16.7, +83.3] |" in page and "0.25 |" in page
+    records.path(last, "answers").with_suffix(".parquet").unlink()
+    record = pooled.groups(records.load_all(root), root)[0].over[0]
+    assert record["runs"] == "mean of folds 1, 2 of seed 0", "where the predictions of one are absent"
+    assert tables.methods(record, "all-lengths")["WA"].tolist() == ["60.0 [60.0, 60.0]", "61.0 [61.0, 61.0]"]
+
+
+def test_the_first_figure_of_several_folds_is_drawn_of_all_of_them_and_says_so(tmp_path, plain, monkeypatch):
+    list(folds(tmp_path))
+    root, drawn = tmp_path / "results", []
+    written = plots.written
+    monkeypatch.setattr(plots, "written", lambda *given: (drawn.append(given), written(*given)))
+    report.write(root)
+    (figure, path, run, caption), = drawn
+    assert path == root / "demo-demo" / "figures" / "headline-folds-seed0.png"
+    assert run == "demo on demo, folds 1, 2 of seed 0" == figure.get_supxlabel()
+    assert f"6 utterances, 6 conversations, bars: 95 % over conversations; {run}, commit " in caption
+    assert Image.open(path).info["Description"] == caption
+    point = figure.axes[0].containers[0].lines[0]
+    assert point.get_xdata().tolist() == [0, 50], "WA over all folds"
+    assert f"![{caption}](demo-demo/figures/headline-folds-seed0.png)<br>*{caption}*" in (
+        root / "README.md").read_text()
+
+
+def test_a_change_of_settings_stands_in_a_table_of_its_own_and_in_the_index(tmp_path):
+    for changed, wa in (({}, 62.0), ({"memory.lr": 0.1}, 90.0)):
+        save(tmp_path, {"window": 60.0, "dpm": wa}, changed)
+    save(tmp_path, {"window": 50.0, "dpm": 52.0}, fold=2)
+    made = pages(tmp_path / "results")
+    page = made["demo-demo/README.md"].partition("## Other settings")
+    assert "90.0" not in page[0] and "| dpm | method | 57.0 [52.0, 62.0] |" in page[0]
+    table, index = page[2].split("## Runs")
+    assert "| nothing | fold 1, seed 0 | 60.0 [59.0, 61.0] | 62.0 [61.0, 63.0] |" in table and "fold 2" not in table
+    assert "| `memory.lr` = 0.1 | fold 1, seed 0 | 60.0 [59.0, 61.0] | 90.0 [89.0, 91.0] |" in table
+    name, = (name for name in made if "fold1-seed0-" in name)
+    assert f"fold 1, seed 0, `memory.lr` = 0.1]({name.rpartition('/')[2]})" in index and "90.0" in made[name]
+    assert "90.0" not in made["README.md"] and "| [demo, `demo`](demo-demo/README.md) | 3 |" in made["README.md"]
+    alone = tmp_path / "alone"
+    save(alone, {"window": 60.0, "dpm": 61.0}, {"memory.lr": 0.1})
+    assert "No record yet" in (found := pages(alone / "results"))["README.md"] and len(found) == 3
+
+
+def test_real_voices_come_first_then_the_most_speakers_and_targets(tmp_path):
+    for corpus, profile, more in (("demo", "demo", "99, \"speakers\": 99"), ("cremad", "smollm2", "5"),
+                                  ("cremad", "voices", "50"), ("emodb", "demo", "2, \"speakers\": 3")):
+        settings = save(tmp_path, {"window": 60.0, "dpm": 61.0}, profile=profile, corpus=corpus, root="x")
+        file = records.path(settings, "methods")
+        file.write_text(file.read_text().replace('"targets": 9', f'"targets": {more}'))
+    root = tmp_path / "results"
+    assert [group.title for group in pooled.groups(records.load_all(root), root)] == [
+        "emodb, `demo`", "cremad, `voices`", "cremad, `smollm2`", "demo, `demo`"]
 
 
 def test_the_committed_pages_are_those_of_the_committed_records():
     root = records.REFERENCE
-    made = records.load_all(root)
-    assert (root / "README.md").read_text(encoding="utf-8") == report.page(made, root)
+    found = pooled.groups(records.load_all(root), root)
+    made = report.pages(found, root)
+    for path, text in made.items():
+        assert path.read_text(encoding="utf-8") == text and len(text.splitlines()) <= 200, path
+    assert {*root.rglob("*.md")} - {*(root / "own").rglob("*")} == {*made}, "a page that no record makes"
     readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    assert readme.partition(report.BEGIN)[2].partition(report.END)[0].strip() == report.summary(made, root)
+    assert readme.partition(report.BEGIN)[2].partition(report.END)[0].strip() == report.summary(found)
     assert len(readme.splitlines()) <= 130
-    for kinds in report._runs(made):
-        page = (root / report._place(kinds)).read_text(encoding="utf-8")
-        assert page == report.run_page(kinds, root) and len(page.splitlines()) <= 200
+    for group in found:  # what is drawn of several runs is of these, by its caption
+        for record in (r for r in group.over if len(r["of"]) > 1):
+            figure = root / group.folder / "figures" / f"headline-{record['run']}.png"
+            assert Image.open(figure).info["Description"] == report._headline(record)
 
 
 def test_every_wa_of_every_table_comes_out_of_the_published_predictions():
@@ -142,28 +211,6 @@ def test_every_wa_of_every_table_comes_out_of_the_published_predictions():
             assert not found or found == pytest.approx({r["method"]: r["WA"] for r in part["methods"]}, abs=1e-9)
             checked += len(found)
     assert checked
-
-
-def run_page(root):
-    kinds, = report._runs(records.load_all(root))
-    return report.run_page(kinds, root)
-
-
-def test_after_notebooks_01_and_02_a_runs_page_says_what_they_found(tmp_path):
-    settings = Settings.of("smoke", home=str(tmp_path))
-    rows = [{"method": "single utterance", "WA": 0.681, "UA": 0.689}]
-    records.save(settings, "data", {"conversations": 20, "utterances": 123, "hours": 0.5, "speakers": 4,
-                                    "skipped_count": 0, "reference": {"validation": rows, "test": rows}}, {}, 1.0)
-    said = run_page(tmp_path / "results")
-    assert "123 utterances" in said and "test fold, WA / UA in %: single utterance 68.1 / 68.9." in said
-    records.save(settings, "backbone", {
-        "parameters": 870784, "trained_parameters": 870784, "best_epoch": 2, "history": [
-            {"epoch": e, "eval_l_a": 4.0 + e, "eval_l_e": 0.8, "eval_wa": 0.65 + e / 100, "eval_ua": 0.66}
-            for e in (1, 2, 3)]}, {}, 1.0)
-    said = run_page(tmp_path / "results")
-    assert "best epoch 2 of 3; validation there: L_a 6.000, L_e 0.800, WA 67.0, UA 66.0." in said
-    assert said.startswith("# `smoke` profile on `demo`, fold 1, seed 0\n")
-    assert "No record yet" in report.summary([], tmp_path)
 
 
 def test_one_version_stands_everywhere():

@@ -5,7 +5,6 @@ import re
 import pytest
 
 from dpmkit import tables
-from dpmkit.metrics import DECLARED
 
 
 def method(name, wa, gain, low, high, speakers=(-9.0, 9.0)):
@@ -37,18 +36,14 @@ def a_record(contrasts=(), losses=None, methods=(), corpus="demo", **settings):
                    for r in rows]}}
 
 
-@pytest.mark.parametrize(("gain", "p_holm", "words"), [
-    (1.2, 0.049, "`dpm` is above `window`"), (-1.2, 0.049, "`dpm` is below `window`"),
-    (1.2, 0.05, "No measurable difference between `dpm` and `window`")])
-def test_the_verdict_follows_the_adjusted_p(gain, p_holm, words):
-    said, = tables.verdict(a_record([contrast("dpm - window", gain, p_holm)]))
-    assert said == f"{words} ({gain:+.1f} [{gain - 1:+.1f}, {gain + 1:+.1f}] points WA, p {p_holm:.2g})."
-
-
-def test_every_declared_contrast_is_in_the_verdict_and_what_was_not_tested_is_not():
-    made = [contrast(f"{a} - {b}", i + 0.1, 0.2) for i, (a, b) in enumerate(DECLARED)]
-    said = " ".join(tables.verdict(a_record([*made, contrast("window - at-once", 99)])))
-    assert all(f"(+{i}.1 [" in said for i in range(len(DECLARED))) and said.count("No measurable") == len(DECLARED)
+@pytest.mark.parametrize(("row", "words"), [
+    (contrast("x", 1.2, 0.049), "yes"), (contrast("x", -1.2, 0.049), "no, below"),
+    (contrast("x", 1.2, 0.05), "no measurable difference"), (contrast("x", 1.2), "yes"),
+    (contrast("x", 0.8), "no measurable difference"), (contrast("x", -1.2), "no, below"),
+    ({"WA": 1, "WA_range": (0.1, 2)}, "yes"), ({"WA": 1, "WA_range": (-0.1, 2)}, "differs by run"),
+    ({"WA": -1, "WA_range": (-2, -0.1)}, "no, below"), ({"WA": 1}, "no measurable difference")])
+def test_a_difference_is_judged_by_the_adjusted_p_else_by_its_interval_else_by_all_runs(row, words):
+    assert tables.sign(row, a_record()) == words
 
 
 @pytest.mark.parametrize(("own_none", "own_swapped", "words"), [
@@ -57,9 +52,14 @@ def test_every_declared_contrast_is_in_the_verdict_and_what_was_not_tested_is_no
     (-0.01, 0.01, "something of how such conversations sound, and nothing measurable of this one"),
     (-0.0005, -0.01, "nothing measurable"), (0.01, -0.01, "nothing measurable")])
 def test_what_the_memory_stores_is_what_the_losses_show(own_none, own_swapped, words):
-    tested = [contrast("dpm - window", 0.0, 1.0)]
-    said = tables.verdict(a_record(tested, {"dpm": loss(own_none, own_swapped)}))[-1]
+    record = a_record(losses={"dpm": loss(own_none, own_swapped)})
+    said = tables.stored([record], "dpm")
     assert f"`dpm` stores {words}: {own_none:+.4f} [" in said and f"{own_swapped:+.4f} [" in said
+    other = a_record(losses={"dpm": loss(own_none + 0.002, 0.01)})
+    said = tables.stored([record, record, other], "dpm")
+    low, mean, high = own_none, own_none + 0.002 / 3, own_none + 0.002
+    assert f"on average [lowest, highest] {mean:+.4f} [{low:+.4f}, {high:+.4f}]" in said
+    assert f"{words} (" in said and " of 3 runs)" in said
 
 
 def test_a_table_of_contrasts_has_p_only_where_it_was_tested_and_marks_the_floor():
@@ -128,40 +128,31 @@ def test_without_a_reference_or_with_one_seed_it_says_so():
     assert "| window | WA | 60.0 | 61.0 | 1.0 | – | – |" in alone and alone.endswith("reproduced: 0 of 0 within")
 
 
-def run(fold=1, corpus="demo", profile="demo", changed=(), window=60.0, at_once=58.0, dpm=60.5):
-    """A `methods` record of these WA, whose contrast dpm - at-once has an interval."""
-    rows = [method("window", window, 0, 0, 0), method("at-once", at_once, at_once - window, -9, 9),
-            method("dpm", dpm, dpm - window, dpm - window - 0.5, dpm - window + 0.5)]
-    part = {"methods": rows, "contrasts": [contrast("dpm - at-once", dpm - at_once, 0.3)]}
-    return {"corpus": corpus, "profile": profile, "changed": dict(changed), "fold": fold, "seed": 0,
-            "results": {"protocols": {"all-lengths": part, "complete": part}}}
+def run(corpus="demo", **named):
+    """A `methods` record as `pooled` has it, with a contrast, a gain over window and a plain difference."""
+    rows = [method("window", 60.0, 0, 0, 0), method("at-once", 58.0, -2.0, -9, 9),
+            method("dpm", 60.5, 0.5, 0.0, 1.0)]
+    part = {"methods": rows, "contrasts": [contrast("dpm - at-once", 2.5, 0.3)]}
+    return {"corpus": corpus, "profile": "demo", "changed": {}, "fold": 1, "seed": 0,
+            "results": {"protocols": {"all-lengths": part, "complete": part}}, **named}
 
 
-def test_attribution_splits_the_papers_contrast_real_voices_first():
-    """One run has its intervals, several their mean and range."""
-    table = tables.attribution([run(), run(2, window=61.0, dpm=61.0), run(corpus="emodb"),
-                                run(changed={"memory.lr": 0.1})])
-    assert table["corpus"].tolist() == ["emodb, `demo`", "demo, `demo`", "demo, `demo`, memory.lr = 0.1",
-                                        "the paper, IEMOCAP (WA) / MELD (WF1)"] * 2
-    assert table["runs"].tolist()[:4] == ["fold 1, seed 0", "folds 1, 2, seed 0", "fold 1, seed 0", ""]
-    papers, short, memory = table.columns[3:]
-    assert table[papers].tolist()[1:4] == ["+2.8 [+2.5, +3.0]", "+2.5 [+1.5, +3.5]", "+2.2 / +0.3"]
-    assert table[papers].iloc[-1] == "+6.6 / +3.3" and table[short].tolist()[:2] == ["+2.0", "+2.5 [+2.0, +3.0]"]
-    assert table[memory].tolist()[:2] == ["+0.5 [+0.0, +1.0]", "+0.2 [+0.0, +0.5]"]
-    assert (short, memory) == ("= window - at-once, a short window", "+ dpm - window, the memory")
+def test_attribution_splits_the_papers_contrast_a_column_for_each_corpus():
+    table = tables.attribution([run("emodb"), run(runs="folds 1, 2 of seed 0")], "all-lengths", speakers=True)
+    assert list(table) == ["points of WA", "emodb, `demo`, fold 1, seed 0", "demo, `demo`, folds 1, 2 of seed 0"]
+    assert table.iloc[:, 1].tolist() == ["+2.5 [+1.5, +3.5]<br>speakers: [-0.5, +5.5]", "+2.0",
+                                         "+0.5 [+0.0, +1.0]<br>speakers: [-9.0, +9.0]", "", ""]
+    assert tables.attribution([run()], "complete").iloc[0, 1] == "+2.5 [+1.5, +3.5]"
+    assert "every utterance: +2.2 on IEMOCAP (WA), +0.3 on MELD (WF1)" in tables.papers("all-lengths")
+    assert "complete dialogues: +6.6 on IEMOCAP (WA), +3.3 on MELD (WF1)" in tables.papers("complete")
 
 
-def test_attribution_pools_the_folds_of_a_seed_and_sets_seeds_apart():
-    made, asked = [run(), run(2), run() | {"seed": 1}], []
-
-    def pooled(some, protocol, a, b):
-        asked.append(([(r["fold"], r["seed"]) for r in some], protocol, a, b))
-        return (1.25, [0.5, 2.0]) if len({r["fold"] for r in some}) == len(some) else None
-
-    table = tables.attribution(made, pooled)
-    assert table["runs"].tolist()[:2] == ["folds 1, 2, seed 0", "fold 1, seeds 0, 1"]
-    assert table[table.columns[3]].tolist()[:2] == ["+1.2 [+0.5, +2.0]", "+2.5 [+2.5, +2.5]"]
-    assert ([(1, 0), (2, 0)], "all-lengths", "dpm", "at-once") in asked
+def test_other_settings_say_what_was_changed():
+    table = tables.settings([run(), run(changed={"codes.tokenizer": "mimi", "memory.lr": 0.1}, fold=2)])
+    assert table.to_numpy().tolist() == [
+        ["nothing", "fold 1, seed 0", "60.0 [58.0, 62.0]", "58.0 [56.0, 60.0]", "60.5 [58.5, 62.5]"],
+        ["`codes.tokenizer` = mimi, `memory.lr` = 0.1", "fold 2, seed 0", "60.0 [58.0, 62.0]", "58.0 [56.0, 60.0]",
+         "60.5 [58.5, 62.5]"]]
 
 
 def test_gains_have_their_intervals_and_leave_out_what_was_not_measured():
@@ -171,28 +162,3 @@ def test_gains_have_their_intervals_and_leave_out_what_was_not_measured():
     assert tables.gains([same | row for row in rows]).to_numpy().tolist() == [
         ["lr", "0.001", "60.0", "60.0 [58.0, 62.0]", "+1.00 [+0.50, +1.50]", "3.0000", "0.25"],
         ["prefix", "0", "60.0", "60.0 [58.0, 62.0]", "+0.00 [+0.00, +0.00]", "", "0.25"]]
-
-
-def test_claims_are_judged_by_their_intervals():
-    def cost(codes, peak, path="dpm"):
-        return {"path": path, "codes": codes, "peak_bytes": peak}
-
-    def judged(contrast_low, stride, window_high, peak):
-        method = {"targets": 9, "contrasts": [
-            contrast("window - at-once", 9), contrast("dpm - at-once", 1, WA_interval=[contrast_low, 3])]}
-        long = {"tokens": 512, "WA_gain": -1.0, "WA_gain_interval": [-3, window_high]}
-        rows = [{"setting": "stepping", "value": v, "WA": wa} for v, wa in
-                (("sentence", 60.0), ("stride-64", stride), ("every-2", 50.0))]
-        kinds = {"methods": {"protocols": {"all-lengths": method}}, "ablations": {"rows": rows},
-                 "context": {"windows": [{"tokens": 64}, long],
-                             "cost": [cost(900, peak), cost(100, 5e6), cost(999, 9e9, "window")]}}
-        return tables.claims({kind: {"results": of} for kind, of in kinds.items()})
-
-    table = judged(0.5, 59.0, 0.1, 6e6)
-    assert table["here"].tolist() == ["yes", "yes", "no measurable difference", "yes"]
-    assert table["evidence"].tolist() == [
-        "dpm - at-once +1.0 [+0.5, +3.0] points of WA, 9 utterances",
-        "WA 60.0; 59.0 at stride-64, the best of 2; validation", "512 tokens - 64 -1.0 [-3.0, +0.1] points of WA",
-        "5 MB after 100 codes and 6 MB after 900 codes"]
-    assert judged(-0.5, 60.0, -0.1, 11e6)["here"].tolist() == ["no measurable difference", "no", "no, below", "no"]
-    assert tables.claims({}).empty
