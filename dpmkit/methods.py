@@ -17,7 +17,6 @@ from .sllm import EmotionSLLM
 
 # What stands under the inertia filter, too: no controls, and not the majority, which always says the same.
 FILTERED = ("classifier", "lstm", "blstm", "current", "window", "at-once", "kv-window", "own-answers", "dpm-tuned")
-NETWORKS = ("classifier", "lstm", "blstm")  # in turn: all draw from the one generator of torch
 TUNED = {name: name.replace("dpm", "dpm-tuned", 1)  # at the learning rate that validation chose
          for name in ("dpm", "dpm-swapped", "dpm-same-speaker", "dpm-shuffled", "dpm-reset", "dpm-still")}
 
@@ -26,12 +25,10 @@ def rated(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetun
           method: str) -> dict[float, float]:
     """Each learning rate of `ablation.lr` -> WA in % of an SLLM method with a memory on `ablation.conversations`
     validation conversations; 0: without a memory."""
-    rates = (0.0, *(lr for lr in settings.ablation.lr if lr))
-    asked = {lr: (settings.replace("memory.lr", lr), method if lr else "window", "validation",
-                  settings.ablation.conversations) for lr in rates}
-    protocols.beforehand(asked.values(), corpus, codes, tuned)
-    return {lr: metrics.wa(protocols.predict(at, corpus, codes, tuned, *what), corpus.emotions)
-            for lr, (at, *what) in asked.items()}
+    return {lr: metrics.wa(protocols.predict(settings.replace("memory.lr", lr), corpus, codes, tuned,
+                                             method if lr else "window", "validation",
+                                             settings.ablation.conversations), corpus.emotions)
+            for lr in (0.0, *(lr for lr in settings.ablation.lr if lr))}
 
 
 def answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned,
@@ -43,11 +40,6 @@ def answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     run = corpus, codes, tuned
     best, bound = (settings.replace("memory.lr", rates[name]) for name in ("dpm", "dpm-told"))
     plain = [n for n in FILTERED if n != "dpm-tuned" and (n != "own-answers" or settings.evaluation.own_answers)]
-    asked = [(bound, "dpm-told"), (settings, "dpm-swapped"), (settings, "dpm"), *((best, name) for name in TUNED),
-             *((settings, name) for name in plain if name in protocols.METHODS and name != "own-answers")]
-    trained = [name for name in plain if name in NETWORKS]
-    protocols.beforehand(asked, *run, [lambda _: [baselines.network(settings, corpus, codes, name)
-                                                  for name in trained]])
     tables = {"majority": baselines.majority(settings, corpus), "last-true": baselines.last_true(settings, corpus),
               "dpm-told": protocols.predict(bound, *run, "dpm-told")}
     tables |= {name: _plain(settings, *run, name, "test") for name in plain}
@@ -68,7 +60,7 @@ def answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
 def _plain(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, name: str,
            split: str) -> pd.DataFrame:
     """One method's predictions; of the validation conversations, which only set a filter's temperature, some."""
-    if name in NETWORKS:
+    if name in ("classifier", "lstm", "blstm"):
         return baselines.network(settings, corpus, codes, name, split)
     if name == "own-answers":
         settings = settings.replace("memory.history_emotions", "predicted")

@@ -202,15 +202,6 @@ def joined(runs: Sequence[dict[str, pd.DataFrame]],
     return tables, tuple(c.removeprefix("p_") for c in runs[0][shared[0]] if c.startswith("p_"))
 
 
-def pooled(runs: Sequence[dict[str, pd.DataFrame]], protocol: str, a: str, b: str,
-           how: EvaluationSettings) -> tuple[float, list[float]]:
-    """WA of method a less b's in points over all targets of several runs (see `joined`), and its interval over
-    conversations."""
-    values = resampled(*joined([{name: run[name] for name in (a, b)} for run in runs], protocol), how.bootstrap)
-    gain = values[a]["WA"] - values[b]["WA"]
-    return float(gain[0]), interval(gain, how.confidence)
-
-
 def mcnemar(a: pd.DataFrame, b: pd.DataFrame, emotions: tuple[str, ...]) -> dict[str, float]:
     """McNemar's exact test (1947) on `n` single targets (protocol `complete`): those that `a_only` and `b_only` got
     right, and the two-sided binomial `p` of that split. ValueError where a conversation has two targets."""

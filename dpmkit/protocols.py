@@ -8,14 +8,11 @@ utterance outside the label set (emotion None) is heard, written and answered as
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import partial
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -23,7 +20,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from . import cheaper, machine, metrics, runs
+from . import cheaper, metrics, runs
 from .codes import CorpusCodes
 from .corpora import Conversation, Corpus, Fold
 from .corpora.dynamics import emotion_prior, transition_matrix
@@ -79,7 +76,6 @@ METHODS = {
                        "sentence's true emotion", writes=True, bound=True),
 }
 TOKENS = 4096  # of a forward without a memory, padding counted
-SMALL = 20_000_000  # weights of an SLLM whose products are too small for two threads to share
 GROUP = 4  # conversations per stream in a file of predictions: a kill loses at most these
 Chain = tuple[np.ndarray, np.ndarray]  # of emotions: transitions, (emotions, emotions), and prior, (emotions,)
 
@@ -123,53 +119,6 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
     sentence) and skipped (updates left out so far, as they were not finite). Kept group by group, so that a killed
     run goes on; `limit`: the first conversations of the split (0: all). UserError for an unknown method or split.
     """
-    return _predicted(settings, corpus, codes, tuned, method, split, limit)
-
-
-def beforehand(asked: Iterable[tuple], corpus: Corpus, codes: CorpusCodes, tuned: Finetuned,
-               others: Sequence[Callable[[Finetuned], Any]] = ()) -> None:
-    """Make what `predict` will be asked for, (settings, method[, split[, limit]]) each, and what `others` make,
-    by `spread`."""
-    jobs = {}
-    for settings, method, *more in asked:
-        split, limit = (*more, *("test", 0)[len(more):])
-        heard = _asked(settings, corpus, codes, tuned, method, split, limit)[0].hears(method)
-        jobs[runs.key(heard, split, limit)] = lambda own, given=(method, split, limit), settings=settings: (
-            _predicted(settings, corpus, codes, own, *given, shown=False))
-    spread([*others, *jobs.values()], tuned)
-
-
-def spread(jobs: Sequence[Callable[[Finetuned], Any]], tuned: Finetuned) -> None:
-    """Do jobs that keep what they make, the first ones first, each with an SLLM of its own and on one thread: the
-    products of a small SLLM keep no second one busy. Where there is but one, on a GPU, and with a large SLLM this
-    does nothing: all is made when it is asked for."""
-    threads, sllm = torch.get_num_threads(), tuned.sllm
-    if threads == 1 or sllm.device.type != "cpu" or sum(p.numel() for p in sllm.parameters()) > SMALL:
-        return
-    machine.origin()  # which is asked once, and names this process' threads
-    idle: SimpleQueue[Finetuned] = SimpleQueue()
-    for _ in range(threads):
-        idle.put(replace(tuned, sllm=copy.deepcopy(sllm)))
-
-    def done(job: Callable[[Finetuned], Any]) -> None:
-        own = idle.get()  # a memory is written into the layers of its SLLM
-        try:
-            job(own)
-        finally:
-            idle.put(own)
-
-    with machine.one_thread(), ThreadPoolExecutor(threads) as pool:
-        try:
-            begun = [pool.submit(done, job) for job in jobs]
-            for job in tqdm(as_completed(begun), "side by side", len(begun), unit="job"):
-                job.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # those that have begun end
-            raise
-
-
-def _predicted(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, method: str, split: str,
-               limit: int, shown: bool = True) -> pd.DataFrame:
     listener, conversations, given = _asked(settings, corpus, codes, tuned, method, split, limit)
     made = runs.Artefact(settings, "predictions", predict, sllm=tuned.key, split=split,
                          conversations=[c.id for c in conversations], **listener.hears(method))
@@ -180,8 +129,7 @@ def _predicted(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fi
     groups = [queue[start:start + size] for start in range(0, len(queue), size)]
 
     def answers(group: Sequence[Conversation]) -> pd.DataFrame:
-        return pd.concat(tqdm(listen(listener, group, method, given), method, len(group), unit="conversation",
-                              disable=not shown))
+        return pd.concat(tqdm(listen(listener, group, method, given), method, len(group), unit="conversation"))
 
     try:
         return _in_order([kept(made, runs.key([c.id for c in group]), partial(answers, group)) for group in groups],

@@ -140,18 +140,13 @@ def measured(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fine
     conversations, speaker, rows = corpus.select(fold.test[:settings.ablation.disturbed]), None, []
     with suppress(NotFitted):
         speaker, _ = speakers.fitted(settings, corpus, codes, tuned)
-
-    def kept(disturbance: str, own: Finetuned) -> pd.DataFrame:
+    for disturbance in settings.ablation.disturbances:
         made = runs.Artefact(
-            settings, "robustness", _answers, speakers.fitted, codes=codes.key, sllm=own.key, fold=fold,
+            settings, "robustness", _answers, speakers.fitted, codes=codes.key, sllm=tuned.key, fold=fold,
             conversations=[c.id for c in conversations], disturbance=disturbance, memory=settings.memory,
             seed=settings.seed, speaker=settings.speaker, silero=[settings.segments, version("silero-vad")])
-        return protocols.kept(made, "answers", partial(_answers, settings, corpus, codes, own, speaker,
-                                                       conversations, disturbance))
-
-    protocols.spread([partial(kept, disturbance) for disturbance in settings.ablation.disturbances], tuned)
-    for disturbance in settings.ablation.disturbances:
-        answers = kept(disturbance, tuned)
+        answers = protocols.kept(made, "answers", partial(_answers, settings, corpus, codes, tuned, speaker,
+                                                          conversations, disturbance))
         tables = {method: protocols.answered(protocols.rows(conversations), corpus.emotions, part[names].to_numpy())
                   for method, part in answers.groupby("method", sort=False)}
         kind, level = parsed(disturbance)

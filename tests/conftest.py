@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpmkit import corpora, machine
+from dpmkit import corpora
 from dpmkit.codes import CorpusCodes
 from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance
 from dpmkit.corpora.dynamics import EMOTIONS
@@ -117,14 +117,6 @@ def make_settings(home):
     return Settings.of("smoke", {
         "home": str(home), "device": "cpu", "codes.codebook_size": CODEBOOK, "backbone.window": 64,
         "finetune.n_o": 16, "finetune.n_p": 48, "finetune.n_q": 64, "memory.prefix": 16, "evaluation.streams": 4})
-
-
-@pytest.fixture
-def two_threads():
-    """What is small is done side by side, see `protocols.spread`."""
-    with machine.one_thread():  # afterwards as many as before
-        torch.set_num_threads(2)
-        yield
 
 
 def next_code_loss(sllm, prefixes, targets, vocabulary="codes"):

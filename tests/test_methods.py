@@ -166,8 +166,7 @@ def moved(first, second):
     return {name for name in first if not np.array_equal(first[name], second[name])}
 
 
-def test_nothing_is_fitted_on_the_test_conversations(run, as_it_is, two_threads):
-    # ... and what is made side by side has the bits of what is made in turn, as it is.
+def test_nothing_is_fitted_on_the_test_conversations(run, as_it_is):
     tables, fitted = as_it_is
     other, refitted = run("other labels", labels=True)
     assert not moved(fitted, refitted)

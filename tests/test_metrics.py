@@ -29,7 +29,6 @@ from dpmkit.metrics import (
     measures,
     nll,
     per_emotion,
-    pooled,
     reliability,
     resampled,
     scored,
@@ -485,10 +484,6 @@ def test_folds_are_pooled_as_one_table_of_all_their_targets():
     assert {*whole} == {"a", "b"} and emotions == EMOTIONS and len(whole["a"]) == len(targets(whole["a"]))
     for name in "ab":
         pd.testing.assert_frame_equal(whole[name], pd.concat([targets(fold[name], "complete") for fold in folds]))
-    got, ends = pooled(folds, "complete", "a", "b", draws(400, 0.9))
-    assert got == pytest.approx(wa(whole["a"], EMOTIONS) - wa(whole["b"], EMOTIONS)) and got != 0
-    values = resampled(whole, EMOTIONS, 400)
-    assert ends == pytest.approx(interval(values["a"]["WA"] - values["b"]["WA"], 0.9))
 
 
 def test_too_few_speakers_have_no_interval_and_single_targets_mcnemar_s_p():

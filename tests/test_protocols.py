@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import answered, changed, make_toy, next_code_loss, written
 
-from dpmkit import machine, metrics, protocols
+from dpmkit import metrics, protocols
 from dpmkit.finetune import Finetuned
 from dpmkit.memory import DynamicParameterMemory
 from dpmkit.protocols import METHODS, predict
@@ -220,37 +220,6 @@ def test_equal_inputs_are_predicted_once(settings, toy, tuned, monkeypatch):
                                 ("dpm-told", "lr", 1e-3), ("dpm", "prefix", 8)):
         with pytest.raises(TypeError):
             predict(settings.replace(f"memory.{name}", value), *toy, tuned, method)
-
-
-def test_what_is_made_beforehand_side_by_side_is_what_is_predicted(settings, toy, tuned, tmp_path, monkeypatch,
-                                                                   two_threads):
-    """Bit for bit, each once, on SLLMs of their own; elsewhere nothing is made beforehand."""
-    still, plain, calls = settings.replace("memory.lr", 0.0), protocols.listen, []
-    asked = [(settings, "dpm-told"), (settings, "dpm-swapped", "validation", 2), (settings, "dpm"), (still, "dpm"),
-             (settings, "dpm-still"), (settings, "window", "train")]
-    expected = [predict(s.replace("home", str(tmp_path / "apart")), *toy, tuned, *what) for s, *what in asked]
-
-    def listen(listener, *rest):
-        calls.append((listener.sllm, torch.get_num_threads()))
-        return plain(listener, *rest)
-
-    monkeypatch.setattr(protocols, "listen", listen)
-    with monkeypatch.context() as patch:
-        patch.setattr(protocols, "SMALL", 10)  # an SLLM that keeps two threads busy
-        protocols.beforehand(asked, *toy, tuned)
-    assert not calls
-    protocols.beforehand(asked, *toy, tuned)
-    assert len(calls) == 5, "dpm at a rate of 0 is dpm-still"
-    assert torch.get_num_threads() == 2 and {threads for _, threads in calls} == {1}
-    assert 1 <= len({id(sllm) for sllm, _ in calls} - {id(tuned.sllm)}) <= 2
-    assert all(sllm is not tuned.sllm and sllm.fingerprint() == tuned.sllm.fingerprint() for sllm, _ in calls)
-    monkeypatch.setattr(protocols, "listen", None)
-    for (s, *what), table in zip(asked, expected, strict=True):
-        pd.testing.assert_frame_equal(predict(s, *toy, tuned, *what), table, check_exact=True)
-    with pytest.raises(TypeError):  # what fails there fails here
-        protocols.beforehand([(settings, "current"), (settings, "at-once")], *toy, tuned)
-    with machine.one_thread():
-        protocols.beforehand([(settings, "current")], *toy, tuned)
 
 
 def test_a_memory_is_kept_until_more_streams_are_needed(settings, toy, tuned):

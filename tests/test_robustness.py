@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import changed, import_silero, make_toy
 
-from dpmkit import audio, codes, corpora, machine, plots, robustness, runs, tokenizers
+from dpmkit import audio, codes, corpora, plots, robustness, runs, tokenizers
 from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance
 from dpmkit.finetune import Finetuned
 from dpmkit.robustness import disturbed, heard, parsed, render, returned
@@ -347,14 +347,6 @@ def test_answers_are_kept_one_disturbance_after_the_other(prepared, monkeypatch)
     first = measure()
     assert asked == ["none", "white 10", "white 10", "silero"]
     assert measure() == first and len(asked) == 4
-
-
-def test_disturbances_side_by_side_have_the_same_rows(prepared, settings, tmp_path, two_threads):
-    measure, asked = prepared
-    both = measure()
-    with machine.one_thread():
-        assert measure(home=str(tmp_path / "in turn")) == both and len(asked) == 6
-    assert sorted(asked[:3]) == sorted(asked[3:])
 
 
 @pytest.mark.parametrize("name", ["seed", "segments.pad", "memory.lr", "speaker.paths", "ablation.disturbed"])
