@@ -29,6 +29,9 @@ BENCHES = {  # kind -> what is to be known of it
     "turn": "A write and a read of one sentence behind a full prefix, random weights: rows as they are (free), and "
             "of lengths that come again, recorded and replayed as CUDA graphs (auto). The script lies beside the "
             "record.",
+    "start": "A temporary LoRA whose start and step sizes are meta-learned on training speakers, tested once: the "
+             "start alone, written from its own conversation, and from another's. Gains in points of WA against no "
+             "LoRA, or of the two named. The script lies beside the record, the answers, too.",
 }
 DRAWN = ("headline", "ablations", "robustness", "positions", "cost")  # on a run's page; notebooks have all figures
 DETAILS = {  # on a run's page: title -> kind of record, its table
