@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -132,26 +132,12 @@ def predict(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
         return pd.concat(tqdm(listen(listener, group, method, given), method, len(group), unit="conversation"))
 
     try:
-        return _in_order([kept(made, runs.key([c.id for c in group]), partial(answers, group)) for group in groups],
+        return _in_order([made.table(runs.key([c.id for c in group]), partial(answers, group)) for group in groups],
                          conversations)
     except torch.OutOfMemoryError as error:
         raise UserError(f"the GPU's memory cannot hold {settings.evaluation.streams} streams: lower "
                         "evaluation.streams, memory.prefix or memory.rank, or set memory.layers=top-2, and run "
                         "again; finished conversations are kept") from error
-
-
-def kept(made: runs.Artefact, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-    """A table of an artefact, made where it is absent. UserError for a file that cannot be written or read."""
-    path = made.folder / f"{name}.parquet"
-    with made.making(path) as absent:
-        if absent:
-            table = make()
-            with runs.atomic(path) as temporary:
-                table.to_parquet(temporary, index=False)
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: delete it and run again ({error})") from error
 
 
 def one_by_one(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, method: str,

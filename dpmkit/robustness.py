@@ -145,8 +145,8 @@ def measured(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fine
             settings, "robustness", _answers, speakers.fitted, codes=codes.key, sllm=tuned.key, fold=fold,
             conversations=[c.id for c in conversations], disturbance=disturbance, memory=settings.memory,
             seed=settings.seed, speaker=settings.speaker, silero=[settings.segments, version("silero-vad")])
-        answers = protocols.kept(made, "answers", partial(_answers, settings, corpus, codes, tuned, speaker,
-                                                          conversations, disturbance))
+        answers = made.table("answers", partial(_answers, settings, corpus, codes, tuned, speaker, conversations,
+                                                disturbance))
         tables = {method: protocols.answered(protocols.rows(conversations), corpus.emotions, part[names].to_numpy())
                   for method, part in answers.groupby("method", sort=False)}
         kind, level = parsed(disturbance)

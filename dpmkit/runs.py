@@ -28,6 +28,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import pandas as pd
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
@@ -133,6 +134,19 @@ class Artefact:
             yield absent
         finally:
             lock.release()
+
+    def table(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """A table of the artefact, made where it is absent. UserError for a file that cannot be written or read."""
+        path = self.folder / f"{name}.parquet"
+        with self.making(path) as absent:
+            if absent:
+                table = make()
+                with atomic(path) as temporary:
+                    table.to_parquet(temporary, index=False)
+        try:
+            return pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read: delete it and run again ({error})") from error
 
     def _acquire(self, lock: FileLock) -> None:
         with _writing(self.folder):

@@ -248,7 +248,7 @@ def fitted(settings: Settings, corpus: Corpus, codes: CorpusCodes,
 
     made = runs.Artefact(settings, "speakers", fitted, sllm=tuned.key, precision=settings.memory.precision,
                          fold=settings.fold, speaker=own)
-    powers = protocols.kept(made, "powers", tried)
+    powers = made.table("powers", tried)
     best = float(powers["power"][powers["nll"].idxmin()])
     return replace(model.with_noise_of(found, truth, table["speaker"]), power=best), powers
 
@@ -325,7 +325,7 @@ def states(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetu
     names, precision = list(table["utterance"]), settings.memory.precision
     made = runs.Artefact(settings, "states", _states, sllm=tuned.key, precision=precision,
                          utterances=runs.key(names))
-    found = protocols.kept(made, "states", lambda: _states(tuned.sllm.in_precision(precision), codes.codes, names))
+    found = made.table("states", lambda: _states(tuned.sllm.in_precision(precision), codes.codes, names))
     return table, np.ascontiguousarray(found), pd.Categorical(table["emotion"], corpus.emotions).codes
 
 
