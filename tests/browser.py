@@ -27,14 +27,12 @@ OPEN = """name => {const now = jupyterapp.shell.currentWidget; return now.title.
     now.context?.isReady && now.sessionContext.session?.kernel}"""
 
 
-PATH = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
 def needed():
     """The path of a Chromium, and playwright; a loud skip where one is absent."""
-    if PATH is None:
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
         pytest.skip("CHROMIUM ABSENT: install it; no notebook was run in a browser")
-    return PATH, pytest.importorskip("playwright.sync_api", reason="PLAYWRIGHT ABSENT: pip install -e '.[dev]'")
+    return path, pytest.importorskip("playwright.sync_api", reason="PLAYWRIGHT ABSENT: pip install -e '.[dev]'")
 
 
 @contextmanager

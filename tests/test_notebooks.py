@@ -13,7 +13,6 @@ import browser
 import in_process
 import nbformat
 import pandas as pd
-import papermill
 import pytest
 import tree_iemocap
 import tree_manifest
@@ -23,7 +22,7 @@ from conftest import import_silero, without_times
 from processes import ended, started
 from test_recording import say
 
-from dpmkit import findings, plots, records, reproduce
+from dpmkit import findings, plots, records
 from dpmkit.__main__ import main
 from dpmkit.metrics import DECLARED
 from dpmkit.reproduce import NOTEBOOKS
@@ -54,14 +53,7 @@ def digests() -> dict[str, str]:
 
 
 def reproduced(home):
-    """The exit code of a run, of which the last notebook alone has a kernel, with what the others have left: a
-    browser runs them all in one. Where there is none, each has its own."""
-    headless, own = papermill.execute_notebook, NOTEBOOKS[-1:] if browser.PATH else NOTEBOOKS
-
-    def execute(source, *rest, **options):
-        return (headless if source.stem in own else in_process.execute_notebook)(source, *rest, **options)
-
-    reproduce.papermill.execute_notebook = execute
+    """The exit code of a run."""
     return main(["reproduce", "--profile", "smoke", "--home", home])
 
 
