@@ -232,7 +232,7 @@ def test_files_that_cannot_be_used_are_listed_and_never_composed(berlin, tmp_pat
 
 @real("emodb", "wav")
 def test_the_real_emodb_counts_as_published():
-    corpus = corpora.load(Settings.of("demo", corpus="emodb", root=str(SHARED / "emodb"), home=HOME.name))
+    corpus = corpora.load(Settings.of("full", corpus="emodb", root=str(SHARED / "emodb"), home=HOME.name))
     assert all(c.found == c.published for c in corpus.counts)
     assert {s.item for s in corpus.skipped} == {"81 file(s) of boredom", "69 file(s) of fea", "46 file(s) of dis"}
     assert len({u.speaker for c in corpus.conversations for u in c.utterances}) == 10
