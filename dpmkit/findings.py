@@ -180,7 +180,11 @@ def claims(found: Sequence[Group]) -> pd.DataFrame:
 def _beats(kinds: Kinds) -> str:
     record = kinds["methods"]
     row = tables.difference(record, "all-lengths", "dpm", "at-once")
-    return f"{tables.sign(row, record)}: {tables.value(row, 'WA', '+z.1f')}" if row else "not run"
+    if not row:
+        return "not run"
+    sign = tables.sign(row, record)
+    every = " in every run" * ("WA_range" in row and sign != "differs by run")
+    return f"{sign}{every}: {tables.value(row, 'WA', '+z.1f')}"
 
 
 def _steps(kinds: Kinds) -> str:

@@ -101,8 +101,9 @@ def page(found: Sequence[Group], root: Path) -> str:
     """README.md of a folder of results: the short answer, the paper's claims, the corpora."""
     with_methods = [group for group in found if group.over]
     made, of = sorted(r["made"][:10] for group in found for r in group.made), [g.over[0] for g in with_methods]
+    days = " to ".join(dict.fromkeys(made[:1] + made[-1:]))
     blocks = ["# Results", "Written by `make publish` from the JSON records in `*/records/`, nothing by hand. "
-              + (f"Records of {made[0]} to {made[-1]}." if made else ""), summary(found, "")]
+              + f"Records of {days}." * bool(made), summary(found, "")]
     if of:
         known = {record[name] for record in of for name in ("profile", "corpus")}
         never = [told for name, told in NEVER.items() if name not in known]

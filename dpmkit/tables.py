@@ -166,7 +166,8 @@ def settings(made: Sequence[Record]) -> pd.DataFrame:
         of = _by(record["results"]["protocols"]["all-lengths"]["methods"], "method")
         changed = ", ".join(f"`{name}` = {own}" for name, own in record["changed"].items()) or "nothing"
         rows.append({"changed": changed, "run": told(record)} | {m: value(row, "WA") for m, row in of.items()})
-    return _table(rows, {name: name for name in ("changed", "run", "window", "at-once", "dpm", "speaker-memory")})
+    few = ("changed", "run", "window", "at-once", "own-answers", "dpm", "speaker-memory")
+    return _table(rows, {name: name for name in few})
 
 
 def sign(row: Row, record: Record) -> str:
