@@ -145,8 +145,8 @@ def test_the_short_answer_follows_the_adjusted_p(kinds, low, high, p, beats, add
     does, memory, helps = findings.answer(record)
     gain = f"{(low + high) / 2:+.1f} [{low:+.1f}, {high:+.1f}] (p {p:.2g} by Holm)"
     part = record["results"]["protocols"]["all-lengths"]
-    assert does.startswith(f"**{beats}**: `dpm - at-once` is {gain}, points of WA of {part['targets']:,} utterances in "
-                           f"{part['conversations']} ")
+    assert does.startswith(f"**{beats}**: `dpm - at-once` is {gain}, points of WA of {part['targets']:,} "
+                           f"utterances in {part['conversations']} ")
     assert f"the memory, {gain}" in does and memory.startswith(f"**The memory {adds}")
     of = {row["method"]: (row["WA_gain"], *row["WA_gain_interval"]) for row in part["methods"]}
     gains = ", ".join("`{}` {:+.1f} [{:+.1f}, {:+.1f}]".format(m, *of[m])
