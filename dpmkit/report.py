@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -159,7 +160,8 @@ def run_page(kinds: Kinds, root: Path) -> str:
     captions = [Image.open(f).info.get("Description", f.stem) for f in figures]
     found = [said for kind in records.KINDS if kind in kinds for said in findings.KINDS[kind](kinds[kind])]
     notes = kinds["methods"]["results"]["notes"] if "methods" in kinds else []
-    blocks = [f"# {_title(kinds)}", "[This corpus](README.md)", _index([_row(kinds, root)]), _bullets(found),
+    blocks = [f"# {_title(kinds)}", f"[This corpus](README.md). {_command(kinds)}", _index([_row(kinds, root)]),
+              _bullets(found),
               *notes, *(f"![{of}](figures/{f.name})<br>*{of}*" for f, of in zip(figures, captions, strict=True))]
     for title, (kind, of) in DETAILS.items():
         if kind in kinds:
@@ -204,6 +206,17 @@ def _title(kinds: Kinds) -> str:
     record = _any(kinds)
     return ", ".join([f"{record['corpus']}, `{record['profile']}`, {pooled.told(record)}",
                       *(f"`{name}` = {of}" for name, of in record["changed"].items())])
+
+
+def _command(kinds: Kinds) -> str:
+    """When a run was made, and by what line."""
+    record, days = _any(kinds), sorted(r["made"][:10] for r in kinds.values())
+    line = f"python -m dpmkit reproduce --profile {record['profile']} --corpus {record['corpus']}"
+    line += f" --root path/to/{record['corpus']}" * bool(record["settings"]["root"])
+    line += f" --folds {record['fold']} --seeds {record['seed']}"
+    line += "".join(f" --set '{name}={of if isinstance(of, str) else json.dumps(of)}'"
+                    for name, of in record["changed"].items())
+    return f"Made {' to '.join(dict.fromkeys(days[:1] + days[-1:]))} by `{line}`."
 
 
 def _index(rows: Sequence[dict[str, Any]]) -> str:

@@ -1,6 +1,9 @@
 """Pages and tables say what their records say."""
 
+import json
+import shlex
 import tomllib
+from itertools import pairwise
 
 import pandas as pd
 import pytest
@@ -9,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from test_records import CHECKOUT, save
 
 from dpmkit import metrics, plots, pooled, records, report, tables
+from dpmkit.__main__ import main
 from dpmkit.settings import Settings, UserError
 
 MARKED = f"# x\n\n{report.BEGIN}\nstale\n{report.END}\nrest\n"
@@ -70,6 +74,21 @@ def test_a_runs_page_draws_a_few_figures_with_what_their_files_tell(tmp_path):
     assert drawn[::2] == ["![Told of headline](figures/headline-fold1-seed0.png)<br>*Told of headline*",
                           "![Told of cost](figures/cost-fold1-seed0.png)<br>*Told of cost*"]
     assert drawn[1].startswith("![ablations-fold1-seed0](figures/ablations-")
+
+
+def test_a_runs_page_says_when_and_by_what_line_it_was_made(tmp_path, capsys):
+    changed = {"codes.supervised": True, "ablation.lr": [0.0, 0.001], "codes.tokenizer": "kmeans"}
+    record = saved(tmp_path, 62.0) | {"changed": changed, "made": "2026-01-02T03:04:05+00:00"}
+    record["settings"] |= {"root": "cremad"}
+    later = record | {"made": "2026-01-03T03:04:05+00:00"}
+    page = report._command({"data": record, "methods": later})
+    assert page.startswith("Made 2026-01-02 to 2026-01-03 by `python -m dpmkit reproduce --profile demo ")
+    assert "--corpus demo --root path/to/demo --folds 1 --seeds 0 --set" in page
+    line = shlex.split(page.split("`")[1])[3:]
+    asked = [pair for option, pair in pairwise(line) if option == "--set"]
+    assert main(["settings", *(word for pair in asked for word in ("--set", pair))]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {name: told[name] for name in changed} == changed
 
 
 def test_seeds_are_means_with_ranges(tmp_path):
