@@ -133,6 +133,14 @@ def test_claims_are_judged_by_their_intervals_in_a_column_for_each_corpus():
     assert worse[3].startswith("no: 5 MB")
 
 
+@pytest.mark.parametrize(("low", "said"), [(0.5, "yes in every run: +1.0 [+0.5, +1.5]"),
+                                           (-0.5, "differs by run: +1.0 [-0.5, +1.5]")])
+def test_the_verdict_of_a_mean_is_of_all_runs(kinds, low, said):
+    part = kinds["methods"]["results"]["protocols"]["all-lengths"]
+    part["contrasts"] = [{"contrast": "dpm - at-once", "WA": 1.0, "WA_range": [low, 1.5]}]
+    assert findings.claims([pooled.Group("a", "x", [], [], kinds)])["a"][0] == said
+
+
 @pytest.mark.parametrize(("low", "high", "p", "beats", "adds"), [
     (0.5, 2.5, 0.01, "DPM beats the SLLM at once", "adds to the same window"),
     (0.5, 2.5, 0.07, "No measurable difference between DPM and the SLLM at once", "adds nothing measurable"),
