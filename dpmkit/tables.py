@@ -76,7 +76,7 @@ def value(row: Row, key: str, form: str = ".1f") -> str:
     return f"{text} {_ends(ends, form)}" if ends else text
 
 
-def _ends(interval: Sequence[float | None] | None, form: str = "+.1f") -> str:
+def _ends(interval: Sequence[float | None] | None, form: str = "+z.1f") -> str:
     return f"[{interval[0]:{form}}, {interval[1]:{form}}]" if interval and None not in interval else "–"
 
 
