@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +52,7 @@ def save_answers(settings: Settings, answers: Mapping[str, pd.DataFrame]) -> Pat
 def load_answers(root: Path, record: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """Method -> the predictions beside a `methods` record below a folder of results; empty where there are none."""
     file = root / f"{record['profile']}-{record['corpus']}/records/answers-{record['run']}.parquet"
-    return _answers(file, file.stat().st_mtime_ns) if file.is_file() else {}
-
-
-@lru_cache(maxsize=32)  # a page asks for them contrast by contrast
-def _answers(file: Path, changed: int) -> dict[str, pd.DataFrame]:
-    return dict(iter(pd.read_parquet(file).groupby("method", sort=False)))
+    return dict(iter(pd.read_parquet(file).groupby("method", sort=False))) if file.is_file() else {}
 
 
 def save_bench(settings: Settings, name: str, results: dict[str, Any], seconds: float) -> Path:

@@ -99,7 +99,8 @@ def test_a_run_from_elsewhere_leaves_records_figures_and_pages(smoke):
         assert 2_000 < path.stat().st_size < 300_000, path
     assert digests() == before, "papermill must not write its input"
     assert "| dpm |" in printed and "[1/5] 01_data_prep" in printed
-    for page, least in ((home / "results" / "README.md", 13), (folder / "fold1-seed0.md", 5)):
+    for page, least in ((home / "results" / "README.md", 13), (folder / "README.md", 18),
+                        (folder / "fold1-seed0.md", 5)):
         links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
         assert len(links) >= least and all((page.parent / link).is_file() for link in links), page
 

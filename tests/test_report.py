@@ -46,6 +46,13 @@ def test_the_reports_are_made_of_records_alone(tmp_path):
     corpus, page = root / "demo-demo" / "README.md", root / "demo-demo" / "fold1-seed0.md"
     report.write(root)
     assert "62.0 [61.0, 63.0]" in page.read_text() and readme.read_text() == MARKED
+    made = page.read_text().partition("Made ")[2][:10]
+    assert f"Records of {made}.\n" in (root / "README.md").read_text()
+    saved(tmp_path, 62.0, seed=1)
+    file = root / "demo-demo" / "records" / "methods-fold1-seed1.json"
+    file.write_text(file.read_text().replace(f'"made": "{made}', '"made": "2026-01-02'))
+    assert f"Records of 2026-01-02 to {made}.\n" in pages(root)["README.md"]
+    file.unlink()
     page.unlink()
     assert report.write(root, readme) == [readme, root / "README.md", corpus, page]
     first = (root / "README.md").read_text(), readme.read_text()

@@ -138,6 +138,7 @@ def run(corpus="demo", **named):
 
 
 def test_attribution_splits_the_papers_contrast_a_column_for_each_corpus():
+    assert tables._ends([-0.04, 0.04]) == "[+0.0, +0.0]", "no sign where nothing is left"
     table = tables.attribution([run("emodb"), run(runs="folds 1, 2 of seed 0")], "all-lengths", speakers=True)
     assert list(table) == ["points of WA", "emodb, `demo`, fold 1, seed 0", "demo, `demo`, folds 1, 2 of seed 0"]
     assert table.iloc[:, 1].tolist() == ["+2.5 [+1.5, +3.5]<br>speakers: [-0.5, +5.5]", "+2.0",
