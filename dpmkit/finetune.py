@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -110,16 +111,20 @@ def _trained(settings: Settings, corpus: Corpus, codes: CorpusCodes, done: Path,
 
 class Dialogues(Dataset):
     """The training sequences of each dialogue of a split, a list of them per item (see `sequences`). A dialogue
-    longer than the window is cut between sentences into pieces that fit it, a longer sentence to its end. The first
-    cut of a training dialogue is drawn anew in each `epoch`, so that histories of every length are trained."""
+    longer than the window is cut between sentences into pieces that fit it, a longer sentence to its end. Each
+    `epoch` of training has its own first cut, so that histories of every length are trained, and another utterance
+    of that speaker and emotion for the share `finetune.redrawn`: no composed dialogue is learnt by heart."""
 
     def __init__(self, model: EmotionSLLM, corpus: Corpus, codes: CorpusCodes, settings: Settings, split: str):
         self.model, self.settings, self.moving, self.epoch = model, settings, split == "train", 0
         self.history = settings.memory.history_emotions == "predicted"  # emotion tokens in it
         longest = model.window - 1 - self.history
-        self.dialogues = [
-            [(codes.codes[u.id][-longest:], None if u.emotion is None else corpus.emotions.index(u.emotion))
-             for u in c.utterances] for c in corpus.select(getattr(corpus.folds[settings.fold - 1], split))]
+        number = {emotion: i for i, emotion in enumerate(corpus.emotions)}
+        self.dialogues = [[(codes.codes[u.id][-longest:], u.speaker, number.get(u.emotion)) for u in c.utterances]
+                          for c in corpus.select(getattr(corpus.folds[settings.fold - 1], split))]
+        self.alike = defaultdict(list)  # speaker, emotion -> the codes of each such utterance of the split
+        for said, *who in chain(*self.dialogues):
+            self.alike[*who].append(said)
 
     def __len__(self) -> int:
         return len(self.dialogues)
@@ -129,7 +134,9 @@ class Dialogues(Dataset):
         rng = np.random.default_rng([self.settings.seed, self.epoch if self.moving else 0, index])
         room = int(rng.integers(1, window + 1))  # of the first piece
         pieces, used = [[]], 0
-        for codes, emotion in self.dialogues[index]:
+        for codes, speaker, emotion in self.dialogues[index]:
+            if self.moving and rng.random() < tune.redrawn:
+                codes = (alike := self.alike[speaker, emotion])[rng.integers(len(alike))]
             tokens = len(codes) + 1 + (self.history and emotion is not None)
             if used + tokens > room and pieces[-1]:
                 pieces.append([])

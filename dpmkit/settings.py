@@ -127,6 +127,7 @@ class FinetuneSettings(Group):
     warmup: Share = 0.1  # share of the steps
     weight_decay: Weight = 0.1
     patience: Size = 3  # epochs without a better validation loss
+    redrawn: Share = 0.0  # of the SLLM's utterances, in each epoch another one of that speaker and emotion
     lora_rank: Size = 0  # 0: every weight is trained (from-scratch backbones)
     lora_alpha: int = 64
     lora_dropout: Dropout = 0.05

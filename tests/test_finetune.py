@@ -286,6 +286,37 @@ def test_long_dialogues_are_cut_into_pieces_that_fit(settings, history, monkeypa
     assert spy.of(moving, 0) == spy.of(moving, 0)  # an epoch's cuts are its own
 
 
+@pytest.mark.parametrize("history", ["none", "predicted"])
+def test_utterances_are_redrawn_among_those_of_their_speaker_and_emotion(settings, history, monkeypatch):
+    corpus, codes = make_toy(turns=(40, 40))
+    fold = corpus.folds[0]
+    corpus = dataclasses.replace(corpus, folds=(dataclasses.replace(fold, validation=fold.train),))
+    settings = changed(settings, {"finetune.redrawn": 0.5, "memory.history_emotions": history})
+    alike, index = {}, corpus.emotions.index
+    for c in corpus.select(fold.train):
+        for u in c.utterances:
+            alike.setdefault((u.speaker, u.emotion), []).append(codes.codes[u.id].tolist())
+    spy = Spy()
+    monkeypatch.setattr(finetune, "sequences", spy.sequences)
+    moving, still = (Dialogues(spy, corpus, codes, settings, split) for split in ("train", "validation"))
+    for number, c in enumerate(corpus.select(fold.train)):
+        own = [(codes.codes[u.id].tolist(), None if u.emotion is None else index(u.emotion)) for u in c.utterances]
+        assert [s for piece in spy.of(still, number) for s in piece] == own
+        drawn = []
+        for moving.epoch in range(40):
+            found = [s for piece in spy.of(moving, number) for s in piece]
+            assert [e for _, e in found] == [e for _, e in own]  # the conversation's emotions stay
+            drawn.append([said for said, _ in found])
+            assert drawn[-1] == [said for piece in spy.of(moving, number) for said, _ in piece]  # an epoch's own
+        for turn, u in enumerate(c.utterances):
+            said = [tuple(epoch[turn]) for epoch in drawn]
+            others = {tuple(s) for s in alike[u.speaker, u.emotion]}
+            assert set(said) <= others and (len(set(said)) > 1 or len(others) == 1)
+        kept = np.mean([epoch[t] == own[t][0] for epoch in drawn for t in range(len(own))])
+        chance = np.mean([1 / len(alike[u.speaker, u.emotion]) for u in c.utterances])
+        assert abs(kept - (0.5 + 0.5 * chance)) < 0.06  # the share: 4.8 standard deviations
+
+
 def test_a_step_in_forwards_of_about_one_length_has_the_same_gradient_and_less_padding(settings, toy, tmp_path):
     settings = settings.replace("backbone.dropout", 0.0)
     model = EmotionSLLM.create(settings.backbone, settings.finetune, 16, toy[0].emotions)
