@@ -19,12 +19,14 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Group:
-    """Every record of one profile and corpus. `over`: those of methods, of unchanged settings, as one record: all
-    folds of the first seed, then all seeds of the first fold; a run that is alone as it is. `kinds`: the first of
-    these, and of every other kind the first that there is."""
+    """Every record of one profile and corpus. What stands for it are runs of the same settings: the profile's own,
+    or, where none of these has methods, what most such runs have `changed`. `over`: those of methods as one record:
+    all folds of the first seed, then all seeds of the first fold; a run that is alone as it is. `kinds`: the first
+    of these, and of every other kind the first that there is."""
 
     title: str
     folder: str
+    changed: dict[str, Any]
     made: list[Record]
     over: list[Record]
     kinds: dict[str, Record]
@@ -38,13 +40,26 @@ def groups(made: Sequence[Record], root: Path) -> list[Group]:
     found = []
     for (profile, corpus), of in groupby(sorted(made, key=where), where):
         every = sorted(of, key=lambda r: (r["seed"], r["fold"]))
-        plain = [r for r in every if not r["changed"]]
-        over = _over(root, [r for r in plain if r["kind"] == "methods"])
-        kinds = {r["kind"]: r for r in (*reversed(plain), *over[:1])}
+        methods = [r for r in every if r["kind"] == "methods"]
+        each = [r["changed"] for r in methods]
+        chosen = max(methods or every, key=lambda r: (not r["changed"], each.count(r["changed"])))
+        alike = [r for r in every if r["changed"] == chosen["changed"]]
+        over = _over(root, [r for r in alike if r["kind"] == "methods"])
+        kinds = {r["kind"]: r for r in (*reversed(alike), *over[:1])}
         part = over[0]["results"]["protocols"]["all-lengths"] if over else {}
-        group = Group(f"{corpus}, `{profile}`", f"{profile}-{corpus}", every, over, kinds)
+        group = Group(titled(chosen), f"{profile}-{corpus}", chosen["changed"], every, over, kinds)
         found.append((corpus == "demo", -part.get("speakers", 0), -part.get("targets", 0), group.title, group))
     return [group for *_, group in sorted(found)]
+
+
+def changes(record: Record) -> str:
+    """The settings that a run has other than its profile."""
+    return ", ".join(f"`{name}` = {of}" for name, of in record["changed"].items())
+
+
+def titled(record: Record) -> str:
+    """A record's corpus and profile, and what it has other than that."""
+    return ", ".join(filter(None, [record["corpus"], f"`{record['profile']}`", changes(record)]))
 
 
 def told(record: Record) -> str:

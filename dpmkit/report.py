@@ -33,6 +33,9 @@ BENCHES = {  # kind -> what is to be known of it
     "start": "A temporary LoRA whose start and step sizes are meta-learned on training speakers, tested once: the "
              "start alone, written from its own conversation, and from another's. Gains in points of WA against no "
              "LoRA, or of the two named. The script lies beside the record, the answers, too.",
+    "belief": "An SLLM whose own soft answers stand in its history, trained with answers such as it will see, "
+              "tested once. Gains in points of WA against `window`, or of the two named. The script lies beside "
+              "the record, the answers, too.",
 }
 DRAWN = ("headline", "ablations", "robustness", "positions", "cost")  # on a run's page; notebooks have all figures
 DETAILS = {  # on a run's page: title -> kind of record, its table
@@ -93,7 +96,7 @@ def summary(found: Sequence[Group], folder: str = "results/") -> str:
         return "No record yet: `make reproduce` writes them."
     caption, at = _headline(of[0]), f"{of[0]['profile']}-{of[0]['corpus']}/figures/headline-{of[0]['run']}.png"
     return "\n\n".join([
-        f"On {of[0]['corpus']}, `{of[0]['profile']}`, {pooled.told(of[0])}:", _bullets(findings.answer(of[0])),
+        f"On {pooled.titled(of[0])}, {pooled.told(of[0])}:", _bullets(findings.answer(of[0])),
         markdown(tables.attribution(of, "all-lengths", speakers=not folder)),
         tables.papers("all-lengths"), f"![{caption}]({folder}{at})<br>*{caption}*"])
 
@@ -130,7 +133,7 @@ def corpus_page(group: Group, root: Path) -> str:
             columns=["WF1", "numbers kept", "hears"], errors="ignore").query("WA != 'not run'")
         blocks += [f"## {pooled.told(record).capitalize()}", findings.scale(group.kinds | {"methods": record}),
                    *_tested(record), markdown(methods)]
-    changed = [r for r in group.made if r["kind"] == "methods" and r["changed"]]
+    changed = [r for r in group.made if r["kind"] == "methods" and r["changed"] != group.changed]
     if changed:
         beside = {pooled.told(r) for r in changed}
         same = [r for record in group.over for r in record["of"] if pooled.told(r) in beside]
@@ -203,9 +206,7 @@ def _bullets(sentences: Sequence[str]) -> str:
 
 
 def _title(kinds: Kinds) -> str:
-    record = _any(kinds)
-    return ", ".join([f"{record['corpus']}, `{record['profile']}`, {pooled.told(record)}",
-                      *(f"`{name}` = {of}" for name, of in record["changed"].items())])
+    return f"{pooled.titled(_any(kinds))}, {pooled.told(_any(kinds))}"
 
 
 def _command(kinds: Kinds) -> str:

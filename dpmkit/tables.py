@@ -11,7 +11,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from .metrics import MEASURES
-from .pooled import told
+from .pooled import changes, titled, told
 
 Record = dict[str, Any]
 Row = Mapping[str, Any]
@@ -131,7 +131,7 @@ def attribution(made: Sequence[Record], protocol: str, speakers: bool = False) -
     of `pooled`; with `speakers` its intervals over speakers, too."""
     columns: dict[str, list[str]] = {"points of WA": list(SHARES)}
     for record in made:
-        cells = columns[f"{record['corpus']}, `{record['profile']}`, {told(record)}"] = []
+        cells = columns[f"{titled(record)}, {told(record)}"] = []
         for pair in SHARES.values():
             row = difference(record, protocol, *pair) or {}
             over = row.get("WA_speakers") if speakers else None
@@ -164,8 +164,8 @@ def settings(made: Sequence[Record]) -> pd.DataFrame:
     rows = []
     for record in made:
         of = _by(record["results"]["protocols"]["all-lengths"]["methods"], "method")
-        changed = ", ".join(f"`{name}` = {own}" for name, own in record["changed"].items()) or "nothing"
-        rows.append({"changed": changed, "run": told(record)} | {m: value(row, "WA") for m, row in of.items()})
+        rows.append({"changed": changes(record) or "nothing", "run": told(record)} | {
+            m: value(row, "WA") for m, row in of.items()})
     few = ("changed", "run", "window", "at-once", "own-answers", "dpm", "speaker-memory")
     return _table(rows, {name: name for name in few})
 

@@ -187,11 +187,17 @@ def test_a_change_of_settings_stands_in_a_table_of_its_own_and_in_the_index(tmp_
     assert "| nothing | fold 1, seed 0 | 60.0 [59.0, 61.0] | 62.0 [61.0, 63.0] |" in table and "fold 2" not in table
     assert "| `memory.lr` = 0.1 | fold 1, seed 0 | 60.0 [59.0, 61.0] | 90.0 [89.0, 91.0] |" in table
     name, = (name for name in made if "fold1-seed0-" in name)
-    assert f"fold 1, seed 0, `memory.lr` = 0.1]({name.rpartition('/')[2]})" in index and "90.0" in made[name]
+    assert f"`memory.lr` = 0.1, fold 1, seed 0]({name.rpartition('/')[2]})" in index and "90.0" in made[name]
     assert "90.0" not in made["README.md"] and "| [demo, `demo`](demo-demo/README.md) | 3 |" in made["README.md"]
-    alone = tmp_path / "alone"
-    save(alone, {"window": 60.0, "dpm": 61.0}, {"memory.lr": 0.1})
-    assert "No record yet" in (found := pages(alone / "results"))["README.md"] and len(found) == 3
+    for fold, changed in ((1, {"memory.lr": 0.1}), (1, {"memory.lr": 0.2}), (2, {"memory.lr": 0.2})):
+        save(tmp_path / "others", {"window": 60.0, "dpm": 61.0 + fold}, changed, fold=fold)
+    made = pages(tmp_path / "others" / "results")  # none is as the profile has it: what most runs have
+    assert "demo, `demo`, `memory.lr` = 0.2, mean of folds 1, 2 of seed 0 |" in made["README.md"]
+    page = made["demo-demo/README.md"].partition("## Other settings")
+    assert page[0].startswith("# demo, `demo`, `memory.lr` = 0.2\n")
+    assert "| dpm | method | 62.5 [62.0, 63.0] |" in page[0]
+    found = [line.split(" | ")[:2] for line in page[2].split("## Runs")[0].splitlines() if "fold" in line]
+    assert found == [["| `memory.lr` = 0.2", "fold 1, seed 0"], ["| `memory.lr` = 0.1", "fold 1, seed 0"]]
 
 
 def test_real_voices_come_first_then_the_most_speakers_and_targets(tmp_path):
