@@ -118,7 +118,7 @@ def test_claims_are_judged_by_their_intervals_in_a_column_for_each_corpus():
 
     kinds, few = judged(1.5, 59.0, 0.1, 6e6), judged(-0.5, 60.0, -0.1, 11e6)
     del few["context"], few["data"], few["backbone"]
-    groups = [pooled.Group(title, "x", [], [], of) for title, of in (("a", kinds), ("b", few))]
+    groups = [pooled.Group(title, "x", {}, [], [], of) for title, of in (("a", kinds), ("b", few))]
     table = findings.claims(groups)
     assert list(table) == ["the paper's claim", "a", "b", "the paper's scale"]
     assert table["a"].tolist() == [
@@ -128,7 +128,7 @@ def test_claims_are_judged_by_their_intervals_in_a_column_for_each_corpus():
         "1.3 M parameters; n_r 128 of 512 tokens (6.4 s); 2.0 h of 7 speakers; 1,234 targets in 5 conversations"]
     assert table["b"].tolist() == ["no measurable difference: -0.5 [-1.5, +0.5]", "no: WA 60.0, 60.0 at stride-64",
                                    "not run", "not run", "n_r 128 of 512 tokens; 1,234 targets in 5 conversations"]
-    worse = findings.claims([pooled.Group("a", "x", [], [], judged(-2.0, 60.0, -0.1, 11e6))])["a"].tolist()
+    worse = findings.claims([pooled.Group("a", "x", {}, [], [], judged(-2.0, 60.0, -0.1, 11e6))])["a"].tolist()
     assert worse[0].startswith("no, below: -2.0") and worse[2].startswith("no, below")
     assert worse[3].startswith("no: 5 MB")
 
@@ -138,7 +138,7 @@ def test_claims_are_judged_by_their_intervals_in_a_column_for_each_corpus():
 def test_the_verdict_of_a_mean_is_of_all_runs(kinds, low, said):
     part = kinds["methods"]["results"]["protocols"]["all-lengths"]
     part["contrasts"] = [{"contrast": "dpm - at-once", "WA": 1.0, "WA_range": [low, 1.5]}]
-    assert findings.claims([pooled.Group("a", "x", [], [], kinds)])["a"][0] == said
+    assert findings.claims([pooled.Group("a", "x", {}, [], [], kinds)])["a"][0] == said
 
 
 @pytest.mark.parametrize(("low", "high", "p", "beats", "adds"), [
