@@ -35,12 +35,14 @@ SHARES = {  # what `attribution` tells apart: its title -> the two methods
     "`speaker-memory`, this kit's, against `window`": ("speaker-memory", "window")}
 
 BENCH_COLUMNS = {  # others are called as in the record
-    "n": "rounds", "rate": "sentences per second", "ratio": "times the PEFT loop",
-    "flops_per_sentence": "FLOP per sentence", "share_of_the_matmul_peak": "share of a large product's rate",
+    "n": "rounds", "rate": "sentences per second", "ratio": "times the PEFT loop", "gain": "gain, points of WA",
+    "flops_per_sentence": "GFLOP per sentence", "share_of_the_matmul_peak": "share of a large product's rate",
     "WA": "WA, %", "WA_gain": "WA against exact, points", "changed": "share of answers that changed",
-    "largest_change": "largest change of a probability", "peak_bytes": "peak memory, bytes",
+    "largest_change": "largest change of a probability", "peak_bytes": "peak memory, MB", "n_r": "n_r, tokens",
     "teraflops": "TFLOP/s of a large product", "utilisation": "share of it that is reached",
-    "gpu_hours": "GPU hours", "longest_hours": "hours of the longest cell", "gigabytes": "GB per GPU"}
+    "L_e, nats": "L_e, nats", "gpu_hours": "GPU hours", "longest_hours": "hours of the longest cell",
+    "gigabytes": "GB per GPU"}
+BENCH_UNITS = {"flops_per_sentence": 1e9, "peak_bytes": 1e6}  # of what the record has in single ones
 
 
 def shown(table: pd.DataFrame, escape: bool = True) -> HTML:
@@ -227,19 +229,31 @@ def costs(record: Record) -> pd.DataFrame:
 
 
 def bench(results: dict[str, Any]) -> pd.DataFrame:
-    """What a bench or a plan has measured, a column per key of its rows."""
+    """What a bench or a plan has measured, a column per key of its rows; seconds of notebooks with their sum."""
     changes, rows = _by(results.get("changes", []), "rung"), []
-    for row in map(dict, results.get("rows") or results["rates"]):
+    given = [dict(row) for row in results.get("rows") or results["rates"]]
+    for machine in dict.fromkeys(row["machine"] for row in given if "notebook" in row):
+        together = sum(row["seconds"] for row in given if row["machine"] == machine)
+        given.append({"machine": machine, "notebook": "all", "seconds": together})
+    for row in given:
         if "rung" in row:
             peak = results["peak"][row["precision"]]
             row["share_of_the_matmul_peak"] = row["rate"] * row["flops_per_sentence"] / peak
+            row["precision"] = row["precision"].removeprefix("torch.")
             if row["shape"] == results["rates"][0]["shape"]:  # the weights of the others are random
                 row |= changes.get(row["rung"], {})
         if "cells" in row:
             row |= {"folds": len(row["cells"]), "gigabytes": max(c["gigabytes"] for c in row["cells"])}
-        rows.append({BENCH_COLUMNS.get(key, key.replace("_", " ")): value(row, key, ".4g" * isinstance(of, float))
+        row |= {key: row[key] / unit for key, unit in BENCH_UNITS.items() if key in row}
+        rows.append({BENCH_COLUMNS.get(key, key.replace("_", " ")): value(row, key, _form(of))
                      for key, of in row.items() if isinstance(of, str | int | float)})
     return pd.DataFrame(rows).fillna("")
+
+
+def _form(of: Any) -> str:
+    """How a number of any size is written: with four digits, or whole."""
+    return ("" if isinstance(of, str | bool) else "," if isinstance(of, int) else
+            ".4g" if abs(of) < 1000 else ",.0f")
 
 
 def stored(made: Sequence[Record], name: str) -> str:

@@ -163,3 +163,17 @@ def test_gains_have_their_intervals_and_leave_out_what_was_not_measured():
     assert tables.gains([same | row for row in rows]).to_numpy().tolist() == [
         ["lr", "0.001", "60.0", "60.0 [58.0, 62.0]", "+1.00 [+0.50, +1.50]", "3.0000", "0.25"],
         ["prefix", "0", "60.0", "60.0 [58.0, 62.0]", "+0.00 [+0.00, +0.00]", "", "0.25"]]
+
+
+def test_a_benchs_numbers_are_written_to_be_read_and_its_notebooks_summed():
+    rows = [{"shape": "7 B", "n_r": 1024, "peak_bytes": 22_373_458_432, "flops_per_sentence": 5.942e8,
+             "L_e, nats": 0.51234, "milliseconds": 114.63, "milliseconds_range": [99.95, 1000.4],
+             "measured_here": True}]
+    assert tables.bench({"rows": rows}).to_dict("records") == [{
+        "shape": "7 B", "n_r, tokens": "1,024", "peak memory, MB": "22,373", "GFLOP per sentence": "0.5942",
+        "L_e, nats": "0.5123", "milliseconds": "114.6 [99.95, 1000]", "measured here": "True"}]
+    rows = [{"machine": m, "notebook": n, "seconds": s} for m, n, s in (
+        ("quiet", "01", 200.5), ("quiet", "02", 900.5), ("busy", "01", 3.25))]
+    assert tables.bench({"rows": rows}).to_numpy().tolist() == [
+        ["quiet", "01", "200.5"], ["quiet", "02", "900.5"], ["busy", "01", "3.25"], ["quiet", "all", "1,101"],
+        ["busy", "all", "3.25"]]
