@@ -133,7 +133,8 @@ def corpus_page(group: Group, root: Path) -> str:
             columns=["WF1", "numbers kept", "hears"], errors="ignore").query("WA != 'not run'")
         blocks += [f"## {pooled.told(record).capitalize()}", findings.scale(group.kinds | {"methods": record}),
                    *_tested(record), markdown(methods)]
-    changed = [r for r in group.made if r["kind"] == "methods" and r["changed"] != group.changed]
+    changed = sorted((r for r in group.made if r["kind"] == "methods" and r["changed"] != group.changed),
+                     key=lambda r: str(r["changed"]))
     if changed:
         beside = {pooled.told(r) for r in changed}
         same = [r for record in group.over for r in record["of"] if pooled.told(r) in beside]

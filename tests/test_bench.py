@@ -109,7 +109,7 @@ def test_the_notebooks_are_timed_from_empty_homes_beside_a_loop_and_without(monk
     assert [alive[1] for *_, alive in ran[5:]] == [None] * 5  # the loop runs
     assert [loop.wait(10) for loop in loops][1] == -9
     shown = capsys.readouterr().out
-    assert shown.count("beside a busy process") == 5 and shown.count("04_ablations") == 2
+    assert shown.count("beside a busy process") == 6 and shown.count("04_ablations") == 2  # five, and all
     page = report.bench_page(Settings.of("smoke", home=str(tmp_path)).own_path)
     assert "beside a busy loop" in page
 
