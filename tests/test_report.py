@@ -189,7 +189,7 @@ def test_a_change_of_settings_stands_in_a_table_of_its_own_and_in_the_index(tmp_
     name, = (name for name in made if "fold1-seed0-" in name)
     assert f"`memory.lr` = 0.1, fold 1, seed 0]({name.rpartition('/')[2]})" in index and "90.0" in made[name]
     assert "90.0" not in made["README.md"] and "| [demo, `demo`](demo-demo/README.md) | 3 |" in made["README.md"]
-    for most, other in ((0.1, 0.2), (0.2, 0.1)):
+    for most, other in ((0.2, 0.1), (0.1, 0.2)):
         root = tmp_path / str(most) / "results"
         for fold, lr in ((1, other), (1, most), (2, most)):
             save(root.parent, {"window": 60.0, "dpm": 61.0 + fold}, {"memory.lr": lr}, fold=fold)
@@ -201,7 +201,11 @@ def test_a_change_of_settings_stands_in_a_table_of_its_own_and_in_the_index(tmp_
         found = [line.split(" | ")[:2] for line in page[2].split("## Runs")[0].splitlines() if "fold" in line]
         assert found == [[f"| `memory.lr` = {lr}", "fold 1, seed 0"] for lr in (most, other)]
     save(root.parent, {"window": 60.0, "dpm": 61.0})
-    assert pages(root)["demo-demo/README.md"].startswith("# demo, `demo`\n\n")  # one run as the profile has it
+    page = pages(root)["demo-demo/README.md"]
+    assert page.startswith("# demo, `demo`\n\n")  # one run as the profile has it
+    found = [line.split(" | ")[:2] for line in page.split("## ")[-2].splitlines() if "fold" in line]
+    assert found == [["| nothing", "fold 1, seed 0"], ["| `memory.lr` = 0.1", "fold 1, seed 0"],
+                     ["| `memory.lr` = 0.1", "fold 2, seed 0"], ["| `memory.lr` = 0.2", "fold 1, seed 0"]]
 
 
 def test_real_voices_come_first_then_the_most_speakers_and_targets(tmp_path):
