@@ -180,7 +180,7 @@ def cell(settings: Settings, corpus: Corpus, sizes: Callable, writers: int) -> d
     step, written = PASSES * max(1, settings.memory.steps) + 1, tried + test  # the steps, then the read
     return {"fold": settings.fold, "training": trained.flops,
             # dpm-told, the bound, makes one more step per sentence
-            "writing": (PASSES + step) * written + step * (tried + writers * test),
-            "reading": (once("train") + 2 * once("validation") + 3 * test + once("test", 0)
-                        + once("test", sllm.window)),
+            "writing": (PASSES + step) * written + step * (tried + writers * test + once("validation")),
+            "reading": once("train") + sum(3 * once(split) + once(split, 0) + once(split, sllm.window)
+                                           for split in ("validation", "test")),
             "gigabytes": trained.bytes / 1e9}

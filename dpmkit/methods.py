@@ -59,14 +59,13 @@ def answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finet
 
 def _plain(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, name: str,
            split: str) -> pd.DataFrame:
-    """One method's predictions; of the validation conversations, which only set a filter's temperature, some."""
+    """One method's predictions on a split."""
     if name in ("classifier", "lstm", "blstm"):
         return baselines.network(settings, corpus, codes, name, split)
     if name == "own-answers":
         settings = settings.replace("memory.history_emotions", "predicted")
         tuned = finetune.train(settings, corpus, codes)
-    some = settings.ablation.conversations if split == "validation" else 0
-    return protocols.predict(settings, corpus, codes, tuned, name, split, some)
+    return protocols.predict(settings, corpus, codes, tuned, name, split)
 
 
 def described(settings: Settings, emotions: int, sllm: EmotionSLLM) -> pd.DataFrame:

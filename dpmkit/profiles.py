@@ -15,7 +15,7 @@ GRID: dict[str, Any] = {  # what `demo` leaves out for the sake of time; interva
 }
 VOICES: dict[str, Any] = {  # real voices: CREMA-D, codes that keep emotion
     "corpus": "cremad", "codes.tokenizer": "moonshine-kmeans", "codes.supervised": True,
-    "memory.prefix": 128, "ablation.prefix": (64, 128, 256, 384),
+    "finetune.redrawn": 1.0, "finetune.epochs": 5, "memory.prefix": 128, "ablation.prefix": (64, 128, 256, 384),
 }
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {  # tests

@@ -169,9 +169,9 @@ def test_reading_is_what_the_forwards_take(planned):
     said = {split: [[model.sentence(codes.codes[u.id]) for u in c.utterances]
                     for c in corpus.select(getattr(fold, split))] for split in ("train", "validation", "test")}
     n_r = settings.memory.prefix
-    expected = (sum(counted(model, n_r, said[s]) for s in said) + counted(model, n_r, said["validation"])
-                + 2 * counted(model, n_r, said["test"]) + counted(model, 0, said["test"])
-                + counted(model, model.window, said["test"]))
+    expected = counted(model, n_r, said["train"]) + sum(
+        3 * counted(model, n_r, said[s]) + counted(model, 0, said[s]) + counted(model, model.window, said[s])
+        for s in ("validation", "test"))
     assert got["reading"] == pytest.approx(expected, rel=0.03)
     assert got["training"] == finetune.estimated(settings, corpus, codes).flops
 

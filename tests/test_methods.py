@@ -117,8 +117,13 @@ def _run(sharp, tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "FILTERED", ("classifier", "lstm", "window", "dpm-tuned"))
     monkeypatch.setattr(methods, "TUNED", {"dpm": "dpm-tuned"})
     plain, temperatures = baselines.fit_temperature, []
-    monkeypatch.setattr(baselines, "fit_temperature",
-                        lambda *asked: temperatures.append(plain(*asked)) or temperatures[-1])
+
+    def fit_temperature(table, *more):
+        assert {*table["conversation"]} == {*corpus.folds[0].validation}  # not `ablation.conversations` of them
+        temperatures.append(plain(table, *more))
+        return temperatures[-1]
+
+    monkeypatch.setattr(baselines, "fit_temperature", fit_temperature)
     fit, seen = finetune.fit, []
     monkeypatch.setattr(finetune, "fit", lambda model, *data_and_more: seen.append(data_and_more[:2]) or fit(
         model, *data_and_more))
@@ -138,7 +143,7 @@ def _run(sharp, tmp_path, monkeypatch):
                 codes, codes={i: 15 - c if i in said else c for i, c in codes.codes.items()},
                 features={i: 3 - 2 * x if i in said else x for i, x in codes.features.items()})
         settings = make_settings(tmp_path / split / name).override(
-            {"speaker.dimensions": 3, "recurrent.epochs": 3})
+            {"speaker.dimensions": 3, "recurrent.epochs": 3, "ablation.conversations": 1})
         temperatures.clear()
         seen.clear()
         tuned = Finetuned(sharp, "sharp", tmp_path, [], 0)
