@@ -1,6 +1,8 @@
 """The embedded corpus: same seed, same bytes; speakers on one side of a fold; emotions follow the stated chain."""
 
 import hashlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -67,6 +69,15 @@ def test_same_bytes_whatever_the_workers(tiny, corpus, tmp_path, monkeypatch):
     plans = demo.plan(tiny.conversation)
     demo.synthesise(tmp_path, plans[::-1])
     assert digests(tmp_path) == digests(folder_of(corpus))
+
+
+def test_a_script_that_guards_nothing_has_the_corpus(tmp_path):
+    # Not one of a pool that is made anew in each of its own workers, without end.
+    script = tmp_path / "script.py"
+    script.write_text("from dpmkit import Settings\nfrom dpmkit.corpora import demo\n"
+                      f"settings = Settings.of('smoke', {TINY}, home='.')\nprint(len(demo.load(settings).folds))\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path, timeout=240)
+    assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr
 
 
 def test_killed_synthesis_goes_on(tiny, corpus):

@@ -8,13 +8,12 @@ move the same five dimensions, and every utterance adds noise to them. Texts say
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
+from joblib import Parallel, delayed
 from scipy.signal import lfilter
 from tqdm.auto import tqdm
 
@@ -155,11 +154,11 @@ def render(folder: Path, conversation: Plan) -> None:
 
 
 def synthesise(folder: Path, plans: Sequence[Plan]) -> None:
-    """Render what is not there, in fresh processes, as espeak-ng is a C global and a kernel has threads."""
+    """Render what is not there, in fresh processes, as espeak-ng is a C global and a kernel has threads; joblib's
+    (loky) do not run a script's own lines again, so that a script needs no `if __name__ == "__main__"`."""
     todo = [p for p in plans if not all((folder / f"{p.id}{suffix}").is_file() for suffix in (".wav", ".json"))]
-    with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
-        list(tqdm(pool.imap_unordered(partial(render, folder), todo), total=len(todo), desc="synthesis",
-                  unit="conversation"))
+    made = Parallel(WORKERS, return_as="generator_unordered")(delayed(render)(folder, p) for p in todo)
+    list(tqdm(made, total=len(todo), desc="synthesis", unit="conversation"))
 
 
 def load(settings: Settings) -> Corpus:
