@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from . import metrics, records
 from .settings import Settings
 
 Record = dict[str, Any]
+SHOWN = ("window", "at-once", "own-answers", "dpm", "speaker-memory")  # of runs with other settings
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,44 @@ def groups(made: Sequence[Record], root: Path) -> list[Group]:
     return [group for *_, group in sorted(found)]
 
 
+def others(group: Group, root: Path) -> list[Record]:
+    """What runs of methods with other settings than the group's came to: of each change and seed the SHOWN methods
+    over all folds' targets, as one record (as they are, where predictions do not stand beside all of them). Its
+    `against`: the row of `window`, whose gain is over `window` of the group's own runs of the same folds and seed;
+    only where these answered the same targets."""
+    def alike(record: Record) -> tuple[str, int]:
+        return str(record["changed"]), record["seed"]
+
+    def answers(record: Record) -> dict[str, pd.DataFrame]:
+        return {name: of for name, of in records.load_answers(root, record).items() if name in SHOWN}
+
+    def asked(of: dict[str, pd.DataFrame]) -> list[list[str]]:
+        return sorted(metrics.targets(of["window"])[["utterance", "emotion"]].to_numpy().tolist()) if of else []
+
+    methods = [r for r in group.made if r["kind"] == "methods"]
+    own = {(r["fold"], r["seed"]): r for r in methods if r["changed"] == group.changed}
+    made: list[Record] = []
+    for _, of in groupby(sorted((r for r in methods if r["changed"] != group.changed), key=alike), alike):
+        some, parts = list(of), []
+        for record in some:
+            beside = own.get((record["fold"], record["seed"]))
+            ours, theirs = answers(record), answers(beside) if beside else {}
+            parts.append(ours)
+            if ours and asked(ours) == asked(theirs):
+                ours["own"] = theirs["window"]
+        if all(parts):
+            tables, emotions = metrics.joined(parts, "all-lengths")
+            base = "own" if "own" in tables else "window"
+            rows = metrics.compare(tables, emotions, base, _how(some[0]).evaluation)
+            one = some[0] | {"runs": _runs(some, "fold", "seed"), "results": {"protocols": {"all-lengths": {
+                "methods": [row for row in rows if row["method"] in SHOWN]}}}}
+            if "own" in tables:
+                one["against"] = next(row for row in rows if row["method"] == "window")
+            some = [one]
+        made += some
+    return made
+
+
 def changes(record: Record) -> str:
     """The settings that a run has other than its profile."""
     return ", ".join(f"`{name}` = {of}" for name, of in record["changed"].items())
@@ -75,17 +115,27 @@ def _over(root: Path, some: Sequence[Record]) -> list[Record]:
     return made or [r | {"of": [r]} for r in some[:1]]
 
 
-def _one(root: Path, some: list[Record], name: str, other: str) -> Record:
-    results = some[0]["results"]
+def _runs(some: Sequence[Record], name: str, other: str) -> str:
+    """Which folds of one seed, or seeds of one fold, these are, in order."""
     of = [r[name] for r in some]
     row = 2 < len(of) == of[-1] - of[0] + 1
-    runs = f"{name}s {f'{of[0]} to {of[-1]}' if row else ', '.join(map(str, of))} of {other} {some[0][other]}"
+    many = f"s {f'{of[0]} to {of[-1]}' if row else ', '.join(map(str, of))} of" if len(of) > 1 else f" {of[0]},"
+    return f"{name}{many} {other} {some[0][other]}"
+
+
+def _how(record: Record) -> Settings:
+    """The settings by which a run's answers are scored."""
+    return Settings().override({name: record["settings"][name] for name in
+                                ("evaluation.bootstrap", "evaluation.confidence")})
+
+
+def _one(root: Path, some: list[Record], name: str, other: str) -> Record:
+    results, runs = some[0]["results"], _runs(some, name, other)
     # Seeds answer the same targets: to pool them would count these again.
     answers = [records.load_answers(root, record) for record in some if name == "fold"]
     if answers and all(answers):
-        how = {key: some[0]["settings"][key] for key in ("evaluation.bootstrap", "evaluation.confidence")}
         tables, emotions = metrics.joined(answers, "all-lengths")
-        parts = {p: metrics.scored(tables, p, emotions, Settings().override(how)) for p in results["protocols"]}
+        parts = {p: metrics.scored(tables, p, emotions, _how(some[0])) for p in results["protocols"]}
     else:
         runs = f"mean of {runs}"
         parts = {p: _means([r["results"]["protocols"][p] for r in some]) for p in results["protocols"]}

@@ -133,13 +133,9 @@ def corpus_page(group: Group, root: Path) -> str:
             columns=["WF1", "numbers kept", "hears"], errors="ignore").query("WA != 'not run'")
         blocks += [f"## {pooled.told(record).capitalize()}", findings.scale(group.kinds | {"methods": record}),
                    *_tested(record), markdown(methods)]
-    changed = sorted((r for r in group.made if r["kind"] == "methods" and r["changed"] != group.changed),
-                     key=lambda r: str(r["changed"]))
-    if changed:
-        beside = {pooled.told(r) for r in changed}
-        same = [r for record in group.over for r in record["of"] if pooled.told(r) in beside]
+    if others := pooled.others(group, root):
         blocks += ["## Other settings", "WA of every utterance; runs with a change are in no table above.",
-                   markdown(tables.settings([*{r["run"]: r for r in same}.values(), *changed]))]
+                   markdown(tables.settings([*group.over, *others]))]
     rows = [_row(kinds, root) for kinds in _runs(group.made)]
     return "\n\n".join(filter(None, [*blocks, "## Runs", _index(rows)])) + "\n"
 

@@ -11,7 +11,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from .metrics import MEASURES
-from .pooled import changes, titled, told
+from .pooled import SHOWN, changes, titled, told
 
 Record = dict[str, Any]
 Row = Mapping[str, Any]
@@ -162,14 +162,17 @@ def difference(record: Record, protocol: str, a: str, b: str) -> Row | None:
 
 
 def settings(made: Sequence[Record]) -> pd.DataFrame:
-    """What `methods` records of other settings than their profile's came to: WA of every utterance."""
+    """What `methods` records of other settings than their profile's came to: WA of every utterance; and `window`
+    against that of the runs that stand for the corpus, on the same targets."""
     rows = []
     for record in made:
         of = _by(record["results"]["protocols"]["all-lengths"]["methods"], "method")
         rows.append({"changed": changes(record) or "nothing", "run": told(record)} | {
             m: value(row, "WA") for m, row in of.items()})
-    few = ("changed", "run", "window", "at-once", "own-answers", "dpm", "speaker-memory")
-    return _table(rows, {name: name for name in few})
+        if "against" in record:
+            rows[-1]["against"] = value(record["against"], "WA_gain", "+z.1f")
+    return _table(rows, {"changed": "changed", "run": "run", "window": "window",
+                         "against the window above, on the same targets": "against", **{m: m for m in SHOWN[1:]}})
 
 
 def sign(row: Row, record: Record) -> str:

@@ -116,13 +116,15 @@ def test_seeds_are_means_with_ranges(tmp_path):
     assert [name for name in made if name.endswith("-seed1.md")] == ["demo-demo/fold1-seed1.md"]
 
 
-def folds(home, given=((1, [1, 1, 0]), (2, [1, 0, 0]))):
-    """Runs of a fold each, with predictions; `given`: fold, and which targets dpm has right."""
+def folds(home, given=((1, [1, 1, 0]), (2, [1, 0, 0])), window=(0, 0, 0), changed=None):
+    """Runs of a fold each, with predictions; `given`: fold, and which targets dpm has right; `window`: which the
+    window has."""
     for fold, hits in given:
-        settings = save(home, {"window": 60.0, "dpm": 61.0}, {"evaluation.bootstrap": 50}, fold=fold)
+        asked = {"evaluation.bootstrap": 50} | (changed or {})
+        settings = save(home, {"window": 60.0, "dpm": 61.0}, asked, fold=fold)
         rows = pd.DataFrame({"conversation": [f"f{fold}c{i}" for i in range(3)], "speaker": f"s{fold}", "turn": 0,
                              "utterance": [f"f{fold}u{i}" for i in range(3)], "emotion": "neu"})
-        answers = {"window": [0, 0, 0], "dpm": hits}
+        answers = {"window": window, "dpm": hits, "majority": window}
         records.save_answers(settings, {name: rows.assign(p_neu=[0.4 + 0.2 * hit for hit in of], p_sad=0.5)
                                         for name, of in answers.items()})
         yield settings
@@ -144,7 +146,7 @@ def test_folds_with_predictions_are_pooled_over_all_of_their_targets(tmp_path, p
     assert (over["runs"], seeds["runs"]) == ("folds 1, 2 of seed 0", "mean of seeds 0 to 2 of fold 1")
     part = over["results"]["protocols"]["all-lengths"]
     assert (part["targets"], part["conversations"], part["speakers"]) == (6, 6, 2)
-    assert {r["method"]: r["WA"] for r in part["methods"]} == {"window": 0, "dpm": 50}
+    assert {r["method"]: r["WA"] for r in part["methods"]} == {"window": 0, "dpm": 50, "majority": 0}
     contrast, = part["contrasts"]  # what was declared is tested anew, over the targets of all folds
     assert contrast["contrast"] == "dpm - window" and contrast["p_holm"] == contrast["p"] == pytest.approx(0.25)
     made = pages(root)
@@ -184,7 +186,7 @@ def test_a_change_of_settings_stands_in_a_table_of_its_own_and_in_the_index(tmp_
     page = made["demo-demo/README.md"].partition("## Other settings")
     assert "90.0" not in page[0] and "| dpm | method | 57.0 [52.0, 62.0] |" in page[0]
     table, index = page[2].split("## Runs")
-    assert "| nothing | fold 1, seed 0 | 60.0 [59.0, 61.0] | 62.0 [61.0, 63.0] |" in table and "fold 2" not in table
+    assert "| nothing | mean of folds 1, 2 of seed 0 | 55.0 [50.0, 60.0] | 57.0 [52.0, 62.0] |" in table
     assert "| `memory.lr` = 0.1 | fold 1, seed 0 | 60.0 [59.0, 61.0] | 90.0 [89.0, 91.0] |" in table
     name, = (name for name in made if "fold1-seed0-" in name)
     assert f"`memory.lr` = 0.1, fold 1, seed 0]({name.rpartition('/')[2]})" in index and "90.0" in made[name]
@@ -199,13 +201,40 @@ def test_a_change_of_settings_stands_in_a_table_of_its_own_and_in_the_index(tmp_
         assert page[0].startswith(f"# demo, `demo`, `memory.lr` = {most}\n")
         assert "| dpm | method | 62.5 [62.0, 63.0] |" in page[0]
         found = [line.split(" | ")[:2] for line in page[2].split("## Runs")[0].splitlines() if "fold" in line]
-        assert found == [[f"| `memory.lr` = {lr}", "fold 1, seed 0"] for lr in (most, other)]
+        assert found == [[f"| `memory.lr` = {most}", "mean of folds 1, 2 of seed 0"],
+                         [f"| `memory.lr` = {other}", "fold 1, seed 0"]]
     save(root.parent, {"window": 60.0, "dpm": 61.0})
     page = pages(root)["demo-demo/README.md"]
     assert page.startswith("# demo, `demo`\n\n")  # one run as the profile has it
     found = [line.split(" | ")[:2] for line in page.split("## ")[-2].splitlines() if "fold" in line]
     assert found == [["| nothing", "fold 1, seed 0"], ["| `memory.lr` = 0.1", "fold 1, seed 0"],
                      ["| `memory.lr` = 0.1", "fold 2, seed 0"], ["| `memory.lr` = 0.2", "fold 1, seed 0"]]
+
+
+def test_other_settings_stand_against_the_runs_above_on_the_same_targets(tmp_path, monkeypatch):
+    more = {"memory.lr": 0.1}
+    monkeypatch.setattr(Settings, "changed", property(lambda of: more if of.memory.lr == 0.1 else {}))
+    list(folds(tmp_path))
+    list(folds(tmp_path, ((1, [1, 1, 1]), (2, [1, 1, 0])), (1, 0, 1), more))
+    root = tmp_path / "results"
+
+    def rows():
+        table = pages(root)["demo-demo/README.md"].partition("## Other settings")[2].split("## Runs")[0]
+        return [line.split(" | ")[1:] for line in table.splitlines() if "fold" in line]
+
+    above = ["folds 1, 2 of seed 0", "0.0 [0.0, 0.0]", "", "50.0 [16.7, 83.3] |"]
+    assert rows() == [above, ["folds 1, 2 of seed 0", "66.7 [33.3, 96.2]", "+66.7 [+33.3, +96.2]",
+                              "83.3 [53.8, 100.0] |"]]
+    list(folds(tmp_path, ((3, [1, 1, 1]),), changed=more))  # a fold that is not above
+    assert [len(row) for row in rows()] == [3, 3] and rows()[1][1].startswith("44.4 [")
+    settings, = folds(tmp_path, ((3, [0, 0, 0]),))
+    assert rows()[1][2].startswith("+44.4 [")
+    file = records.path(settings, "answers").with_suffix(".parquet")
+    table = pd.read_parquet(file)
+    table.assign(emotion=table["emotion"].mask(table["utterance"] == "f3u0")).to_parquet(file)  # other targets
+    assert [len(row) for row in rows()] == [3, 3]
+    file.unlink()
+    assert [row[0] for row in rows()] == ["mean of folds 1 to 3 of seed 0", "folds 1 to 3 of seed 0"]
 
 
 def test_real_voices_come_first_then_the_most_speakers_and_targets(tmp_path):

@@ -149,11 +149,13 @@ def test_attribution_splits_the_papers_contrast_a_column_for_each_corpus():
 
 
 def test_other_settings_say_what_was_changed():
-    table = tables.settings([run(), run(changed={"codes.tokenizer": "mimi", "memory.lr": 0.1}, fold=2)])
+    against = {"WA_gain": -1.0, "WA_gain_interval": [-2.0, 0.0]}
+    other = run(changed={"codes.tokenizer": "mimi", "memory.lr": 0.1}, fold=2, against=against)
+    table = tables.settings([run(), other])
     assert table.to_numpy().tolist() == [
-        ["nothing", "fold 1, seed 0", "60.0 [58.0, 62.0]", "58.0 [56.0, 60.0]", "60.5 [58.5, 62.5]"],
-        ["`codes.tokenizer` = mimi, `memory.lr` = 0.1", "fold 2, seed 0", "60.0 [58.0, 62.0]", "58.0 [56.0, 60.0]",
-         "60.5 [58.5, 62.5]"]]
+        ["nothing", "fold 1, seed 0", "60.0 [58.0, 62.0]", "", "58.0 [56.0, 60.0]", "60.5 [58.5, 62.5]"],
+        ["`codes.tokenizer` = mimi, `memory.lr` = 0.1", "fold 2, seed 0", "60.0 [58.0, 62.0]", "-1.0 [-2.0, +0.0]",
+         "58.0 [56.0, 60.0]", "60.5 [58.5, 62.5]"]]
 
 
 def test_gains_have_their_intervals_and_leave_out_what_was_not_measured():
