@@ -8,6 +8,7 @@ as many conversations (or speakers) as there are, the same for every method (Dav
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -37,8 +38,10 @@ ENOUGH = 5  # speakers: a 95 % interval over fewer would hold far less than that
 
 def targets(table: pd.DataFrame, protocol: str = "all-lengths") -> pd.DataFrame:
     """The rows that a protocol scores: every labelled utterance, or (`complete`) each conversation's last one."""
-    labelled = table[table["emotion"].notna()]
-    return {"all-lengths": labelled, "complete": labelled.groupby("conversation", sort=False).tail(1)}[protocol]
+    given = table["emotion"].notna()
+    labelled = table if given.all() else table[given]  # a copy takes longer than what is made of it
+    return {"all-lengths": lambda: labelled,
+            "complete": lambda: labelled.groupby("conversation", sort=False).tail(1)}[protocol]()
 
 
 def _labelled(table: pd.DataFrame, emotions: tuple[str, ...]) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
@@ -54,7 +57,7 @@ def confusions(table: pd.DataFrame, emotions: tuple[str, ...],
                by: str = "conversation") -> tuple[list[str], np.ndarray]:
     """Sorted ids of the conversations (or speakers) and their confusion matrices, (ids, emotions, emotions)."""
     rows, p, truth = _labelled(table, emotions)
-    names, cluster = np.unique(rows[by].to_numpy(dtype=str), return_inverse=True)
+    cluster, names = pd.factorize(rows[by].astype(str), sort=True)
     counts = np.zeros((len(names), len(emotions), len(emotions)))
     np.add.at(counts, (cluster, truth, p.argmax(1)), 1)
     return list(names), counts
@@ -100,11 +103,12 @@ def reliability(table: pd.DataFrame, emotions: tuple[str, ...], bins: int = 10) 
     """How often answers of a confidence are right: mean `confidence`, `accuracy` (in [0, 1]) and `n` of each bin
     of the top probability; bins are equally wide, each with its upper edge (Guo et al. 2017), no empty ones."""
     _, p, truth = _labelled(table, emotions)
-    rows = pd.DataFrame({"confidence": p.max(1), "right": p.argmax(1) == truth})
+    confidence = p.max(1)
     # Inner edges only: a float32 softmax may sum to a little more than 1.
-    bin_of = np.digitize(rows["confidence"], np.linspace(0, 1, bins + 1)[1:-1], right=True)
-    return rows.groupby(bin_of).agg(confidence=("confidence", "mean"), accuracy=("right", "mean"),
-                                    n=("right", "size")).to_dict("records")
+    bin_of = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
+    sums = [np.bincount(bin_of, of, bins) for of in (confidence, p.argmax(1) == truth)]
+    return [{"confidence": sure / n, "accuracy": right / n, "n": n}
+            for sure, right, n in zip(*sums, np.bincount(bin_of, minlength=bins), strict=True) if n]
 
 
 def ece(table: pd.DataFrame, emotions: tuple[str, ...]) -> float:
@@ -113,10 +117,11 @@ def ece(table: pd.DataFrame, emotions: tuple[str, ...]) -> float:
     return float(np.average((rows["accuracy"] - rows["confidence"]).abs(), weights=rows["n"]))
 
 
+@lru_cache(4)
 def _weights(clusters: int, resamples: int) -> np.ndarray:
     """How often each cluster counts, (1 + resamples, clusters): once each, then as often as it was drawn."""
     drawn = np.random.default_rng(0).multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
-    return np.concatenate([np.ones((1, clusters), dtype=int), drawn])
+    return np.concatenate([np.ones((1, clusters)), drawn])  # float, as what they weigh is: no product casts them
 
 
 def _paired(tables: Iterable[pd.DataFrame], emotions: tuple[str, ...], by: str = "conversation") -> np.ndarray:
@@ -237,6 +242,7 @@ def contrasts(tables: dict[str, pd.DataFrame], emotions: tuple[str, ...],
     """
     first, rows = next(iter(tables.values())), []
     clusters = ("conversation", "speaker")[:2 if first["speaker"].nunique() >= ENOUGH else 1]
+    tables = {name: of for name, of in tables.items() if any(name in pair for pair in DECLARED | UNTESTED)}
     values = [resampled(tables, emotions, how.bootstrap, by) for by in clusters]
     for (a, b), asks in (DECLARED | UNTESTED).items():
         if not {a, b} <= {*tables}:
