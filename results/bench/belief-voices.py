@@ -1,7 +1,7 @@
 """An SLLM that holds its belief: after each utterance its own soft answer stands in its history, the mean of the
 emotion tokens' embeddings under it, and it was trained with answers such as it will see. Does it gain more than
 four numbers under a filter? `python results/bench/belief-voices.py HOME CREMA-D [ROUNDS [EPOCHS]]` writes
-HOME/results/bench/belief-voices-5fc41e.json (the digits of its settings); an hour on one core.
+HOME/results/bench/belief-voices.json; an hour on one core.
 
 In training, the answer after an utterance is one that an SLLM gave to an unseen speaker's utterance of that
 emotion: of one validation speaker in a whole dialogue, as errors are a speaker's. In the first round these are
@@ -27,8 +27,7 @@ from dpmkit.sllm import EmotionSLLM, even
 
 TOKENS = 4096  # of a forward that answers
 NAMES = "belief", "belief, shown who speaks"
-redrawn = {"finetune.epochs": 5, "finetune.redrawn": 1.0}
-settings = Settings.of("voices", redrawn, home=sys.argv[1], root=sys.argv[2])
+settings = Settings.of("voices", home=sys.argv[1], root=sys.argv[2])
 rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 2
 tune = settings.finetune.but(epochs=int(sys.argv[4])) if len(sys.argv) > 4 else settings.finetune
 began = time.perf_counter()

@@ -1,6 +1,6 @@
 """A temporary LoRA whose start and step sizes are meta-learned on training speakers (MAML; PERK, TTT-E2E): does
 a memory that was made to be written into tell emotions? `python results/bench/start-voices.py HOME CREMA-D [STEPS]`
-writes HOME/results/bench/start-voices.json; five minutes on an H100.
+writes HOME/results/bench/start-voices-ca5e9f.json (the digits of its settings); five minutes on an H100.
 
 Inner: a step of plain gradient descent on L_t of each sentence, as DPM takes it, its size learned per factor.
 Outer: L_e of every sentence once it is written, through CHUNK sentences (second order), on conversations composed
@@ -27,7 +27,8 @@ from dpmkit.settings import Settings
 TIMES, BATCH = 8, 96  # new conversations per old one; of them per step
 CHUNK, TURNS, EVERY = 5, 20, 7  # sentences per update and of a conversation learned from; steps per validation
 START, RATES, SIZE = 1e-3, 1e-2, 5e-4  # learning rates of start and log step sizes; size of a first step (rms)
-settings = Settings.of("voices", home=sys.argv[1], root=sys.argv[2])
+as_it_was = {"finetune.epochs": 8, "finetune.redrawn": 0.0}  # what profile voices had when this was measured
+settings = Settings.of("voices", as_it_was, home=sys.argv[1], root=sys.argv[2])
 steps, began = int(sys.argv[3]) if len(sys.argv) > 3 else 70, time.perf_counter()
 torch.manual_seed(0)
 data = corpora.load(settings)
