@@ -188,10 +188,14 @@ def _beats(kinds: Kinds) -> str:
 
 
 def _steps(kinds: Kinds) -> str:
-    steps = {r["value"]: r["WA"] for r in kinds["ablations"]["results"]["rows"] if r["setting"] == "stepping"}
-    own, best = steps.pop("sentence", None), max(steps, key=steps.get, default="")
-    return "not run" if own is None or not steps else (
-        f"{'yes' if own > steps[best] else 'no'}: WA {own:.1f}, {steps[best]:.1f} at {best}")
+    """By the gains over the same window, which are paired: a difference where their intervals lie apart."""
+    steps = {r["value"]: r for r in kinds["ablations"]["results"]["rows"] if r["setting"] == "stepping"}
+    own, best = steps.pop("sentence", None), max(steps.values(), key=lambda r: r["WA"], default=None)
+    if not (own and best):
+        return "not run"
+    (low, high), (least, most) = own["WA_gain_interval"], best["WA_gain_interval"]
+    sign = "yes" if low > most else "no, below" if high < least else "no measurable difference"
+    return f"{sign}: WA {own['WA']:.1f}, {best['WA']:.1f} at {best['value']}"
 
 
 def _longer(kinds: Kinds) -> str:

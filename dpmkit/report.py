@@ -117,7 +117,8 @@ def page(found: Sequence[Group], root: Path) -> str:
             markdown(tables.attribution(of, "complete", speakers=True)), tables.papers("complete"),
             "## What the paper claims", markdown(findings.claims(with_methods)),
             "What is said holds for the backbone, codes and conversations of its column; Table 3, Table 4 and the "
-            f"memory's size are measured on one fold and seed. Never run: {', '.join(never) or 'nothing'}."]
+            "memory's size are measured on one fold and seed, Table 3 by both gains' intervals over `window`. "
+            f"Never run: {', '.join(never) or 'nothing'}."]
     rows = [{"corpus": f"[{group.title}]({group.folder}/README.md)", "runs": len(_runs(group.made))}
             | _made(group.made, root, f"{group.folder}/") for group in found]
     blocks += ["## Runs", _index(rows)] if rows else []

@@ -106,8 +106,8 @@ def test_claims_are_judged_by_their_intervals_in_a_column_for_each_corpus():
         part = {"targets": 1234, "conversations": 5, "methods": [], "contrasts": [
             {"contrast": "dpm - at-once", "WA": gain, "WA_interval": [gain - 1, gain + 1]}]}
         long = {"tokens": 512, "WA_gain": -1.0, "WA_gain_interval": [-3, window_high]}
-        rows = [{"setting": "stepping", "value": v, "WA": wa} for v, wa in
-                (("sentence", 60.0), ("stride-64", stride), ("every-2", 50.0))]
+        rows = [{"setting": "stepping", "value": v, "WA": wa, "WA_gain_interval": [wa - 50.4, wa - 49.6]}
+                for v, wa in (("sentence", 60.0), ("stride-64", stride), ("every-2", 50.0))]
         of = {"methods": {"protocols": {"all-lengths": part}}, "ablations": {"rows": rows},
               "context": {"windows": [{"tokens": 64}, long],
                           "cost": [cost(900, peak), cost(100, 5e6), cost(999, 9e9, "window")]},
@@ -116,7 +116,7 @@ def test_claims_are_judged_by_their_intervals_in_a_column_for_each_corpus():
         settings = {"evaluation.confidence": 0.95, "memory.prefix": 128, "backbone.window": 512}
         return {kind: {"results": results, "settings": settings} for kind, results in of.items()}
 
-    kinds, few = judged(1.5, 59.0, 0.1, 6e6), judged(-0.5, 60.0, -0.1, 11e6)
+    kinds, few = judged(1.5, 59.0, 0.1, 6e6), judged(-0.5, 59.3, -0.1, 11e6)
     del few["context"], few["data"], few["backbone"]
     groups = [pooled.Group(title, "x", {}, [], [], of) for title, of in (("a", kinds), ("b", few))]
     table = findings.claims(groups)
@@ -126,10 +126,12 @@ def test_claims_are_judged_by_their_intervals_in_a_column_for_each_corpus():
         "no measurable difference: -1.0 [-3.0, +0.1], 512 tokens against 64",
         "yes: 5 MB after 100 codes, 6 MB after 900",
         "1.3 M parameters; n_r 128 of 512 tokens (6.4 s); 2.0 h of 7 speakers; 1,234 targets in 5 conversations"]
-    assert table["b"].tolist() == ["no measurable difference: -0.5 [-1.5, +0.5]", "no: WA 60.0, 60.0 at stride-64",
+    same = "no measurable difference"
+    assert table["b"].tolist() == [f"{same}: -0.5 [-1.5, +0.5]", f"{same}: WA 60.0, 59.3 at stride-64",
                                    "not run", "not run", "n_r 128 of 512 tokens; 1,234 targets in 5 conversations"]
-    worse = findings.claims([pooled.Group("a", "x", {}, [], [], judged(-2.0, 60.0, -0.1, 11e6))])["a"].tolist()
+    worse = findings.claims([pooled.Group("a", "x", {}, [], [], judged(-2.0, 61.0, -0.1, 11e6))])["a"].tolist()
     assert worse[0].startswith("no, below: -2.0") and worse[2].startswith("no, below")
+    assert worse[1] == "no, below: WA 60.0, 61.0 at stride-64"
     assert worse[3].startswith("no: 5 MB")
 
 
