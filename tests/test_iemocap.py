@@ -151,8 +151,9 @@ def test_folds_leave_a_session_out_and_validate_inside_the_others(corpus):
 
 
 @real
-def test_the_parent_is_a_root_too(tree, home, corpus):
-    assert corpora.load(settings(tree.parent, home)) == corpus
+def test_the_parent_is_a_root_too(pristine, home):
+    own, above = (corpora.load(settings(at, home, allow_partial=True)) for at in (pristine, pristine.parent))
+    assert len(own.conversations) == 12 and above == own
 
 
 @real
