@@ -119,8 +119,7 @@ def page(found: Sequence[Group], root: Path) -> str:
             "What is said holds for the backbone, codes and conversations of its column; Table 3, Table 4 and the "
             "memory's size are measured on one fold and seed, Table 3 by both gains' intervals over `window`. "
             f"Never run: {', '.join(never) or 'nothing'}."]
-    rows = [{"corpus": f"[{group.title}]({group.folder}/README.md)", "runs": len(_runs(group.made))}
-            | _made(group.made, root, f"{group.folder}/") for group in found]
+    rows = [_group(group, root) for group in found]
     blocks += ["## Runs", _index(rows)] if rows else []
     blocks += ["Speed, memory, plans: [benches](bench/README.md)."] if records.benches(root) else []
     return "\n\n".join(filter(None, blocks)) + "\n"
@@ -220,6 +219,15 @@ def _command(kinds: Kinds) -> str:
 
 def _index(rows: Sequence[dict[str, Any]]) -> str:
     return markdown(pd.DataFrame(rows).fillna(""))
+
+
+def _group(group: Group, root: Path) -> dict[str, str]:
+    """A corpus' row in the index of all: of the runs that stand for it; others are counted."""
+    own = [r for r in group.made if r["changed"] == group.changed]
+    count, others = len(_runs(own)), len(_runs(group.made)) - len(_runs(own))
+    return {"corpus": f"[{group.title}]({group.folder}/README.md)",
+            "runs": f"{count}" + f" and {others} of other settings" * bool(others)
+            } | _made(own, root, f"{group.folder}/")
 
 
 def _row(kinds: Kinds, root: Path) -> dict[str, str]:

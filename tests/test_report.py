@@ -182,7 +182,11 @@ def test_a_change_of_settings_stands_in_a_table_of_its_own_and_in_the_index(tmp_
     for changed, wa in (({}, 62.0), ({"memory.lr": 0.1}, 90.0)):
         save(tmp_path, {"window": 60.0, "dpm": wa}, changed)
     save(tmp_path, {"window": 50.0, "dpm": 52.0}, fold=2)
+    rendered = tmp_path / "results" / "demo-demo" / "fold1-seed0" / "01_data_prep.ipynb"
+    rendered.parent.mkdir()
+    rendered.touch()
     made = pages(tmp_path / "results")
+    assert "[01](demo-demo/fold1-seed0/01_data_prep.ipynb)" in made["README.md"]  # not those of the changed run
     page = made["demo-demo/README.md"].partition("## Other settings")
     assert "90.0" not in page[0] and "| dpm | method | 57.0 [52.0, 62.0] |" in page[0]
     table, index = page[2].split("## Runs")
@@ -190,7 +194,8 @@ def test_a_change_of_settings_stands_in_a_table_of_its_own_and_in_the_index(tmp_
     assert "| `memory.lr` = 0.1 | fold 1, seed 0 | 60.0 [59.0, 61.0] | 90.0 [89.0, 91.0] |" in table
     name, = (name for name in made if "fold1-seed0-" in name)
     assert f"`memory.lr` = 0.1, fold 1, seed 0]({name.rpartition('/')[2]})" in index and "90.0" in made[name]
-    assert "90.0" not in made["README.md"] and "| [demo, `demo`](demo-demo/README.md) | 3 |" in made["README.md"]
+    assert "90.0" not in made["README.md"] and (
+        "| [demo, `demo`](demo-demo/README.md) | 2 and 1 of other settings |") in made["README.md"]
     for most, other in ((0.2, 0.1), (0.1, 0.2)):
         root = tmp_path / str(most) / "results"
         for fold, lr in ((1, other), (1, most), (2, most)):
