@@ -106,6 +106,26 @@ def answer(record: Record) -> list[str]:
     return [*said, f"**What helps** against `window`: {told}{adds}."]
 
 
+def further(record: Record) -> list[str]:
+    """What else a `methods` record, of a run or `pooled`, shows, a sentence each: what the memory stores, what it
+    adds where it is told true emotions, and how simpler methods stand. Of what was run."""
+    said, made = [], record.get("of", [record])
+    if all("dpm" in of["results"]["losses"] for of in made):
+        said.append(tables.stored(made, "dpm"))
+    rows = {name: row for name in ("dpm-told", "classifier", "lstm", "current + filter")
+            if (row := tables.difference(record, "all-lengths", name, "window"))}
+    gains = {name: tables.value(row, "WA", "+z.1f") for name, row in rows.items()}
+    if row := rows.pop("dpm-told", None):
+        found = tables.sign(row, record)
+        said.append(f"**Told true emotions** (`dpm-told`, a bound), the same memory {VERDICTS[found][1]}, "
+                    f"{gains['dpm-told']}" + ": it can hold what helps, and lacks labels." * (found == "yes")
+                    + "." * (found != "yes"))
+    if rows:
+        said.append(f"**Simpler methods** against `window`: {', '.join(f'`{m}` {gains[m]}' for m in rows)}; `lstm` "
+                    "is of acoustics, `current` of each utterance alone.")
+    return said
+
+
 VERDICTS = {  # of a difference: of dpm and at-once, of the memory and none, of any
     "yes": ("DPM beats the SLLM at once", "adds to the same window", "above 0"),
     "no, below": ("DPM is below the SLLM at once", "takes from the same window", "below 0"),

@@ -90,13 +90,15 @@ def pages(found: Sequence[Group], root: Path) -> dict[Path, str]:
 
 def summary(found: Sequence[Group], folder: str = "results/") -> str:
     """What came out, for a screen: the short answer of the first corpus, what the paper's contrast is made of in
-    all of them, the paper's own, and the first corpus' methods, drawn. `folder`: the results', in links."""
+    all of them, the paper's own, and the first corpus' methods, drawn. `folder`: the results', in links; none on
+    their own page, which has intervals over speakers, and further findings below."""
     of = [group.over[0] for group in found if group.over]
     if not of:
         return "No record yet: `make reproduce` writes them."
+    said = findings.answer(of[0]) + (findings.further(of[0]) if folder else [])
     caption, at = _headline(of[0]), f"{of[0]['profile']}-{of[0]['corpus']}/figures/headline-{of[0]['run']}.png"
     return "\n\n".join([
-        f"On {pooled.titled(of[0])}, {pooled.told(of[0])}:", _bullets(findings.answer(of[0])),
+        f"On {pooled.titled(of[0])}, {pooled.told(of[0])}:", _bullets(said),
         markdown(tables.attribution(of, "all-lengths", speakers=not folder)),
         tables.papers("all-lengths"), f"![{caption}]({folder}{at})<br>*{caption}*"])
 

@@ -166,3 +166,23 @@ def test_the_short_answer_follows_the_adjusted_p(kinds, low, high, p, beats, add
     for row in record["results"]["protocols"]["all-lengths"]["methods"]:
         row["WA_gain_interval"] = [-1.0, 1.0]
     assert "against `window`: nothing of the filter and memories" in findings.answer(record)[2]
+
+
+def test_what_else_is_shown_follows_the_record(kinds):
+    record = kinds["methods"]
+    rows = {row["method"]: row for row in record["results"]["protocols"]["all-lengths"]["methods"]}
+    window = rows["window"]["WA"]
+    for name, gain, low, high in (("dpm-told", 3.0, 1.0, 5.0), ("lstm", -9.0, -9.5, -8.5)):
+        rows[name] |= {"WA": window + gain, "WA_gain": gain, "WA_gain_interval": [low, high]}
+    stored, told, simpler = findings.further(record)
+    assert stored == findings.tables.stored([record], "dpm")
+    assert told == ("**Told true emotions** (`dpm-told`, a bound), the same memory adds to the same window, "
+                    "+3.0 [+1.0, +5.0]: it can hold what helps, and lacks labels.")
+    assert "`lstm` -9.0 [-9.5, -8.5], `current + filter` " in simpler and "dpm-told" not in simpler
+    rows["dpm-told"]["WA_gain_interval"] = [-1.0, 5.0]
+    assert findings.further(record)[1].endswith("adds nothing measurable to the same window, +3.0 [-1.0, +5.0].")
+    part = record["results"]["protocols"]["all-lengths"]
+    part["methods"] = [rows[name] for name in ("window", "dpm")]
+    assert findings.further(record) == [stored]
+    record["results"]["losses"] = {}
+    assert findings.further(record) == []

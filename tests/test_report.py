@@ -1,6 +1,7 @@
 """Pages and tables say what their records say."""
 
 import json
+import re
 import shlex
 import tomllib
 from itertools import pairwise
@@ -263,6 +264,9 @@ def test_the_committed_pages_are_those_of_the_committed_records():
     readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
     assert readme.partition(report.BEGIN)[2].partition(report.END)[0].strip() == report.summary(found)
     assert len(readme.splitlines()) <= 130
+    for path, text in (made | {CHECKOUT / "README.md": readme}).items():
+        links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "//" not in link]
+        assert links and not [link for link in links if not (path.parent / link).is_file()], path
     for group in found:  # what is drawn of several runs is of these, by its caption
         for record in (r for r in group.over if len(r["of"]) > 1):
             figure = root / group.folder / "figures" / f"headline-{record['run']}.png"
