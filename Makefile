@@ -50,7 +50,7 @@ reproduce notebooks voices: .venv/.complete
 	$(RUN)
 
 test: .venv/.complete
-	$(BIN)/python -m ruff check dpmkit tests
+	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lab: .venv/.complete
