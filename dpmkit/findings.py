@@ -111,7 +111,7 @@ def further(record: Record) -> list[str]:
     adds where it is told true emotions, and how simpler methods stand. Of what was run."""
     said, made = [], record.get("of", [record])
     if all("dpm" in of["results"]["losses"] for of in made):
-        said.append(tables.stored(made, "dpm"))
+        said.append(f"**What it holds.** {tables.stored(made, 'dpm')}")
     rows = {name: row for name in ("dpm-told", "classifier", "lstm", "current + filter")
             if (row := tables.difference(record, "all-lengths", name, "window"))}
     gains = {name: tables.value(row, "WA", "+z.1f") for name, row in rows.items()}

@@ -175,7 +175,7 @@ def test_what_else_is_shown_follows_the_record(kinds):
     for name, gain, low, high in (("dpm-told", 3.0, 1.0, 5.0), ("lstm", -9.0, -9.5, -8.5)):
         rows[name] |= {"WA": window + gain, "WA_gain": gain, "WA_gain_interval": [low, high]}
     stored, told, simpler = findings.further(record)
-    assert stored == findings.tables.stored([record], "dpm")
+    assert stored == "**What it holds.** " + findings.tables.stored([record], "dpm")
     assert told == ("**Told true emotions** (`dpm-told`, a bound), the same memory adds to the same window, "
                     "+3.0 [+1.0, +5.0]: it can hold what helps, and lacks labels.")
     assert "`lstm` -9.0 [-9.5, -8.5], `current + filter` " in simpler and "dpm-told" not in simpler
