@@ -264,6 +264,9 @@ def test_the_committed_pages_are_those_of_the_committed_records():
     readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
     assert readme.partition(report.BEGIN)[2].partition(report.END)[0].strip() == report.summary(found)
     assert len(readme.splitlines()) <= 130
+    for row in records.benches(root)["reproduce-demo.json"]["results"]["rows"]:
+        line = next(line for line in readme.splitlines() if line.startswith(f"| [{row['notebook']}]"))
+        assert row["machine"] != "quiet" or f" | {row['seconds'] / 60:.0f} | [CREMA-D]" in line
     for path, text in (made | {CHECKOUT / "README.md": readme}).items():
         links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "//" not in link]
         assert links and not [link for link in links if not (path.parent / link).is_file()], path
