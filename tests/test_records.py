@@ -76,6 +76,15 @@ def test_runs_are_named_by_what_was_changed_and_keep_a_record_each(tmp_path):
     assert records.load(swept[0], "methods")["changed"] == {"memory.lr": 1e-3}
 
 
+def test_the_reference_is_of_the_profiles_as_they_are():
+    """A profile that changed leaves records that are not its own: they are run anew, or say what they differ in."""
+    for r in records.load_all(records.REFERENCE):
+        now = Settings.of(r["profile"], r["changed"], corpus=r["corpus"], fold=r["fold"], seed=r["seed"])
+        known = json.loads(json.dumps(now.flat()))  # a setting that came later is as it was before
+        theirs = known | r["settings"] | {"home": now.home, "root": now.root}
+        assert theirs == known and r["run"] == now.run_name, r["run"]
+
+
 def test_a_copy_and_a_file_that_is_no_record_are_refused_by_name(root):
     first = root / "demo-demo" / "records" / "methods-fold1-seed1.json"
     for copied in (root / "demo-demo (copy)" / "records" / first.name, first.with_stem(f"{first.stem} (1)")):
