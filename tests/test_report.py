@@ -114,6 +114,7 @@ def test_seeds_are_means_with_ranges(tmp_path):
     page = made["demo-demo/README.md"]
     assert "## Mean of seeds 0, 1 of fold 1\n" in page and "Holm" not in page
     assert "| demo, `demo`, mean of seeds 0, 1 of fold 1 |" in made["README.md"]
+    assert "| [demo, `demo`](demo-demo/README.md) | 2 |" in made["README.md"]
     assert [name for name in made if name.endswith("-seed1.md")] == ["demo-demo/fold1-seed1.md"]
 
 
