@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 from IPython.display import HTML
-from scipy.special import stdtrit
 
 from .metrics import MEASURES
 from .pooled import SHOWN, changes, titled, told
@@ -285,8 +283,7 @@ def _rows(record: Record) -> pd.DataFrame:
 
 def beside(own: Record, reference: Sequence[Record]) -> str:
     """Markdown: a `methods` record's WA and gains beside the reference's of the same run. A row is within where it
-    lies in the interval in which another run would, 95 % of the time, by the reference's seeds (of normal figures:
-    mean ± t s sqrt(1 + 1 / seeds)), and not judged with a single one."""
+    differs by at most twice the sample deviation over the reference's seeds, and not judged with a single one."""
     name = f"`{own['profile']}` on `{own['corpus']}`, {own['run']}"
     seeds = [r for r in reference if all(r[k] == own[k] for k in ("kind", "profile", "corpus", "fold", "changed"))]
     same = [r for r in seeds if r["seed"] == own["seed"]]
@@ -295,19 +292,15 @@ def beside(own: Record, reference: Sequence[Record]) -> str:
     columns = {"reference": same[0], "own": own} | dict(enumerate(seeds))
     columns = {column: _rows(of)[["WA", "WA_gain"]].stack() for column, of in columns.items()}
     figures = pd.concat(columns, axis=1, sort=False).drop(index=("window", "WA_gain"))  # 0 by definition
-    every, count = figures[[*range(len(seeds))]], len(seeds)
-    middle = every.mean(axis=1)
-    margin = every.std(axis=1) * stdtrit(count - 1, 0.975) * math.sqrt(1 + 1 / count)
-    judged = (figures["own"] - middle).abs()[margin.notna() & figures["own"].notna()]
-    within = judged <= margin[judged.index] + 1e-9
-    table = figures[["reference", "own"]].assign(difference=figures["own"] - figures["reference"])
+    table = figures[["reference", "own"]].assign(difference=figures["own"] - figures["reference"],
+                                                 deviation=figures[[*range(len(seeds))]].std(axis=1))
+    judged = table.dropna()
+    within = judged["difference"].abs() <= 2 * judged["deviation"] + 1e-9
     table = table.map("{:.1f}".format).replace("nan", "–")
-    table["another run"] = [_ends(None if math.isnan(m) else (x - m, x + m), ".1f")
-                            for x, m in zip(middle, margin, strict=True)]
     table["within"] = within.map({True: "yes", False: "NO"}).reindex(table.index, fill_value="–")
     return "\n\n".join([
         f"## Beside the reference: {name}",
-        "WA of every utterance, and its gain over `window`, in points; within: where another run lies 95 % of the "
-        f"time, by the reference's {count} seed(s); – not judged.",
+        "WA of every utterance, and its gain over `window`, in points; within: the difference is at most twice the "
+        f"sample deviation over the reference's {len(seeds)} seed(s), – not judged.",
         markdown(table.reset_index(names=["method", "figure"])),
         f"reproduced: {within.sum()} of {len(judged)} within"])

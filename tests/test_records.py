@@ -131,7 +131,7 @@ def test_a_run_ends_with_the_reference_row_by_row_and_leaves_it_as_it_is(root, t
     save(own, WA[1], {"memory.lr": 1e-3})
     assert main(["reproduce", "--home", str(own), "--seeds", "0,7"]) == 0
     said = capsys.readouterr().out
-    assert "| dpm | WA_gain | 1.0 | 1.0 | 0.0 | [-4.0, 6.0] | yes |" in said and "reproduced: 5 of 5 within" in said
+    assert "| dpm | WA_gain | 1.0 | 1.0 | 0.0 | 1.0 | yes |" in said and "reproduced: 5 of 5 within" in said
     assert "No reference for `demo` on `demo`, fold1-seed7: " in said.splitlines()[-1]
     assert "memory.lr" not in said, "a run of other settings is none of this one"
     assert "\nreproduced: 5 of 5" in (own / "results" / "README.md").read_text()
