@@ -34,7 +34,7 @@ from .corpora import Conversation, Corpus
 from .corpora.dynamics import EMOTIONS
 from .finetune import Finetuned
 from .memory import EMPTY, Part, tail
-from .settings import MemorySettings, Settings
+from .settings import EvaluationSettings, MemorySettings, Settings
 from .sllm import EmotionSLLM, Vocabulary
 from .speakers import OffsetModel
 
@@ -62,7 +62,8 @@ PATHS = ("dpm", "dpm, reuse", "full context", "window")  # to a label
 
 def memory(settings: Settings, repeats: int = 3) -> Path:
     """Sentences per second of each rung and of the plain PEFT loop, on the trained SLLM of these settings and on a
-    larger shape; and what each rung changes in that SLLM's answers on validation conversations."""
+    larger shape; and what each rung changes in that SLLM's answers on validation conversations, which stand beside
+    the record."""
     started, device = time.perf_counter(), machine.device(settings)
     corpus, spoken, tuned, conversations = _prepared(settings)
     sentences = [spoken.codes[u.id] for c in conversations for u in c.utterances]
@@ -71,12 +72,16 @@ def memory(settings: Settings, repeats: int = 3) -> Path:
     for name, shape in (SHAPES if device.type == "cpu" else GPU_SHAPES).items():
         shapes[name] = partial(_random, settings.memory, device, *shape)
     peak = {str(p): estimate.matmul_rate(device, p, LARGE) for p in (torch.float32, torch.bfloat16)}
-    results = {"rates": [], "peak": peak, "changes": _changes(settings, corpus, spoken, tuned)}
+    answers = {name: protocols.predict(
+        settings.override({f"memory.{option}": value for option, value in rung.items()}), corpus, spoken, tuned,
+        "dpm", "validation", settings.ablation.conversations) for name, rung in RUNGS.items()}
+    results = {"rates": [], "peak": peak, "changes": _changes(answers, corpus.emotions, settings.evaluation)}
     for name, prepared in shapes.items():
         finished = results["rates"]
         for rates in _rates(name, *prepared(), repeats):  # a kill keeps the rounds before it
             results["rates"] = [*finished, *rates]
             path = records.save_bench(settings, "memory", results, time.perf_counter() - started)
+    records.save_answers(path, answers)
     return path
 
 
@@ -116,19 +121,14 @@ def _rates(shape: str, sllm: EmotionSLLM, base: MemorySettings, conversations: l
         yield rows
 
 
-def _changes(settings: Settings, corpus: Corpus, spoken: CorpusCodes, tuned: Finetuned) -> list[dict]:
-    """WA of each rung less that of exact mode, on validation conversations, and the share of other answers."""
-    predicted = {}
-    for name, rung in RUNGS.items():
-        asked = settings.override({f"memory.{option}": value for option, value in rung.items()})
-        predicted[name] = protocols.predict(asked, corpus, spoken, tuned, "dpm", "validation",
-                                            settings.ablation.conversations)
-    compared = metrics.compare(predicted, corpus.emotions, "exact", settings.evaluation)
-    p = {name: table[[f"p_{e}" for e in corpus.emotions]].to_numpy() for name, table in predicted.items()}
+def _changes(answers: dict[str, pd.DataFrame], emotions: tuple[str, ...], how: EvaluationSettings) -> list[dict]:
+    """WA of each rung less that of exact mode, and the share of other answers."""
+    compared = metrics.compare(answers, emotions, "exact", how)
+    p = {name: table[[f"p_{e}" for e in emotions]].to_numpy() for name, table in answers.items()}
     return [{"rung": name, **{column: row[column] for column in ("WA", "WA_gain", "WA_gain_interval")},
              "changed": float((p[name].argmax(1) != p["exact"].argmax(1)).mean()),
              "largest_change": float(np.abs(p[name] - p["exact"]).max())}
-            for name, row in zip(predicted, compared, strict=True)]
+            for name, row in zip(answers, compared, strict=True)]
 
 
 def _conversations(sentences: Sequence[np.ndarray], prefix: int, streams: int) -> list[list[np.ndarray]]:
@@ -239,20 +239,12 @@ def reproduce(settings: Settings) -> Path:
 def of_method(settings: Settings, tuned: Finetuned, codes: CorpusCodes, conversations: Sequence[Conversation],
               emotions: tuple[str, ...], method: str, speaker: OffsetModel | None = None,
               rounds: int = 1) -> dict[str, Any]:
-    """What a method costs on these conversations, read as they come: `seconds_per_sentence`, median and range,
-    `flops_per_sentence`, `peak_bytes`, and `parameters` kept of a conversation (`speaker-memory`, by this model:
-    of a speaker)."""
-    changed = 0
+    """What a method (`speaker-memory`: by this model) costs on these conversations, read as they come:
+    `seconds_per_sentence`, median and range, `flops_per_sentence` and `peak_bytes`."""
     if speaker:
-        size = len(speaker.within)
-        changed = settings.speaker.paths * (size + 1 + len(emotions)) + size * size
         hear = partial(speakers.remembered, settings, conversations, codes.codes, emotions, tuned, speaker)
     else:
         model = tuned.sllm.in_precision(settings.memory.precision)
-        how = protocols.METHODS[method]
-        asked = how.settings(settings.memory, model.window)
-        if how.writes and asked.steps:
-            changed = len(cheaper.memory(model, asked).lora.fresh)
         listener = protocols.Listener(settings, model, codes.codes, emotions)
         hear = partial(protocols.listen, listener, conversations, method)
 
@@ -263,8 +255,7 @@ def of_method(settings: Settings, tuned: Finetuned, codes: CorpusCodes, conversa
     spent = pd.DataFrame([measured(work, tuned.sllm.device) for _ in range(rounds)])
     each = spent["seconds"] / sentences
     return {"seconds_per_sentence": each.median(), "seconds_per_sentence_range": [each.min(), each.max()],
-            "flops_per_sentence": counted / sentences, "peak_bytes": int(spent["peak_bytes"].max()),
-            "parameters": changed}
+            "flops_per_sentence": counted / sentences, "peak_bytes": int(spent["peak_bytes"].max())}
 
 
 def flops(work: Callable[[], Any]) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML, Image, display
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator, NullLocator
 from scipy import signal
 from sklearn.metrics import ConfusionMatrixDisplay
 
@@ -259,6 +259,8 @@ def ablations(rows: Rows) -> Figure:
                           "WA_gain", linestyle="")
     for axes in figure.axes:
         axes.axhline(0, color="0.5", lw=0.8)
+    lowest, highest = axes.get_ylim()
+    axes.set_ylim(min(lowest, -1), max(highest, 1))  # shared; no magnified nothing, where no answer changes
     return figure
 
 
@@ -298,13 +300,16 @@ def cost(rows: Rows, window: int, rates: Sequence[float]) -> Figure:
     """Seconds and memory to a label against seconds of audio; where `window` tokens end at each rate (codes/s)."""
     table = pd.DataFrame(rows).pivot(index="audio_seconds", columns="path", values=["seconds", "peak_bytes"])
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.3))
+    xlabel = f"seconds of audio (dashed: {window:,} tokens)"
     for axes, part, label in ((panels[0], table["seconds"], "seconds to the label"),
                               (panels[1], table["peak_bytes"] / 1e6, "peak memory beyond the model, MB")):
-        part.clip(lower=1e-3).plot(ax=axes, loglog=True, legend=False, xlabel="seconds of audio", ylabel=label)
+        part.clip(lower=1e-3).plot(ax=axes, loglog=True, legend=False, xlabel=xlabel, ylabel=label)
+        axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}",
+                       minor_locator=NullLocator())
         for rate in rates:
             axes.axvline(window / rate, color="0.5", lw=0.8, ls="--")
-            axes.annotate(f"{window} tokens at {rate:g} Hz: {window / rate:.0f} s", (window / rate, 0.98),
-                          xycoords=("data", "axes fraction"), rotation=90, ha="right", va="top", fontsize=7)
+            axes.annotate(f"{rate:g} Hz", (window / rate, 1), xycoords=("data", "axes fraction"), ha="center",
+                          va="bottom", fontsize=7)
     return _legend(figure)
 
 

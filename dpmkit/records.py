@@ -37,11 +37,11 @@ def save(settings: Settings, kind: str, results: dict[str, Any], inputs: dict[st
     return path(settings, kind)
 
 
-def save_answers(settings: Settings, answers: Mapping[str, pd.DataFrame]) -> Path:
-    """Write every method's predictions beside the `methods` record, answers-<run name>.parquet; its path. A row
-    for each method and utterance: method, conversation, utterance, speaker, turn, emotion (the true one), and
-    p_<emotion> of each emotion, float32."""
-    target, table = path(settings, "answers").with_suffix(".parquet"), pd.concat(answers, names=["method"])
+def save_answers(record: Path, answers: Mapping[str, pd.DataFrame]) -> Path:
+    """Write the predictions that a record was made from beside it, as .parquet; its path. A row for each method (or
+    what else `answers` names) and utterance: method, conversation, utterance, speaker, turn, emotion (the true
+    one), and p_<emotion> of each emotion, float32."""
+    target, table = record.with_suffix(".parquet"), pd.concat(answers, names=["method"])
     p = table.filter(like="p_").astype("float32")
     table = table[["conversation", "utterance", "speaker", "turn", "emotion"]].join(p).reset_index("method")
     with runs.atomic(target) as temporary:
@@ -50,8 +50,8 @@ def save_answers(settings: Settings, answers: Mapping[str, pd.DataFrame]) -> Pat
 
 
 def load_answers(root: Path, record: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """Method -> the predictions beside a `methods` record below a folder of results; empty where there are none."""
-    file = root / f"{record['profile']}-{record['corpus']}/records/answers-{record['run']}.parquet"
+    """Method -> the predictions beside a record below a folder of results; empty where there are none."""
+    file = root / _name(record).with_suffix(".parquet")
     return dict(iter(pd.read_parquet(file).groupby("method", sort=False))) if file.is_file() else {}
 
 
@@ -123,11 +123,16 @@ def load_all(root: Path) -> list[dict[str, Any]]:
     made = []
     for file in sorted(root.glob("*/records/*.json")):
         record = read(file)
-        name = f"{record['profile']}-{record['corpus']}/records/{record['kind']}-{record['run']}.json"
+        name = _name(record)
         if file != root / name:
             raise UserError(f"{file} is a copy of {name} by what it holds: move it away, or back to its name")
         made.append(record)
     return made
+
+
+def _name(record: Mapping[str, Any]) -> Path:
+    """A record's place below a folder of results."""
+    return Path(f"{record['profile']}-{record['corpus']}/records/{record['kind']}-{record['run']}.json")
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -151,6 +156,6 @@ def publish(own: Path, root: Path) -> list[str]:
              for r in (*load_all(own), *benches(own).values()) if r["profile"] != "smoke"]
     if not names:
         raise UserError(f"{own} holds nothing to publish: run `make reproduce` first (smoke is not published)")
-    left_out = shutil.ignore_patterns("README.md", "smoke-*", "*-smoke*.json", ".*")
+    left_out = shutil.ignore_patterns("README.md", "smoke-*", "*-smoke*", ".*")
     shutil.copytree(own, root, ignore=left_out, copy_function=copy, dirs_exist_ok=True)
     return names

@@ -189,9 +189,10 @@ def _headline(record: Record) -> str:
 
 
 def _runs(made: Sequence[Record]) -> list[Kinds]:
-    """The records of each run by kind; runs by profile, corpus, change of settings, fold and seed."""
+    """The records of each run by kind; runs by profile, corpus, change of settings (none first), fold and seed."""
     found: dict[tuple, Kinds] = {}
-    for r in sorted(made, key=lambda r: (r["profile"], r["corpus"], str(r["changed"]), r["fold"], r["seed"])):
+    for r in sorted(made, key=lambda r: (r["profile"], r["corpus"], len(r["changed"]), str(r["changed"]), r["fold"],
+                                         r["seed"])):
         found.setdefault((r["profile"], r["corpus"], r["run"]), {})[r["kind"]] = r
     return list(found.values())
 
@@ -234,13 +235,12 @@ def _group(group: Group, root: Path) -> dict[str, str]:
 
 def _row(kinds: Kinds, root: Path) -> dict[str, str]:
     """A run's row in the index of its corpus."""
-    record = _any(kinds)
-    files = {kind: f"records/{kind}-{record['run']}.json" for kind in kinds}
-    answers = f"records/answers-{record['run']}.parquet"
-    if (root / f"{record['profile']}-{record['corpus']}" / answers).is_file():
-        files["predictions"] = answers
-    return {"run": f"[{_title(kinds)}]({record['run']}.md)",
-            "records": " ".join(f"[{name}]({file})" for name, file in files.items())
+    run, folder = _any(kinds)["run"], root / f"{_any(kinds)['profile']}-{_any(kinds)['corpus']}"
+    records, predictions = (
+        " ".join(f"[{kind}]({file})" for kind in kinds
+                 if (folder / (file := f"records/{kind}-{run}.{suffix}")).is_file())
+        for suffix in ("json", "parquet"))
+    return {"run": f"[{_title(kinds)}]({run}.md)", "records": records, "predictions": predictions
             } | _made(list(kinds.values()), root, "")
 
 

@@ -133,11 +133,14 @@ def returned(answers: Mapping[str, np.ndarray], weights: Mapping[str, Mapping[st
                      for of in weights.values()])
 
 
-def measured(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned) -> list[dict[str, Any]]:
+def measured(settings: Settings, corpus: Corpus, codes: CorpusCodes,
+             tuned: Finetuned) -> tuple[list[dict[str, Any]], dict[str, pd.DataFrame]]:
     """A row per disturbance and method (`speaker-memory` where it can be fitted): `kind`, `level`, `method`, WA
-    with its interval, in %, on the first `ablation.disturbed` test conversations. Answers are kept."""
+    with its interval, in %, on the first `ablation.disturbed` test conversations; and the predictions that they
+    come from, by '<disturbance>: <method>', which are kept."""
     fold, names = corpus.folds[settings.fold - 1], [f"p_{e}" for e in corpus.emotions]
     conversations, speaker, rows = corpus.select(fold.test[:settings.ablation.disturbed]), None, []
+    kept = {}
     with suppress(NotFitted):
         speaker, _ = speakers.fitted(settings, corpus, codes, tuned)
     for disturbance in settings.ablation.disturbances:
@@ -149,10 +152,11 @@ def measured(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Fine
                                                 disturbance))
         tables = {method: protocols.answered(protocols.rows(conversations), corpus.emotions, part[names].to_numpy())
                   for method, part in answers.groupby("method", sort=False)}
+        kept |= {f"{disturbance}: {method}": table for method, table in tables.items()}
         kind, level = parsed(disturbance)
         rows += [{"kind": kind, "level": level, **row}
                  for row in metrics.compare(tables, corpus.emotions, "window", settings.evaluation)]
-    return rows
+    return rows, kept
 
 
 def _answers(settings: Settings, corpus: Corpus, codes: CorpusCodes, tuned: Finetuned, speaker: OffsetModel | None,

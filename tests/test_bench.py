@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import recomputed
 import torch
 from conftest import make_settings, make_toy
 from torch._subclasses import FakeTensorMode
@@ -46,7 +47,7 @@ def test_every_rung_is_timed_beside_the_loop_and_compared_with_exact(prepared, s
     assert changes["exact"]["changed"] == changes["exact"]["WA_gain"] == 0
     assert set(changes) == set(bench.RUNGS) and changes["top-2"]["largest_change"] < 1e-4  # it has no more layers
     assert changes["exact, read before the write"]["largest_change"] > 0
-    assert sllm.fingerprint() == before
+    assert sllm.fingerprint() == before and recomputed.checked(prepared.own_path) == {path}
     table = tables.bench(record["results"])
     assert len(table) == len(rates) and (table[["sentences", "codes"]].astype(int) > 0).all(axis=None)
     reached = {r["shape"]: r["sentences"] * (r["codes"] + 1) for r in rates}
@@ -133,7 +134,7 @@ def test_every_path_is_measured_beyond_the_window(sllm, path):
     assert got["seconds"] > 0 and got["peak_bytes"] >= 0
 
 
-def test_a_method_costs_what_it_does_and_keeps_what_it_keeps(sharp, settings, tmp_path):
+def test_a_method_costs_what_it_does(sharp, settings, tmp_path):
     settings = settings.replace("speaker.dimensions", 3)
     corpus, codes = make_toy(turns=(6, 7, 9), seed=5)
     tuned, test = Finetuned(sharp, "sharp", tmp_path, [], 0), corpus.select(corpus.folds[0].test)
@@ -143,11 +144,6 @@ def test_a_method_costs_what_it_does_and_keeps_what_it_keeps(sharp, settings, tm
     flops = {m: row["flops_per_sentence"] for m, row in spent.items()}
     assert flops["current"] < flops["window"] < flops["dpm"] / 3  # a write: a forward, and a backward of two
     assert flops["speaker-memory"] == pytest.approx(flops["current"], rel=0.2)  # the same forward, padded otherwise
-    kept = {m: row["parameters"] for m, row in spent.items()}
-    layers = sharp.linear_layers().values()
-    lora = sum(settings.memory.rank * (layer.in_features + layer.out_features) for layer in layers)
-    paths = settings.speaker.paths
-    assert kept == {"current": 0, "window": 0, "dpm": lora, "speaker-memory": paths * (3 + 1 + 4) + 9}
     for row in spent.values():
         lowest, highest = row["seconds_per_sentence_range"]
         assert 0 < lowest <= row["seconds_per_sentence"] <= highest and row["peak_bytes"] >= 0

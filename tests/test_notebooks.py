@@ -14,6 +14,7 @@ import in_process
 import nbformat
 import pandas as pd
 import pytest
+import recomputed
 import tree_iemocap
 import tree_manifest
 import tree_meld
@@ -153,6 +154,11 @@ def test_the_methods_record_is_complete(smoke):
         assert {r["contrast"] for r in tested if 0 < r.get("p_holm", 0) <= 1} == {f"{a} - {b}" for a, b in DECLARED}
     assert OWN < set(listed) and all(row["hears"] for row in listed.values())
     assert record["commit"] and record["packages"]["torch"] and record["settings"]["memory.rank"] == 4
+
+
+def test_every_wa_comes_out_of_the_predictions_beside_its_record(smoke):
+    found = recomputed.checked(Settings.of("smoke", home=str(smoke[0])).own_path)
+    assert {f.stem for f in found} == {f"{kind}-fold1-seed0" for kind in ("methods", "ablations", "context")}
 
 
 def test_what_is_ablated_is_chosen_by_absolute_wa_and_compares_l_t_of_the_same_tokens(smoke):

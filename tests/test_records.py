@@ -176,8 +176,8 @@ def test_every_prediction_is_kept_beside_its_record(tmp_path):
                          "turn": [0, 1], "start": 0.0, "end": 1.0, "emotion": ["neu", None]})
     answers = {name: rows.assign(p_neu=[0.123456, p], p_sad=[0.876544, 1 - p], loss=[np.nan, 3.0])
                for name, p in (("window", 0.25), ("dpm", 0.75))}
-    path = records.save_answers(settings, answers)
-    assert path == records.path(settings, "methods").parent / "answers-fold1-seed0.parquet"
+    path = records.save_answers(records.path(settings, "methods"), answers)
+    assert path == records.path(settings, "methods").parent / "methods-fold1-seed0.parquet"
     kept = pd.read_parquet(path)
     assert list(kept) == ["method", "conversation", "utterance", "speaker", "turn", "emotion", "p_neu", "p_sad"]
     assert kept["method"].tolist() == ["window"] * 2 + ["dpm"] * 2 and kept["turn"].tolist() == [0, 1] * 2
@@ -185,8 +185,8 @@ def test_every_prediction_is_kept_beside_its_record(tmp_path):
     for name, table in answers.items():
         own = kept[kept["method"] == name][["p_neu", "p_sad"]]
         np.testing.assert_array_equal(own, table[["p_neu", "p_sad"]].astype("float32"))
-    record = {"profile": "demo", "corpus": "demo", "run": "fold1-seed0"}
+    record = {"kind": "methods", "profile": "demo", "corpus": "demo", "run": "fold1-seed0"}
     root = tmp_path / "results"
     assert records.load_answers(root, record)["dpm"]["p_neu"].tolist() == pytest.approx([0.123456, 0.75])
-    os.utime(records.save_answers(settings, {"dpm": answers["window"]}), (1, 1))  # predicted anew
+    os.utime(records.save_answers(path, {"dpm": answers["window"]}), (1, 1))  # predicted anew
     assert list(records.load_answers(root, record)) == ["dpm"]

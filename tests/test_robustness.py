@@ -318,7 +318,7 @@ def prepared(sharp, settings, tmp_path, monkeypatch):
 
     monkeypatch.setattr(robustness, "disturbed", heard)
     monkeypatch.setattr(robustness.tokenizers, "create", lambda _: SimpleNamespace(load=lambda _: None))
-    return lambda of=corpus, **more: robustness.measured(settings.override(more), of, codes, tuned), asked
+    return lambda of=corpus, **more: robustness.measured(settings.override(more), of, codes, tuned)[0], asked
 
 
 def test_every_condition_and_method_has_a_row_and_silence_is_the_prior(prepared):
