@@ -80,6 +80,15 @@ def test_the_headline_has_few_methods_by_group():
     assert (low, high) == (57, 62)
 
 
+@pytest.mark.parametrize(("gains", "limits"), [((0.0, 0.0), (-1, 1)), ((0.0, -3.0), (-3.3, 1))])
+def test_an_axis_of_gains_does_not_magnify_what_is_nothing(gains, limits):
+    rows = [{"setting": name, "value": 1.0, "method": "dpm", "WA_gain": gain, "WA_gain_interval": [gain, gain]}
+            for name, gain in zip(("lr", "rank"), gains, strict=True)]
+    for axes in plots.ablations(rows).axes:
+        assert axes.get_ylim() == pytest.approx(limits, abs=0.2)
+    plt.close("all")
+
+
 def test_a_saved_figure_tells_its_run_in_the_image_and_in_the_file(tmp_path):
     settings = Settings.of("smoke", home=str(tmp_path), corpus="emodb", fold=2, seed=7)
     names = ["train_loss", "eval_loss", "eval_l_a", "eval_l_e", "eval_wa", "eval_ua"]

@@ -145,8 +145,8 @@ def test_publish_makes_own_results_the_reference(root, tmp_path, monkeypatch):
     assert main(["publish", "--home", str(own)]) == 2, "nothing to publish"
     settings = save(own, {"window": 71.0, "dpm": 72.0})
     save(own, WA[0], profile="smoke")
-    records.save_bench(Settings.of("smoke", home=str(own)), "context", {"rows": []}, 1.0)
-    records.save_bench(settings, "context", {"rows": [{"codes": 3}]}, 1.0)
+    for at, rows in ((Settings.of("smoke", home=str(own)), []), (settings, [{"codes": 3}])):
+        records.save_bench(at, "context", {"rows": rows}, 1.0).with_suffix(".parquet").touch()
     for at, names in ((settings.results_path, ("new", "both", ".new")), (root / "demo-demo", ("old", "both"))):
         for name in names:
             (at / "figures").mkdir(exist_ok=True)
@@ -161,7 +161,8 @@ def test_publish_makes_own_results_the_reference(root, tmp_path, monkeypatch):
     assert {p.name: p.read_text() == settings.results_path.as_posix()
             for p in (root / "demo-demo" / "figures").glob("*-seed0.png")} == {
         "both-fold1-seed0.png": True, "new-fold1-seed0.png": True, "old-fold1-seed0.png": False}
-    assert {p.name for p in (root / "bench").iterdir()} == {"context-demo.json", "README.md"}
+    assert {p.name for p in (root / "bench").iterdir()} == {"context-demo.json", "context-demo.parquet",
+                                                              "README.md"}
     assert not (root / "smoke-demo").exists()
     assert "+1.0 [+0.0, +2.0]" in readme.read_text() and "(context-demo.json)" in (
         root / "bench" / "README.md").read_text()

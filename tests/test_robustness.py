@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 import sys
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 from conftest import changed, import_silero, make_toy
 
-from dpmkit import audio, codes, corpora, plots, robustness, runs, tokenizers
+from dpmkit import audio, codes, corpora, metrics, plots, robustness, runs, tokenizers
 from dpmkit.corpora import Clip, Conversation, Corpus, Fold, Utterance
 from dpmkit.finetune import Finetuned
 from dpmkit.robustness import disturbed, heard, parsed, render, returned
@@ -318,7 +319,15 @@ def prepared(sharp, settings, tmp_path, monkeypatch):
 
     monkeypatch.setattr(robustness, "disturbed", heard)
     monkeypatch.setattr(robustness.tokenizers, "create", lambda _: SimpleNamespace(load=lambda _: None))
-    return lambda of=corpus, **more: robustness.measured(settings.override(more), of, codes, tuned)[0], asked
+
+    def measure(of=corpus, **more):
+        """Its rows, which come from the predictions that are kept."""
+        rows, kept = robustness.measured(settings.override(more), of, codes, tuned)
+        assert [(r["kind"], r["method"], r["WA"]) for r in rows] == [
+            (*re.match(r"(\w+).*: (.*)", name).groups(), metrics.wa(t, of.emotions)) for name, t in kept.items()]
+        return rows
+
+    return measure, asked
 
 
 def test_every_condition_and_method_has_a_row_and_silence_is_the_prior(prepared):
