@@ -59,8 +59,8 @@ def others(group: Group, root: Path) -> list[Record]:
     over all folds' targets, as one record (as they are, where predictions do not stand beside all of them). Its
     `against`: the row of `window`, whose gain is over `window` of the group's own runs of the same folds and seed;
     only where these answered the same targets."""
-    def alike(record: Record) -> tuple[str, int]:
-        return str(record["changed"]), record["seed"]
+    def alike(record: Record) -> tuple[int, str, int]:
+        return len(record["changed"]), str(record["changed"]), record["seed"]
 
     def answers(record: Record) -> dict[str, pd.DataFrame]:
         return {name: of for name, of in records.load_answers(root, record).items() if name in SHOWN}
