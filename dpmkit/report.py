@@ -235,13 +235,12 @@ def _group(group: Group, root: Path) -> dict[str, str]:
 
 def _row(kinds: Kinds, root: Path) -> dict[str, str]:
     """A run's row in the index of its corpus."""
-    run, folder = _any(kinds)["run"], root / f"{_any(kinds)['profile']}-{_any(kinds)['corpus']}"
-    records, predictions = (
-        " ".join(f"[{kind}]({file})" for kind in kinds
-                 if (folder / (file := f"records/{kind}-{run}.{suffix}")).is_file())
-        for suffix in ("json", "parquet"))
-    return {"run": f"[{_title(kinds)}]({run}.md)", "records": records, "predictions": predictions
-            } | _made(list(kinds.values()), root, "")
+    record = _any(kinds)
+    folder, run = root / f"{record['profile']}-{record['corpus']}", record["run"]
+    links = {title: " ".join(f"[{kind}]({file})" for kind in kinds
+                             if (folder / (file := f"records/{kind}-{run}.{suffix}")).is_file())
+             for title, suffix in (("records", "json"), ("predictions", "parquet"))}
+    return {"run": f"[{_title(kinds)}]({run}.md)"} | links | _made(list(kinds.values()), root, "")
 
 
 def _made(made: Sequence[Record], root: Path, above: str) -> dict[str, str]:

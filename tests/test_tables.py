@@ -167,6 +167,15 @@ def test_gains_have_their_intervals_and_leave_out_what_was_not_measured():
         ["prefix", "0", "60.0", "60.0 [58.0, 62.0]", "+0.00 [+0.00, +0.00]", "", "0.25"]]
 
 
+def test_a_sentences_cost_stands_beside_wa_and_what_is_kept():
+    row = {"method": "dpm-tuned", "WA": 67.0, "WA_interval": [62.6, 71.2], "seconds_per_sentence": 0.0844,
+           "seconds_per_sentence_range": [0.08, 0.09], "flops_per_sentence": 1.09e9, "peak_bytes": 14_000_000,
+           "keeps": "473,152"}
+    assert tables.costs({"results": {"methods": [row]}}).to_dict("records") == [{
+        "method": "dpm-tuned", "WA, %": "67.0 [62.6, 71.2]", "ms per sentence [lowest, highest]":
+        "84.40 [80.00, 90.00]", "MFLOP per sentence": "1090", "peak memory, MB": "14.0", "numbers kept": "473,152"}]
+
+
 def test_a_benchs_numbers_are_written_to_be_read_and_its_notebooks_summed():
     rows = [{"shape": "7 B", "n_r": 1024, "peak_bytes": 22_373_458_432, "flops_per_sentence": 5.942e8,
              "L_e, nats": 0.51234, "milliseconds": 114.63, "milliseconds_range": [99.95, 1000.4],
