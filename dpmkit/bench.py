@@ -51,7 +51,6 @@ RUNGS: dict[str, dict[str, Any]] = {
 }
 LOOP = "PEFT loop"  # `algorithm1`, one conversation after the other
 SENTENCES = 20  # of a conversation that is timed, at least: the loop's set-up is in its time
-LARGE = 2048  # a side of the matrices whose product measures the peak
 # Llamas of random weights, which time cannot tell: hidden, layers, heads, heads of keys and values, intermediate,
 # precision; then n_r and streams.
 SHAPES = {"8 layers of a 135 M Llama": (576, 8, 9, 3, 1536, torch.float32, 64, 8)}
@@ -71,7 +70,7 @@ def memory(settings: Settings, repeats: int = 3) -> Path:
     shapes = {f"{settings.profile} SLLM": lambda: (tuned.sllm, settings.memory, real)}
     for name, shape in (SHAPES if device.type == "cpu" else GPU_SHAPES).items():
         shapes[name] = partial(_random, settings.memory, device, *shape)
-    peak = {str(p): estimate.matmul_rate(device, p, LARGE) for p in (torch.float32, torch.bfloat16)}
+    peak = {str(p): estimate.matmul_rate(device, p) for p in (torch.float32, torch.bfloat16)}
     answers = {name: protocols.predict(
         settings.override({f"memory.{option}": value for option, value in rung.items()}), corpus, spoken, tuned,
         "dpm", "validation", settings.ablation.conversations) for name, rung in RUNGS.items()}

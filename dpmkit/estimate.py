@@ -27,6 +27,7 @@ from .sllm import EmotionSLLM, Vocabulary
 SPARE = 0.95  # of the memory at hand may be asked for
 UTILISATION = 0.4  # of the rate of a large product, which training reaches
 PUBLISHED = {"s3-v2-25hz": (6561, 25.0), "mimi": (2048, 12.5)}  # codes and rate where the setting is 0
+LARGE = {"gpu": 4096, "cpu": 1024}  # a processor without bfloat16 takes minutes for more of it
 PASSES = 2  # of a frozen backbone per step: forward, and the gradient of its activations
 
 
@@ -129,8 +130,9 @@ def _free_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
     return max(0, min(free))
 
 
-def matmul_rate(where: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
-    """FLOP/s of a product of two `size` x `size` matrices."""
+def matmul_rate(where: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a product of two square matrices, of LARGE rows."""
+    size = LARGE["cpu" if where.type == "cpu" else "gpu"]
     a = torch.randn(size, size, device=where).to(dtype)
     timer = Timer("a @ a", globals={"a": a}, num_threads=torch.get_num_threads())
     return 2 * size ** 3 / timer.blocked_autorange(min_run_time=0.3).median
@@ -144,7 +146,7 @@ def plan(settings: Settings, corpus: Corpus, folds: Sequence[int], seeds: int, s
     if not settings.backbone.source:
         raise UserError("a plan is for a pretrained backbone: name a profile that has one (smollm2, paper), or set "
                         "backbone.source")
-    rate = teraflops * 1e12 or matmul_rate(device(settings), getattr(torch, settings.backbone.dtype), 4096)
+    rate = teraflops * 1e12 or matmul_rate(device(settings), getattr(torch, settings.backbone.dtype))
     cells = [cell(settings.replace("fold", fold), corpus, sizes, writers) for fold in folds]
     hours = [(c["training"] + c["writing"] + c["reading"]) / (UTILISATION * rate) / 3600 for c in cells] * seeds
     known = next(records.of_bench(settings, "plan"), {"results": {"rows": []}})["results"]["rows"]

@@ -30,7 +30,7 @@ def prepared(tmp_path, monkeypatch, sllm):
     monkeypatch.setattr(finetune, "train", lambda *_: tuned)
     monkeypatch.setattr(bench, "SHAPES", {"a tiny Llama": (32, 2, 2, 1, 64, torch.float32, 64, 2)})
     monkeypatch.setattr(bench, "SENTENCES", 6)
-    monkeypatch.setattr(bench, "LARGE", 64)
+    monkeypatch.setattr(estimate, "LARGE", {"cpu": 64, "gpu": 64})
     monkeypatch.setitem(bench.RUNGS, "stride-256", {"stepping": "stride-16"})  # the toy's window is 64
     return settings
 

@@ -105,6 +105,20 @@ def test_what_cannot_fit_is_refused_before_it_starts(asked, monkeypatch, capsys)
         finetune.train(settings.replace("seed", 5), corpus, codes)
 
 
+@pytest.mark.parametrize(("device", "rows"), [("cpu", 1024), ("meta", 4096)])
+def test_the_rate_is_of_a_product_that_the_device_has_time_for(device, rows, monkeypatch):
+    class Timed:
+        def __init__(self, _, globals, num_threads):
+            assert globals["a"].shape == (rows, rows) and globals["a"].dtype == torch.bfloat16
+            self.median = 2.0
+
+        def blocked_autorange(self, min_run_time):
+            return self
+
+    monkeypatch.setattr(estimate, "Timer", Timed)
+    assert estimate.matmul_rate(torch.device(device), torch.bfloat16) == rows ** 3
+
+
 @pytest.mark.parametrize(("files", "own", "free"), [
     ({"job/memory.max": "5000", "job/memory.current": "3000", "job/memory.stat": "file 700\ninactive_file 600\n"},
      "4:cpu:/x\n0::/job\n", 2600),
