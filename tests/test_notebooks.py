@@ -159,6 +159,11 @@ def test_the_methods_record_is_complete(smoke):
 def test_every_wa_comes_out_of_the_predictions_beside_its_record(smoke):
     found = recomputed.checked(Settings.of("smoke", home=str(smoke[0])).own_path)
     assert {f.stem for f in found} == {f"{kind}-fold1-seed0" for kind in ("methods", "ablations", "context")}
+    # answers of equal WA under another's name: a memory that is written changes probabilities, its own or another's
+    kept = pd.read_parquet(next(f for f in found if "ablations" in f.stem).with_suffix(".parquet"))
+    tested = kept[kept["method"].str.startswith("test: ")].groupby("method")
+    heard = {method: table.filter(like="p_").to_numpy().tobytes() for method, table in tested}
+    assert len(set(heard.values())) == len(heard) == 3
 
 
 def test_what_is_ablated_is_chosen_by_absolute_wa_and_compares_l_t_of_the_same_tokens(smoke):
