@@ -9,6 +9,7 @@ from itertools import pairwise
 import pandas as pd
 import pytest
 import recomputed
+import yaml
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from test_records import CHECKOUT, save
@@ -291,3 +292,9 @@ def test_one_version_stands_everywhere():
     newest = (CHECKOUT / "CHANGELOG.md").read_text().partition("\n## ")[2]
     assert newest.startswith(f"{version} (20")
     assert f"date-released: {newest[len(version) + 2:][:10]}\n" in (CHECKOUT / "CITATION.cff").read_text()
+
+
+def test_the_kit_is_what_is_cited_and_the_paper_its_reference():
+    citation = yaml.safe_load((CHECKOUT / "CITATION.cff").read_text())
+    assert citation["type"] == "software" and "preferred-citation" not in citation  # that hides it
+    assert [r["url"] for r in citation["references"]] == ["https://arxiv.org/abs/2507.09076"]
