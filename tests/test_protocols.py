@@ -253,6 +253,19 @@ def test_a_memory_that_learns_nothing_is_the_window(settings, toy, tuned):
     assert (learns.loc[learns["turn"] > 0, "norm"] > 0).all()
 
 
+@pytest.mark.parametrize(("method", "more"), [
+    ("current", {}), ("window", {}), ("at-once", {}), ("kv-window", {"stepping": "stride-64", "prefix": 8}),
+    ("kv-window", {"rule": "emotion", "target": "filtered", "reset_every": 2, "history_emotions": "predicted"})])
+def test_a_baseline_is_moved_by_no_setting_of_what_a_memory_writes(method, more, settings, toy, tuned):
+    other = settings
+    for name, value in {"lr": 5e-2, "steps": 3, "decay": 0.1, "rank": 2, "layers": "top-1", **more}.items():
+        other = other.replace(f"memory.{name}", value)
+    one, two = (predict(s, *toy, as_if_retrained(tuned, key), method)
+                for s, key in ((settings, "plain"), (other, "moved")))
+    close(one, two)
+    assert not METHODS[method].writes or (one["norm"] == 0).all()  # a cache, and nothing else
+
+
 def test_the_first_sentence_gives_no_update(settings, toy, tuned):
     for method in ("dpm", "dpm-swapped"):
         table = predict(settings, *toy, tuned, method)
