@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import import_silero
-from test_codes import small_corpus, voice
+from test_codes import small_corpus
+from test_kmeans import voice
 from test_recording import say, silence
 from tree_meld import write_clip
 
