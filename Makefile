@@ -51,7 +51,7 @@ reproduce notebooks voices: .venv/.complete
 
 test: .venv/.complete
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lab: .venv/.complete
 	env -u JUPYTER_PATH $(BIN)/python -m jupyter lab --notebook-dir=. notebooks/01_data_prep.ipynb
