@@ -14,7 +14,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode, fake_tensor
 from torch.utils import _pytree as pytree
 from torch.utils._mode_utils import no_dispatch
 
-from dpmkit import lora
+from dpmkit import estimate, lora
 
 CPU, ATEN = torch.device("cpu"), torch.ops.aten
 UNKNOWN = (fake_tensor.DynamicOutputShapeException, fake_tensor.DataDependentOutputException,
@@ -197,5 +197,7 @@ def gpus(count=1, backward=True):
         # A fused norm has a kernel for CUDA alone, and there is nothing here that records a graph.
         stack.enter_context(mock.patch.object(nn.functional, "rms_norm", _norm))
         stack.enter_context(mock.patch.object(lora.Graphs, "AFTER", 10**9))
+        # A GPU's large product takes a processor without bfloat16 twenty minutes.
+        stack.enter_context(mock.patch.dict(estimate.LARGE, cpu=64, gpu=64))
         stack.enter_context(mode)
         yield mode

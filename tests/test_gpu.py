@@ -14,7 +14,7 @@ from fakecuda import gpus
 from test_backbones import made
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dpmkit import baselines, bench, codes, corpora, estimate, finetune, protocols, speakers
+from dpmkit import baselines, bench, codes, corpora, finetune, protocols, speakers
 from dpmkit.corpora.dynamics import EMOTIONS, emotion_prior, transition_matrix
 from dpmkit.memory import DynamicParameterMemory
 from dpmkit.settings import BackboneSettings, FinetuneSettings, MemorySettings, Settings, UserError
@@ -147,7 +147,6 @@ def test_bench_memory(sharp, asked, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(codes, "make", lambda *_: spoken)
     monkeypatch.setattr(bench, "GPU_SHAPES", {"tiny": (32, 2, 4, 2, 64, torch.bfloat16, 16, 1)})
     monkeypatch.setattr(bench, "SENTENCES", 2)
-    monkeypatch.setattr(estimate, "LARGE", {"cpu": 64, "gpu": 64})
     monkeypatch.setattr(bench, "RUNGS", {n: bench.RUNGS[n] for n in ("exact", "bf16 + top-2 + reuse")})
     with gpus():
         tuned = finetune.Finetuned(on_gpu(sharp), "toy", tmp_path, [], 0)
